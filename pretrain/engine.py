@@ -1,0 +1,31 @@
+"""The one place that calls `deepspeed.initialize`: pre-training and fine-tuning both get their engine here."""
+
+import logging
+
+import deepspeed
+import torch
+from torch import nn
+
+from pretrain.config import OPTIMIZER_DEFAULTS, engine_config
+from pretrain.lamb import Lamb, param_groups
+from pretrain.layout import Layout
+
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def build_optimizer(module: nn.Module, block: dict) -> torch.optim.Optimizer:
+    """Lamb or torch's AdamW from the `optimizer` block of the DeepSpeed file; bias and LayerNorm are not decayed."""
+    params = {**OPTIMIZER_DEFAULTS[block["type"]], **block["params"]}
+    groups = param_groups(module, params.pop("weight_decay"))
+    if block["type"] == "Lamb":
+        return Lamb(groups, **params)
+    return torch.optim.AdamW(groups, **params)
+
+
+def initialize_engine(module: nn.Module, config: dict, layout: Layout):
+    """(DeepSpeed engine, its optimizer) for a module and a DeepSpeed file's content; a Lamb is bound to the engine's partitions."""
+    optimizer = build_optimizer(module, config["optimizer"])
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=engine_config(config), mpu=layout)
+    if isinstance(optimizer, Lamb):
+        optimizer.bind(engine)
+    return engine, optimizer

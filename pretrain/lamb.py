@@ -1,0 +1,204 @@
+"""LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning", algorithm 2), exact under ZeRO 0-3 x tensor parallelism.
+
+LAMB scales each tensor's update by its trust ratio |w| / |update|. ZeRO hands the optimizer one flat partition of all tensors, cut anywhere,
+and tensor parallelism a slice of each: the norms of what a rank holds are not the norms of the tensors, and a LAMB that takes them is
+silently wrong. `Lamb.bind(engine)` learns which part of which tensor stands where in each flat partition; a step then sums squared norms
+by tensor over the ranks, in one small all-reduce a parameter group, and every rank scales its part by the ratio of the whole tensor:
+
+    flat partition of rank 0   [ word embedding .................. | query 0 ... ]
+    flat partition of rank 1   [ ... query 0 | key 0 | value 0 | ... | padding ]
+
+Use it alone in any DeepSpeed project: build it as a client optimizer with "zero_allow_untested_optimizer": true, call
+`deepspeed.initialize`, then `optimizer.bind(engine)`, before `engine.load_checkpoint`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """The part of one tensor inside one flat partition: `flat[start : start + numel]`, nothing when numel is 0."""
+
+    name: str
+    start: int
+    numel: int
+    tensor_start: int  # where the part begins in this tensor-parallel rank's own tensor, flattened
+    is_split: bool  # split over tensor-parallel ranks: its norm is a sum over them
+
+
+def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameters in two groups: weights with decay, biases and LayerNorm without (google-research/bert, `exclude_from_weight_decay`)."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def fragments_by_partition(engine) -> dict[int, list[Fragment]]:
+    """For each tensor that the engine's optimizer updates, by `id`: the fragments of all tensors of its group, in the same order on all ranks.
+
+    Without ZeRO a tensor is its own partition. ZeRO 1 and 2 state their addresses; ZeRO 3 partitions every tensor by itself, padding the
+    last rank's part.
+    """
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
+        groups = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)
+        return {id(flat): _stage3_fragments(tensors, names, engine) for flat, tensors in groups}
+    if hasattr(optimizer, "single_partition_of_fp32_groups"):  # ZeRO 1 and 2
+        groups = zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
+        return {
+            id(flat): [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups
+        }
+    if hasattr(optimizer, "fp32_groups_flat_partition"):  # ZeRO 1 in bf16 with fp32 accumulation
+        groups = zip(optimizer.fp32_groups_flat_partition, optimizer.bf16_groups, strict=True)
+        return {
+            id(flat): [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups
+        }
+    if hasattr(optimizer, "fp32_groups"):  # no ZeRO, 16 bit: whole fp32 copies
+        groups = zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True)
+        pairs = [pair for copies, tensors in groups for pair in zip(copies, tensors, strict=True)]
+    else:
+        pairs = [(parameter, parameter) for parameter in names]
+    return {id(copy): [Fragment(names[tensor], 0, tensor.numel(), 0, _is_split(tensor))] for copy, tensor in pairs}
+
+
+def _is_split(tensor: Tensor) -> bool:
+    """Megatron's mark, which DeepSpeed's gradient norm reads too."""
+    return getattr(tensor, "tensor_model_parallel", False)
+
+
+def _addressed_fragment(tensor: Tensor, name: str) -> Fragment:
+    """ZeRO 1 and 2 link each tensor to its place in this rank's partition, or to nothing."""
+    link = tensor._hp_mapping
+    if link is None:
+        return Fragment(name, 0, 0, 0, _is_split(tensor))
+    address = link.get_hp_fragment_address()
+    return Fragment(name, address.start, address.numel, link.lp_fragment_address.start, _is_split(tensor))
+
+
+def _stage3_fragments(tensors: Iterable[Tensor], names: dict, engine) -> list[Fragment]:
+    """ZeRO 3 lays the parts of a group's tensors behind one another; the last rank's part ends in padding."""
+    rank = dist.get_rank(engine.optimizer.dp_process_group)
+    fragments, start = [], 0
+    for tensor in tensors:
+        size = tensor.partition_numel()
+        valid = min(max(tensor.ds_numel - rank * size, 0), size)
+        fragments.append(Fragment(names[tensor], start, valid, rank * size, _is_split(tensor)))
+        start += size
+    return fragments
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB with global state bound to a DeepSpeed engine.
+
+    Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in NVIDIA's recipe, off in
+    DeepSpeed's); `max_trust_ratio` clamps the ratio (none in the paper). A tensor whose weight or update is all zero has ratio 1.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=0.01,
+        bias_correction=True,
+        max_trust_ratio=None,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.bias_correction = bias_correction
+        self.max_trust_ratio = max_trust_ratio
+        self.trust_ratios: dict[str, Tensor] = {}  # of the last step, by tensor
+        self.fragments = {
+            id(tensor): [Fragment(str(index), 0, tensor.numel(), 0, False)]
+            for index, tensor in enumerate(tensor for group in self.param_groups for tensor in group["params"])
+            if not _is_split(tensor)
+        }
+        self.partition_group = self.split_group = None
+
+    def bind(self, engine) -> None:
+        """Learns from a DeepSpeed engine where each tensor stands; once, after `deepspeed.initialize` and before `load_checkpoint`."""
+        self.fragments = fragments_by_partition(engine)
+        self.partition_group = (
+            engine.optimizer.dp_process_group if hasattr(engine.optimizer, "dp_process_group") else None
+        )
+        self.split_group = engine.mpu.get_model_parallel_group() if engine.mpu is not None else None
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update of every parameter group that has gradients. Collective: all ranks call it for the same groups in the same order."""
+        assert closure is None, "LAMB does not re-evaluate the loss"
+        for group in self.param_groups:
+            self._step_group(group)
+
+    def _step_group(self, group: dict) -> None:
+        flats = [tensor for tensor in group["params"] if tensor.grad is not None]
+        if any(id(flat) not in self.fragments for flat in flats):
+            raise RuntimeError(
+                "LAMB is not bound to the tensors it is asked to update: ZeRO or tensor parallelism cut them, and trust ratios of the pieces"
+                " would be silently wrong. Call optimizer.bind(engine) after deepspeed.initialize, and again for a new engine."
+            )
+        if not flats:
+            return
+        updates = self._directions(flats, group)
+        parts = [(flat.view(-1), update.view(-1), fragment) for flat, update in zip(flats, updates, strict=True)
+                 for fragment in self.fragments[id(flat)]]  # fmt: skip
+        weights = [flat[part.start : part.start + part.numel] for flat, _, part in parts]
+        steps = [update[part.start : part.start + part.numel] for _, update, part in parts]
+        fragments = [part for _, _, part in parts]
+        ratios = self._trust_ratios(weights, steps, fragments)
+        torch._foreach_mul_(steps, list(ratios.unbind()))
+        torch._foreach_add_(flats, updates, alpha=-group["lr"])
+
+    def _directions(self, flats: list[Tensor], group: dict) -> list[Tensor]:
+        """The Adam direction plus decay, r + lambda w of algorithm 2, for each flat tensor; updates the moments."""
+        beta1, beta2 = group["betas"]
+        for flat in flats:
+            if not self.state[flat]:
+                self.state[flat].update(
+                    step=torch.zeros(()), exp_avg=torch.zeros_like(flat), exp_avg_sq=torch.zeros_like(flat)
+                )
+        states = [self.state[flat] for flat in flats]
+        grads = [flat.grad for flat in flats]
+        means = [state["exp_avg"] for state in states]
+        squares = [state["exp_avg_sq"] for state in states]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+        step = states[0]["step"].item()
+        correction1, correction2 = (1 - beta1**step, 1 - beta2**step) if self.bias_correction else (1.0, 1.0)
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_div_(denominators, correction2**0.5)
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_mul_(denominators, correction1)
+        updates = torch._foreach_div(means, denominators)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, flats, alpha=group["weight_decay"])
+        return updates
+
+    def _trust_ratios(self, weights: list[Tensor], steps: list[Tensor], fragments: list[Fragment]) -> Tensor:
+        """[n] The ratio |w| / |update| of each of the n whole tensors, from this rank's parts of them."""
+        squares = torch.stack(
+            [torch.stack(torch._foreach_norm(parts)).double() ** 2 for parts in (weights, steps)]
+        )  # [2, n]
+        if self.partition_group is not None:
+            dist.all_reduce(squares, group=self.partition_group)
+        split = [index for index, fragment in enumerate(fragments) if fragment.is_split]
+        if split and self.split_group is not None:
+            columns = torch.tensor(split, device=squares.device)
+            shared = squares[:, columns].contiguous()
+            dist.all_reduce(shared, group=self.split_group)
+            squares[:, columns] = shared
+        weight_norm, update_norm = squares.sqrt().float()
+        ratios = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
+        if self.max_trust_ratio is not None:
+            ratios = ratios.clamp(max=self.max_trust_ratio)
+        self.trust_ratios.update(zip((fragment.name for fragment in fragments), ratios, strict=True))
+        return ratios

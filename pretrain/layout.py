@@ -1,0 +1,132 @@
+"""The dp x tp grid of ranks: process groups, the device, DeepSpeed's `mpu`, and the launcher's environment, all in one place.
+
+Ranks are numbered as Megatron numbers them: `torch.arange(world).view(dp, tp)`. A row is one tensor-parallel group (neighbours, so one
+node), a column one data-parallel group.
+"""
+
+import datetime
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where this rank stands. Also the `mpu` that DeepSpeed asks for its groups, under the names it calls."""
+
+    dp_size: int
+    tp_size: int
+    dp_rank: int
+    tp_rank: int
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        return self.dp_rank * self.tp_size + self.tp_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.dp_size
+
+    def get_data_parallel_rank(self) -> int:
+        return self.dp_rank
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_data_parallel_group()
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.tp_size
+
+    def get_model_parallel_rank(self) -> int:
+        return self.tp_rank
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_tensor_model_parallel_group()
+
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    def sum_over_data_parallel(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a small tensor over the data-parallel ranks, in float64 (float32 on devices without it is never needed here)."""
+        total = values.to(self.device, torch.float64)
+        dist.all_reduce(total, group=self.get_data_parallel_group())
+        return total
+
+    def any_rank(self, flag: bool) -> bool:
+        """True on every rank if it is true on one: how all ranks agree to stop at the same step."""
+        agreed = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        return bool(agreed.item())
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def close(self) -> None:
+        """Leaves the process groups, so that a rank exits without a warning."""
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def rank_environment() -> dict[str, int]:
+    """RANK, WORLD_SIZE and LOCAL_RANK from `deepspeed`/`torchrun`, from srun with one task a rank, or of a lone process.
+
+    Sets what `torch.distributed` and DeepSpeed read from the environment, and nothing else reads the environment.
+    """
+    env = os.environ
+    if "RANK" not in env and int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
+        for name, slurm_name in (
+            ("RANK", "SLURM_PROCID"),
+            ("WORLD_SIZE", "SLURM_NTASKS"),
+            ("LOCAL_RANK", "SLURM_LOCALID"),
+        ):
+            env[name] = env[slurm_name]
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
+        if missing:
+            raise ValueError(
+                f"under srun {' and '.join(missing)} must be exported: the address of the first node and a free port"
+            )
+    if "RANK" not in env:
+        env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    return {name: int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def check_layout(world_size: int, tensor_parallel: int) -> None:
+    """Raises ValueError unless the ranks form a whole dp x tp grid."""
+    if tensor_parallel < 1 or world_size % tensor_parallel:
+        fitting = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        raise ValueError(
+            f"{world_size} ranks cannot be split into groups of --tensor-parallel {tensor_parallel}; choose from {fitting}"
+        )
+
+
+def init_layout(tensor_parallel: int = 1) -> Layout:
+    """Joins the process group (gloo on CPUs, NCCL on GPUs) and builds the grid; may be called again for another grid of the same ranks."""
+    ranks = rank_environment()
+    check_layout(ranks["WORLD_SIZE"], tensor_parallel)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", ranks["LOCAL_RANK"]) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_parallel, create_gloo_process_groups=False
+    )
+    dp_size = ranks["WORLD_SIZE"] // tensor_parallel
+    dp_rank, tp_rank = divmod(ranks["RANK"], tensor_parallel)
+    return Layout(dp_size, tensor_parallel, dp_rank, tp_rank, device)

@@ -1,0 +1,317 @@
+"""BERT with its masked-language-model and next-sentence heads (Devlin et al. 2019), split over tensor-parallel ranks as Megatron splits
+a transformer (Shoeybi et al. 2019, section 3). At tp 1 the same code is an ordinary BERT.
+
+Shape legend, used everywhere: B batch, S sequence, P predicted positions, T tokens of an unpadded batch, H hidden, N heads, D head,
+F feed-forward, V vocabulary; `/tp` marks a dimension split over the tensor-parallel ranks.
+
+Parameters are named as in Hugging Face's `BertForPreTraining`, so a conversion only merges slices. Q, K and V are parameters of their own
+(one LAMB trust ratio each) and are concatenated in the forward pass: one product, one all-reduce of the input's gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from torch import Tensor, nn
+
+from pretrain.config import ModelConfig
+from pretrain.layers import (
+    Sequences,
+    column_linear,
+    column_product,
+    derive_seed,
+    dropout,
+    embedding,
+    is_split,
+    mark_split,
+    num_correct,
+    row_linear,
+    self_attention,
+)
+from pretrain.layout import Layout
+
+
+def activation(x: Tensor, name: str) -> Tensor:
+    """GELU exact or by tanh (Hendrycks and Gimpel 2016), or ReLU."""
+    return F.relu(x) if name == "relu" else F.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
+
+
+class Embeddings(nn.Module):
+    """Words, positions and segments -> [T, H]."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.config = config
+        self.word_embeddings = embedding(
+            config.padded_vocab_size(layout.tp_size), config.hidden_size, layout
+        )  # [V/tp, H]
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, sequences: Sequences, seed: tuple | None) -> Tensor:
+        hidden = (
+            self.word_embeddings(sequences.token_ids)
+            + self.position_embeddings(sequences.position_ids)
+            + self.token_type_embeddings(sequences.segment_ids)
+        )  # [T, H]
+        return dropout(self.LayerNorm(hidden), self.config.hidden_dropout_prob, seed and (*seed, "embeddings"))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over this rank's N/tp heads."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.config, self.layout = config, layout
+        self.query = column_linear(config.hidden_size, config.hidden_size, layout)  # [H/tp, H]
+        self.key = column_linear(config.hidden_size, config.hidden_size, layout)
+        self.value = column_linear(config.hidden_size, config.hidden_size, layout)
+
+    def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
+        projections = (self.query, self.key, self.value)
+        weight = torch.cat([projection.weight for projection in projections])  # [3 * H/tp, H]
+        bias = torch.cat([projection.bias for projection in projections])  # [3 * H/tp]
+        qkv = column_product(hidden, weight, bias, self.layout)  # [T, 3 * H/tp]
+        seed = seed and (*seed, "attention", self.layout.tp_rank)
+        num_heads = self.config.num_attention_heads // self.layout.tp_size
+        return self_attention(qkv, num_heads, sequences, self.config.attention_probs_dropout_prob, seed)  # [T, H/tp]
+
+
+class ResidualOutput(nn.Module):
+    """Row-parallel projection back to H, dropout, residual, LayerNorm (post-LayerNorm, as in the paper)."""
+
+    def __init__(self, in_size: int, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.config = config
+        self.dense = row_linear(in_size, config.hidden_size, layout)  # [H, in/tp]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, x: Tensor, residual: Tensor, seed: tuple | None) -> Tensor:
+        projected, _ = self.dense(x)  # [T, in/tp] -> [T, H]
+        return self.LayerNorm(dropout(projected, self.config.hidden_dropout_prob, seed) + residual)
+
+
+class Attention(nn.Module):
+    """Self-attention and its output, under Hugging Face's names."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.self = SelfAttention(config, layout)
+        self.output = ResidualOutput(config.hidden_size, config, layout)
+
+    def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
+        return self.output(self.self(hidden, sequences, seed), hidden, seed and (*seed, "attention output"))  # [T, H]
+
+
+class Intermediate(nn.Module):
+    """Column-parallel expansion to F and the activation."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.config = config
+        self.dense = column_linear(config.hidden_size, config.intermediate_size, layout)  # [F/tp, H]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        expanded, _ = self.dense(hidden)  # [T, H] -> [T, F/tp]
+        return activation(expanded, self.config.hidden_act)
+
+
+class Layer(nn.Module):
+    """One transformer layer: [T, H] -> [T, H]."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.attention = Attention(config, layout)
+        self.intermediate = Intermediate(config, layout)
+        self.output = ResidualOutput(config.intermediate_size, config, layout)
+
+    def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
+        hidden = self.attention(hidden, sequences, seed)
+        return self.output(self.intermediate(hidden), hidden, seed and (*seed, "output"))
+
+
+class Encoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, layout) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
+        for index, layer in enumerate(self.layer):
+            hidden = layer(hidden, sequences, seed and (*seed, index))
+        return hidden
+
+
+class Pooler(nn.Module):
+    """tanh of a projection of each sequence's [CLS]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first_tokens: Tensor) -> Tensor:
+        return torch.tanh(self.dense(first_tokens))  # [B, H]
+
+
+class BertModel(nn.Module):
+    """Embeddings, encoder, pooler."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        config.check_tensor_parallel(layout.tp_size)
+        self.config, self.layout = config, layout
+        self.embeddings = Embeddings(config, layout)
+        self.encoder = Encoder(config, layout)
+        self.pooler = Pooler(config)
+
+    def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
+        """Hidden states of the last layer, [T, H]. `dropout_seed` makes the dropout masks; None switches dropout off."""
+        hidden = self.embeddings(sequences, dropout_seed)
+        return self.encoder(hidden, sequences, dropout_seed)
+
+    def pool(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """[T, H] -> [B, H]: the pooled [CLS] of each sequence."""
+        return self.pooler(hidden[cu_seqlens[:-1].long()])
+
+
+class PredictionTransform(nn.Module):
+    """Dense, activation and LayerNorm before the decoder."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.LayerNorm(activation(self.dense(hidden), self.config.hidden_act))
+
+
+class Predictions(nn.Module):
+    """The masked-language-model head; its decoder is the word embedding, its bias is split over the vocabulary like it."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.config, self.layout = config, layout
+        self.transform = PredictionTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.padded_vocab_size(layout.tp_size) // layout.tp_size))  # [V/tp]
+        mark_split(self.bias, dim=0)
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        """[P, H] and [V/tp, H] -> logits [P, V/tp]; the rows that only pad the vocabulary are -inf, out of the softmax."""
+        logits = column_product(self.transform(hidden), word_embeddings, self.bias, self.layout)
+        num_real = self.config.vocab_size - self.layout.tp_rank * logits.shape[1]
+        if num_real < logits.shape[1]:
+            padding = torch.arange(logits.shape[1], device=logits.device) >= num_real
+            logits = logits.masked_fill(padding, float("-inf"))
+        return logits
+
+
+class PretrainingHeads(nn.Module):
+    """Masked-language-model and next-sentence heads."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.predictions = Predictions(config, layout)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+@dataclass
+class PretrainingBatch:
+    """A micro-batch with its targets. A batch without a pair task has -1 in every pair label."""
+
+    sequences: Sequences
+    masked_lm_positions: Tensor  # [P] int64, places in T
+    masked_lm_labels: Tensor  # [P] int64
+    pair_labels: Tensor  # [B] int64: 1 random next or swapped, 0 in order, -1 none
+
+    def to(self, device: torch.device) -> "PretrainingBatch":
+        tensors = (self.masked_lm_positions, self.masked_lm_labels, self.pair_labels)
+        return PretrainingBatch(
+            self.sequences.to(device), *(tensor.to(device, non_blocking=True) for tensor in tensors)
+        )
+
+
+class BertForPreTraining(nn.Module):
+    """BERT with both heads; the MLM head runs on the masked positions alone."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        super().__init__()
+        self.layout = layout
+        self.bert = BertModel(config, layout)
+        self.cls = PretrainingHeads(config, layout)
+
+    def forward(
+        self, batch: PretrainingBatch, dropout_seed: tuple | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums over the micro-batch: (MLM loss in nats, MLM correct, pair loss in nats, pair correct), each a scalar."""
+        hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
+        masked = hidden[batch.masked_lm_positions]  # [P, H]
+        logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight).float()  # [P, V/tp]
+        mlm_correct = num_correct(logits, batch.masked_lm_labels, self.layout)
+        mlm_loss = vocab_parallel_cross_entropy(logits, batch.masked_lm_labels).sum()
+        pair_logits = self.cls.seq_relationship(self.bert.pool(hidden, batch.sequences.cu_seqlens)).float()  # [B, 2]
+        pair_loss = F.cross_entropy(pair_logits, batch.pair_labels, ignore_index=-1, reduction="sum")
+        pair_correct = (pair_logits.argmax(-1) == batch.pair_labels).sum()
+        return mlm_loss, mlm_correct, pair_loss, pair_correct
+
+
+@torch.no_grad()
+def init_weights(module: nn.Module, seed: int) -> None:
+    """Truncated normal with `initializer_range` (google-research/bert, `create_initializer`), LayerNorm 1, biases 0.
+
+    Each tensor is drawn whole from (seed, name) and then sliced, so every layout starts from the same model, bit for bit.
+    """
+    config, layout = module.bert.config, module.bert.layout
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif "LayerNorm" in name:
+            parameter.fill_(1.0)
+        else:
+            generator = torch.Generator().manual_seed(derive_seed(seed, name))
+            whole = torch.empty(whole_shape(parameter, name, config, layout))
+            nn.init.trunc_normal_(whole, std=config.initializer_range, a=-2 * config.initializer_range, b=2 * config.initializer_range,
+                                  generator=generator)  # fmt: skip
+            parameter.copy_(slice_tensor(whole, parameter, layout))
+
+
+def whole_shape(parameter: Tensor, name: str, config: ModelConfig, layout: Layout) -> list[int]:
+    """Shape of the tensor that `parameter` is a slice of, without the rows that pad the vocabulary."""
+    shape = list(parameter.shape)
+    if is_split(parameter):
+        shape[parameter.partition_dim] *= layout.tp_size
+    if name.endswith(("word_embeddings.weight", "predictions.bias")):
+        shape[0] = config.vocab_size
+    return shape
+
+
+def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
+    """This rank's slice of a whole tensor, the vocabulary padded with zero rows."""
+    if not is_split(parameter):
+        return whole
+    dim, size = parameter.partition_dim, parameter.shape[parameter.partition_dim]
+    missing = size * layout.tp_size - whole.shape[dim]
+    if missing:
+        whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])])
+    return whole.narrow(dim, layout.tp_rank * size, size)
+
+
+@torch.no_grad()
+def load_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Fills a module from whole tensors by name, sliced for this rank; ValueError names what is missing, left over or of another shape."""
+    config, layout = module.bert.config, module.bert.layout
+    parameters = dict(module.named_parameters())
+    missing, extra = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    if missing or extra:
+        raise ValueError(f"the checkpoint does not fit the model: missing {missing[:5]}, left over {extra[:5]}")
+    for name, parameter in parameters.items():
+        expected = whole_shape(parameter, name, config, layout)
+        if list(tensors[name].shape) != expected:
+            raise ValueError(
+                f"the checkpoint does not fit the model: {name} is {list(tensors[name].shape)}, expected {expected}"
+            )
+        parameter.copy_(slice_tensor(tensors[name], parameter, layout))

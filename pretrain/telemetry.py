@@ -1,0 +1,149 @@
+"""What a run shows: metrics.jsonl, TensorBoard, a progress bar, throughput and model FLOPs utilisation. Only rank 0 writes."""
+
+import json
+import resource
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from data_prep.cli import finished_file
+from pretrain.config import ModelConfig
+from pretrain.data import StepBatch
+from pretrain.layout import Layout
+
+# Dense bf16 peak of one device, FLOP/s, by the vendor's data sheets.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "V100": 125e12,
+    "L40": 181e12,
+    "A10": 125e12,
+    "4090": 165e12,
+}
+
+
+class RunLog:
+    """The files and the progress bar of one run; silent on other ranks than 0.
+
+    A resumed run drops the rows after the step it resumes from, so that the file tells one story.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, first_step: int, total_steps: int):
+        self.path = folder / "metrics.jsonl"
+        self.active = layout.rank == 0
+        if not self.active:
+            return
+        rows = [row for row in read_metrics(folder) if row["step"] <= first_step] if self.path.exists() else []
+        with finished_file(self.path, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self.bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", desc="pretrain", dynamic_ncols=True, smoothing=0.05
+        )
+
+    def write(self, kind: str, step: int, values: dict) -> None:
+        """One row of metrics.jsonl and one point of each number in TensorBoard."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def advance(self, step: int, **shown: str) -> None:
+        """Moves the progress bar to `step`."""
+        if self.active:
+            self.bar.update(step - self.bar.n)
+            if shown:
+                self.bar.set_postfix(shown)
+
+    def say(self, line: str) -> None:
+        """A line above the progress bar."""
+        if self.active:
+            self.bar.write(line)
+
+    def close(self) -> None:
+        if self.active:
+            self.bar.close()
+            self.board.close()
+            self.file.close()
+
+
+def read_metrics(folder: str | Path, kind: str | None = None) -> list[dict]:
+    """Rows of a run's metrics.jsonl in order; a last line cut short by a kill is dropped."""
+    rows = []
+    for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return [row for row in rows if kind in (None, row["kind"])]
+
+
+class Throughput:
+    """Rates over the steps since the last report: samples, real tokens, and the share of the devices' peak (MFU, Chowdhery et al. 2022, B)."""
+
+    def __init__(self, config: ModelConfig, layout: Layout):
+        self.config, self.layout = config, layout
+        self.peak = peak_flops(layout.device) * layout.dp_size * layout.tp_size
+        self.reset()
+
+    def reset(self) -> None:
+        self.start, self.samples, self.steps = time.perf_counter(), 0, 0
+        self.mine = torch.zeros(2, dtype=torch.float64)  # tokens and FLOPs of this data-parallel rank
+
+    def add(self, batch: StepBatch) -> None:
+        self.samples += batch.num_samples
+        self.steps += 1
+        for micro_batch in batch.micro_batches:
+            lengths = torch.diff(micro_batch.sequences.cu_seqlens).tolist()
+            flops = self.config.training_flops(lengths, len(micro_batch.masked_lm_labels))
+            self.mine += torch.tensor([sum(lengths), flops], dtype=torch.float64)
+
+    def report(self) -> dict:
+        """Rates since the last report; collective over the data-parallel ranks."""
+        tokens, flops = self.layout.sum_over_data_parallel(self.mine).tolist()
+        seconds = time.perf_counter() - self.start
+        rates = {
+            "samples_per_s": self.samples / seconds,
+            "tokens_per_s": tokens / seconds,
+            "step_ms": 1e3 * seconds / self.steps,
+            "mfu": flops / seconds / self.peak,
+            "memory_gib": memory_gib(self.layout.device),
+        }
+        self.reset()
+        return rates
+
+
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s that one device can do at best: from the data sheet of a known GPU, else measured by a large product."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, peak in PEAK_FLOPS.items():
+            if known in name:
+                return peak
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        (matrix @ matrix).sum().item()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this rank: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def trust_ratio_summary(trust_ratios: dict) -> dict:
+    """Least, median and greatest trust ratio of a LAMB step."""
+    if not trust_ratios:
+        return {}
+    ratios = torch.stack(list(trust_ratios.values())).float()
+    return {f"trust_ratio_{name}": getattr(ratios, name)().item() for name in ("min", "median", "max")}
