@@ -7,11 +7,15 @@ node), a column one data-parallel group.
 import datetime
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+
+with warnings.catch_warnings():  # it warns of every optional package that is not installed; none is needed here
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
