@@ -1,0 +1,46 @@
+# Every target works on a fresh clone: it makes the environment first if it is missing.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+STAMP := .venv/.installed
+REUSED := $(wildcard $(STAMP))
+# DeepSpeed compiles with ninja and its launcher starts `python`: both are the environment's own.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart smoke test test-slow lint clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+venv: $(STAMP)  ## make .venv and install the pinned versions into it
+	@echo "$(if $(REUSED),Reusing the environment in .venv (make clean removes it).,Made the environment in .venv.)"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'error: "$(PYTHON)" is not Python >= 3.11; name one that is: make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); \
+		sys.exit(None if os.path.exists(h) else f"error: {h} is missing; install the headers of Python (python3.11-dev)")'
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
+		{ echo 'error: no C++ compiler; DeepSpeed compiles its collectives with one: install g++' >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: venv  ## raw text to scores, the whole road on this machine (12 minutes on 2 cores)
+	.venv/bin/python -m examples.quickstart
+
+smoke: venv  ## a short pretraining on one GPU, or on the CPU where there is none: throughput and MFU
+	.venv/bin/python -m examples.smoke
+
+test: venv  ## the tests
+	.venv/bin/python -m pytest
+
+test-slow: venv  ## the slower proofs
+	.venv/bin/python -m pytest -m slow
+
+lint: venv  ## ruff, check and format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+clean:  ## remove .venv and caches (runs/ stays)
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

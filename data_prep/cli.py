@@ -1,0 +1,131 @@
+"""What all our command lines share: telling a user's mistake, claiming an output folder, finishing a file.
+
+A command checks all its input, then claims its output folder, then works:
+
+    def main(argv: list[str] | None = None) -> None:
+        args = parse(argv)
+        ...                                        # every check of the input raises ValueError here
+        if claim_output(args.output, config) == "done":
+            return
+        ...
+
+    if __name__ == "__main__":
+        run_cli(main)
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
+    """Call `main(argv)`; a ValueError or OSError becomes `error: message` on stderr and exit code 2, no traceback.
+
+    `python -X dev -m ...` shows the traceback all the same.
+    """
+    try:
+        main(argv)
+    except (ValueError, OSError) as error:
+        if sys.flags.dev_mode:
+            raise
+        print(f"error: {describe_error(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def describe_error(error: Exception) -> str:
+    """One line for the user; an operating-system error is told as `file: reason`, without its errno."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def claim_output(folder: str | Path, config: dict, name: str = "config", done_file: str = "manifest.json") -> str:
+    """Make `folder` this run's own: create it and write the resolved configuration to `folder/<name>.json`.
+
+    Returns "new" (the folder was missing or empty), "resume" (the same configuration began here and has no
+    `done_file` yet) or "done" (it has one; this is printed, since the command then has nothing to do).
+    `config` is what determines the output's content: leave out the number of workers and the folder itself.
+    Raises ValueError where the folder holds other files or a run of another configuration. Nothing is overwritten.
+    """
+    folder, config = Path(folder), json.loads(json.dumps(config))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output {folder} is a file; give the name of a folder that is empty or does not exist")
+    claim = folder / f"{name}.json"
+    if not claim.exists():
+        foreign = sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp")) if folder.exists() else []
+        if foreign:
+            raise ValueError(
+                f"output folder {folder} already holds {foreign[0]!r} and no {claim.name}, "
+                "so it is not this command's; choose another folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(claim, config)
+        return "new"
+    held = read_json(claim)
+    if held != config and not [p for p in folder.iterdir() if p != claim]:
+        write_json(claim, config)  # a run that failed at once left nothing that could be lost
+        return "new"
+    if held != config:
+        raise ValueError(
+            f"output folder {folder} holds another run ({_difference(held, config)}); "
+            "choose another folder or remove that one"
+        )
+    if (folder / done_file).exists():
+        print(f"{folder} is complete and made by the same configuration: reused")
+        return "done"
+    return "resume"
+
+
+def _difference(held: object, asked: dict) -> str:
+    if not isinstance(held, dict):
+        return "its configuration is no JSON object"
+    keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
+    return "; ".join(f"{key}: {held.get(key)!r} there, {asked.get(key)!r} asked for" for key in keys)
+
+
+@contextmanager
+def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """Open `path` for writing so that it appears whole or not at all: written as `<name>.tmp`, fsynced, renamed."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".tmp")
+    with open(partial, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write readable JSON in one piece: the file is the old one or the new one, never a part."""
+    with finished_file(path, "w") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: str | Path) -> object:
+    """Read a JSON file; ValueError names the file when it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or not ours") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,326 @@
+"""Readers: files and folders of text -> a stream of documents, in memory that does not grow with the file.
+
+Formats (`--format`, or `auto`, which goes by file name and first lines):
+
+    text       a file is a document; blank lines part its paragraphs; Gutenberg headers and licences are stripped
+    jsonl      a line is a JSON object with the document in a key (`text` by default; its `id`, if there, is kept)
+    wikitext   a line " = Title = " starts a document, as in wikitext-2 and wikitext-103; section headings are dropped
+    sentences  one sentence a line, a blank line between documents, as google-research/bert reads; never guessed
+
+Any file may be compressed (.gz, .bz2, .xz). Folders are read recursively in the order of their sorted paths.
+What cannot be read as text is skipped and told to the caller with file and place; nothing is dropped in silence.
+"""
+
+import argparse
+import bz2
+import codecs
+import gzip
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from io import BytesIO, StringIO
+from itertools import chain, groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.cleaning import undo_wikitext
+
+FORMATS = ("auto", "text", "jsonl", "wikitext", "sentences")
+LONGEST_DOCUMENT = 4_000_000  # characters; longer ones are cut at a line end, so that memory stays constant
+_BLOCK_BYTES = 1 << 17
+_SAMPLE_PIECE = 10_000  # characters
+_JSON_BLOCK_BYTES = 1 << 25  # a line of JSON has to be held whole
+
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_FORMAT_BY_SUFFIX = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)
+_WIKITEXT_TITLE = re.compile(r" = ([^=].*[^=]|[^=]) = ?\n?")
+_WIKITEXT_SECTION = re.compile(r" = = .* = = ?\n?")
+_PARAGRAPH_REST = r"[^\r\n]*(?:\r?\n[^\r\n]+)*"
+_GUTENBERG_START = re.compile(
+    r"^\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG EBOOK"
+    + _PARAGRAPH_REST
+    + r"(?:\s*(?:Produced|Transcribed|E-text prepared) "
+    + _PARAGRAPH_REST
+    + ")?",
+    re.IGNORECASE | re.MULTILINE,
+)
+_GUTENBERG_END = re.compile(
+    r"^(?:\*\*\* ?END OF TH(?:E|IS) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg)",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+Skip = Callable[[str, str], None]
+Progress = Callable[[int], object]
+
+
+def _no_progress(num_bytes: int) -> None:
+    pass
+
+
+class Document(NamedTuple):
+    """A document's name, its text, and whether that holds one finished sentence a line."""
+
+    id: str
+    text: str
+    is_split: bool = False
+
+
+class NotText(ValueError):
+    """A file, or the rest of it, cannot be read as text; `reason` is a short key to count by."""
+
+    def __init__(self, reason: str, place: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.reason, self.place = reason, place
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say what to read; `input_config` turns them into files."""
+    parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="text files, and folders of them")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="auto",
+        help="text: a file is a document; jsonl: a line is; wikitext: ' = Title = ' starts one; sentences: one "
+        "sentence a line, a blank line between documents; auto (default): by file name and first line, never sentences",
+    )
+    parser.add_argument(
+        "--text-key",
+        default="text",
+        metavar="KEY",
+        help="the key of a jsonl object that holds the text (default: text)",
+    )
+
+
+def input_config(args: argparse.Namespace) -> tuple[list[Path], dict]:
+    """The files that the options name, and the part of the output's configuration that tells other input apart."""
+    files = find_files(args.input)
+    sizes = {"num_input_files": len(files), "num_input_bytes": input_bytes(files)}
+    return files, {"input": args.input, "format": args.format, "text_key": args.text_key, **sizes}
+
+
+def input_bytes(files: Iterable[Path]) -> int:
+    """Size of the files on disk, the total of what `progress` is told."""
+    return sum(file.stat().st_size for file in files)
+
+
+def find_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The input files: those given by name, and in folders, sorted, those not hidden and with a known suffix.
+
+    Raises ValueError for a path that does not exist and for a folder without a readable file.
+    """
+    files = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+            inside = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(path).parts))
+            known = [f for f in inside if _suffix(f) in _FORMAT_BY_SUFFIX]
+            if not known:
+                raise ValueError(
+                    f"input folder {path} holds no text: none of its {len(inside)} files ends in "
+                    f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with .gz .bz2 .xz); name other files one by one"
+                )
+            files += known
+        elif path.exists():
+            files.append(path)
+        else:
+            raise ValueError(f"input {path} does not exist; give text files or folders of them")
+    return files
+
+
+def read_documents(
+    files: Iterable[str | Path],
+    format: str = "auto",
+    text_key: str = "text",
+    skip: Skip | None = None,
+    progress: Progress = _no_progress,
+) -> Iterator[Document]:
+    """Yield the documents of `files` in order.
+
+    `skip(reason, place)` is called for every document or file that cannot be read; without it, that raises ValueError
+    with `file:line`. `progress(num_bytes)` is called with the bytes read from disk since its last call.
+    """
+    readers = {"text": _read_text, "wikitext": _read_wikitext, "sentences": _read_sentences}
+    for path in map(Path, files):
+        try:
+            chosen = guess_format(path) if format == "auto" else format
+            if chosen == "jsonl":
+                yield from _read_jsonl(path, progress, text_key, skip or _stop)
+            else:
+                yield from readers[chosen](path, progress)
+        except NotText as error:
+            (skip or _stop)(error.reason, error.place)
+
+
+def require_text(files: Iterable[Path], format: str, text_key: str) -> None:
+    """Raise ValueError, naming the first place that cannot be read, unless `files` hold at least one document."""
+    problems: list[str] = []
+    documents = read_documents(files, format, text_key, lambda reason, place: problems.append(f"{place}: {reason}"))
+    if next(documents, None) is None:
+        found = f"; {problems[0]}" if problems else ", only empty files"
+        raise ValueError(f"the input holds no document{found}; give UTF-8 text, or name the format with --format")
+
+
+def guess_format(path: Path) -> str:
+    """The format of one file by its suffix, and by its first lines where that leaves a choice."""
+    format = _FORMAT_BY_SUFFIX.get(_suffix(path), "text")
+    if format == "text":
+        first = next((line for line in _lines(path, _no_progress) if line.strip()), "")
+        return "wikitext" if _WIKITEXT_TITLE.fullmatch(first) else "text"
+    return format
+
+
+def sample_documents(documents: Iterable[Document], max_bytes: int) -> list[Document]:
+    """Pieces of the documents, at most `max_bytes` of UTF-8, spread evenly over a stream of unknown length.
+
+    Every piece is kept until the bound is passed, then every second, every fourth and so on: one pass, no randomness.
+    """
+    kept: list[Document] = []
+    num_bytes, stride = 0, 1
+    for index, piece in enumerate(_pieces(documents)):
+        if index % stride:
+            continue
+        kept.append(piece)
+        num_bytes += len(piece.text.encode())
+        while num_bytes > max_bytes and len(kept) > 1:
+            kept, stride = kept[::2], stride * 2
+            num_bytes = sum(len(piece.text.encode()) for piece in kept)
+    return kept
+
+
+def _pieces(documents: Iterable[Document]) -> Iterator[Document]:
+    for document in documents:
+        for start in range(0, len(document.text), _SAMPLE_PIECE):
+            yield document._replace(text=document.text[start : start + _SAMPLE_PIECE])
+
+
+def _stop(reason: str, place: str) -> None:
+    raise ValueError(f"{place}: {reason}; remove it from the input or repair it")
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that tells the format: that of `a.txt.gz` is .txt."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in _OPENERS else path.suffix.lower()
+
+
+def _raw_blocks(path: Path, progress: Progress, block_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """(number of its first line, bytes) of the file's blocks; a block ends with a line unless the line is longer."""
+    number, position = 1, 0
+    try:
+        with open(path, "rb") as raw, _OPENERS.get(path.suffix.lower(), nullcontext)(raw) as file:
+            while block := file.read(block_bytes):
+                if not block.endswith(b"\n"):
+                    block += file.readline(block_bytes)
+                progress(raw.tell() - position)
+                position = raw.tell()
+                yield number, block
+                number += block.count(b"\n")
+    except _DAMAGED as error:
+        raise NotText("file is damaged or unreadable", f"{path}:{number}") from error
+
+
+def _blocks(path: Path, progress: Progress) -> Iterator[str]:
+    """The blocks of a UTF-8 file as text; NotText names the first line that is none."""
+    decoder, number, raw = codecs.getincrementaldecoder("utf-8-sig")(), 1, b""
+    try:
+        for number, raw in _raw_blocks(path, progress, _BLOCK_BYTES):
+            if (nul := raw.find(b"\0")) >= 0:
+                line = number + raw.count(b"\n", 0, nul)
+                raise NotText("NUL byte, so not a text file", f"{path}:{line}")
+            yield decoder.decode(raw)
+        if decoder.getstate()[0]:
+            line = number + raw.count(b"\n")
+            raise NotText("not valid UTF-8: it ends inside a character", f"{path}:{line}")
+    except UnicodeDecodeError as error:
+        line = number + raw.count(b"\n", 0, error.start)
+        raise NotText("not valid UTF-8", f"{path}:{line}") from error
+
+
+def _lines(path: Path, progress: Progress) -> Iterator[str]:
+    """Lines with their newline; only `\\n` ends one."""
+    for block in _blocks(path, progress):
+        yield from StringIO(block, newline="\n")
+
+
+def _bounded(id: str, lines: Iterable[str], is_split: bool = False) -> Iterator[Document]:
+    """A document from its lines, or several of at most about LONGEST_DOCUMENT characters, called id, id#2, id#3."""
+    part, size, num_parts = [], 0, 0
+    for line in lines:
+        if part and size + len(line) > LONGEST_DOCUMENT:
+            num_parts += 1
+            yield Document(id if num_parts == 1 else f"{id}#{num_parts}", "".join(part), is_split)
+            part, size = [], 0
+        part.append(line)
+        size += len(line)
+    if part:
+        yield Document(id if not num_parts else f"{id}#{num_parts + 1}", "".join(part), is_split)
+
+
+def _read_text(path: Path, progress: Progress) -> Iterator[Document]:
+    yield from _bounded(path.name, _without_gutenberg_licence(_blocks(path, progress)))
+
+
+def _without_gutenberg_licence(blocks: Iterator[str]) -> Iterator[str]:
+    """Drop the header and the licence of a Project Gutenberg book; other texts pass unchanged.
+
+    The header, which fits the first block, ends with a START line, its title's further lines and a line of credits.
+    """
+    first = next(blocks, "")
+    starts = list(_GUTENBERG_START.finditer(first))
+    if not starts:
+        yield from chain([first], blocks)
+        return
+    for block in chain([first[starts[-1].end() :]], blocks):
+        if end := _GUTENBERG_END.search(block):
+            yield block[: end.start()]
+            return
+        yield block
+
+
+def _read_wikitext(path: Path, progress: Progress) -> Iterator[Document]:
+    title, article = path.name, []
+    before, line = "", ""
+    for after in chain(_lines(path, progress), ["\n"]):
+        if not (before.strip() or after.strip()) and (found := _WIKITEXT_TITLE.fullmatch(line)):
+            yield from _bounded(title, article)
+            title, article = undo_wikitext(found[1]).strip(), []
+        elif line.strip() and not _WIKITEXT_SECTION.fullmatch(line):
+            article.append(undo_wikitext(line).strip() + "\n\n")
+        before, line = line, after
+    yield from _bounded(title, article)
+
+
+def _read_sentences(path: Path, progress: Progress) -> Iterator[Document]:
+    count = 0
+    for is_blank, group in groupby(_lines(path, progress), lambda line: not line.strip()):
+        if not is_blank:
+            count += 1
+            yield from _bounded(f"{path.name}:{count}", group, is_split=True)
+
+
+def _json_lines(path: Path, progress: Progress) -> Iterator[tuple[int, bytes]]:
+    for number, block in _raw_blocks(path, progress, _JSON_BLOCK_BYTES):
+        yield from enumerate(BytesIO(block), start=number)
+
+
+def _read_jsonl(path: Path, progress: Progress, text_key: str, skip: Skip) -> Iterator[Document]:
+    for number, raw in _json_lines(path, progress):
+        place = f"{path}:{number}"
+        try:
+            record = json.loads(raw.decode("utf-8-sig")) if raw.strip() else None
+        except ValueError:  # UnicodeDecodeError and JSONDecodeError both
+            skip("not valid JSON", place)
+            continue
+        if not isinstance(record, dict):
+            if raw.strip():
+                skip("not a JSON object", place)
+        elif not isinstance(record.get(text_key), str):
+            skip(f"no text under the key {text_key!r}", place)
+        else:
+            yield from _bounded(
+                str(record.get("id", f"{path.name}:{number}")), record[text_key].splitlines(keepends=True)
+            )

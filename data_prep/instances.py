@@ -1,0 +1,262 @@
+"""Tokenised documents to training instances: sentence pairs for next-sentence prediction (NSP) or sentence-order
+prediction (SOP), or full sentences without a second segment.
+
+An instance is two runs of consecutive corpus tokens, so it is kept as bounds and costs 32 bytes before its tokens are
+copied. Everything is compiled and pure: the instances of a document follow from (seed, duplicate, document) and the
+corpus alone.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from data_prep.randomness import INSTANCES, below, next_bits, start_stream, uniform
+
+NO_PAIR, IN_ORDER, RANDOM_OR_SWAPPED = -1, 0, 1  # values of pair_label
+PAIR_TASKS = {"nsp": 0, "sop": 1, "none": 2}
+NUM_SPECIAL_TOKENS = {"nsp": 3, "sop": 3, "none": 2}  # [CLS] A [SEP] B [SEP] or [CLS] A [SEP]
+_SOP, _NONE = PAIR_TASKS["sop"], PAIR_TASKS["none"]
+
+# Segment A is tokens a_start .. a_start + a_length - 1 of the corpus, B likewise (b_length 0: no second segment).
+# `position` is the sequence's place in the shuffled folder, filled by data_prep.build.
+INSTANCE = np.dtype(
+    [
+        ("position", "<i8"),
+        ("a_start", "<i8"),
+        ("b_start", "<i8"),
+        ("a_length", "<u2"),
+        ("b_length", "<u2"),
+        ("pair_label", "i1"),
+    ],
+    align=True,
+)
+
+
+class InstanceRule(NamedTuple):
+    """How documents become instances.
+
+    seq_length      tokens a sequence may have, special tokens included
+    pair_task       "nsp": as google-research/bert, create_pretraining_data.py (Devlin et al. 2018, section 3.1).
+                    "sop": the two segments of a chunk, swapped half the time (Lan et al. 2019, section 3.1). A chunk
+                    has at least two sentences; a document of one sentence gives none. "none": whole sentences of one
+                    document up to the length (Liu et al. 2019, section 4.2, DOC-SENTENCES); a longer sentence is cut,
+                    and no token is lost.
+    duplicates      times the corpus is gone through, with other chunks and pairs
+    short_seq_prob  share of the documents that are cut to a random shorter length
+    seed            non-negative
+    """
+
+    seq_length: int
+    pair_task: str = "nsp"
+    duplicates: int = 1
+    short_seq_prob: float = 0.1
+    seed: int = 0
+
+
+def count_instances(
+    sentence_start: np.ndarray, document_start: np.ndarray, documents: range, rule: InstanceRule
+) -> int:
+    """How many instances `make_instances` gives for the same arguments."""
+    return _run(sentence_start, document_start, documents, rule, np.empty(0, INSTANCE))
+
+
+def make_instances(
+    sentence_start: np.ndarray, document_start: np.ndarray, documents: range, rule: InstanceRule
+) -> np.ndarray:
+    """Instances of `documents`, in the order (duplicate, document, place in the document), as an array of dtype
+    INSTANCE.
+
+    sentence_start int64 [S + 1] in tokens and document_start int64 [D + 1] in sentences describe the WHOLE corpus,
+    without empty sentences or documents (`drop_empty`): the random next sentences of NSP come from all of it, so NSP
+    needs D >= 2.
+    """
+    # Counting costs so little that going through twice beats an array that grows.
+    instances = np.zeros(count_instances(sentence_start, document_start, documents, rule), INSTANCE)
+    _run(sentence_start, document_start, documents, rule, instances)
+    return instances
+
+
+def _run(sentence_start, document_start, documents, rule, out):
+    max_tokens = rule.seq_length - NUM_SPECIAL_TOKENS[rule.pair_task]
+    return _make_instances(
+        np.asarray(sentence_start),
+        np.asarray(document_start),
+        documents.start,
+        documents.stop,
+        rule.duplicates,
+        rule.seed,
+        PAIR_TASKS[rule.pair_task],
+        max_tokens,
+        rule.short_seq_prob,
+        out,
+    )
+
+
+def drop_empty(sentence_start: np.ndarray, document_start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sentence_start, document_start) without empty sentences and documents; tokens keep their places."""
+    has_tokens = np.diff(sentence_start) > 0
+    num_kept_before = np.concatenate([[0], np.cumsum(has_tokens)])
+    sentence_start = np.append(sentence_start[:-1][has_tokens], sentence_start[-1:])
+    return sentence_start, np.unique(num_kept_before[document_start])
+
+
+def assemble(
+    token_ids: np.ndarray, instances: np.ndarray, *, cls_id: int, sep_id: int, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Copy the instances' tokens out of the corpus: [CLS] A [SEP] B [SEP], or [CLS] A [SEP].
+
+    Returns tokens `dtype` [T], sequence_start int64 [B + 1] and segment_b_start int64 [B], inside the sequence (its
+    length where there is no second segment).
+    """
+    b_length = instances["b_length"].astype(np.int64)
+    segment_b_start = instances["a_length"].astype(np.int64) + 2
+    sequence_start = np.zeros(len(instances) + 1, np.int64)
+    np.cumsum(segment_b_start + b_length + (b_length > 0), out=sequence_start[1:])
+    tokens = np.empty(sequence_start[-1], dtype)
+    _assemble(np.asarray(token_ids), instances, cls_id, sep_id, sequence_start, tokens)
+    return tokens, sequence_start, segment_b_start
+
+
+@njit(cache=True)
+def _make_instances(
+    sentence_start, document_start, first, last, duplicates, seed, pair_task, max_tokens, short_seq_prob, out
+):
+    """Fill `out` as far as it reaches and return how many instances there are."""
+    stream = np.empty(1, np.uint64)
+    num_instances = 0
+    for duplicate in range(duplicates):
+        for document in range(first, last):
+            start_stream(stream, seed, INSTANCES, duplicate, document)
+            # Drawn once a document, as in create_pretraining_data.py.
+            target = 2 + below(stream, max_tokens - 1) if uniform(stream) < short_seq_prob else max_tokens
+            if pair_task == _NONE:
+                num_instances = _full_sentences(
+                    sentence_start, document_start[document], document_start[document + 1], target, out, num_instances
+                )
+            else:
+                num_instances = _sentence_pairs(
+                    sentence_start, document_start, document, stream, pair_task, target, max_tokens, out, num_instances
+                )
+    return num_instances
+
+
+@njit(cache=True)
+def _sentence_pairs(
+    sentence_start, document_start, document, stream, pair_task, target, max_tokens, out, num_instances
+):
+    """Cut a document into chunks of at least `target` tokens, and each chunk between sentences into A and B."""
+    begin, end = document_start[document], document_start[document + 1]
+    min_sentences = 2 if pair_task == _SOP else 1
+    if end - begin < min_sentences:
+        return num_instances
+    first = begin
+    while first < end:
+        last = first + 1
+        while last < end and (sentence_start[last] - sentence_start[first] < target or last - first < min_sentences):
+            last += 1
+        # SOP lends a sentence that is left alone at the document's end the one before it.
+        first = min(first, last - min_sentences)
+        split = first + 1 + (below(stream, last - first - 1) if last - first > 1 else 0)
+        a_start, a_end = sentence_start[first], sentence_start[split]
+        label = IN_ORDER
+        if pair_task == _SOP:
+            b_start, b_end = a_end, sentence_start[last]
+            if uniform(stream) < 0.5:
+                label = RANDOM_OR_SWAPPED
+        elif last - first == 1 or uniform(stream) < 0.5:
+            label = RANDOM_OR_SWAPPED
+            b_start, b_end = _random_next(sentence_start, document_start, document, stream, target - (a_end - a_start))
+            last = split  # the unused sentences go back
+        else:
+            b_start, b_end = a_end, sentence_start[last]
+        first = last
+        a_start, a_end, b_start, b_end = _truncate(a_start, a_end, b_start, b_end, max_tokens, stream)
+        if pair_task == _SOP and label == RANDOM_OR_SWAPPED:
+            a_start, a_end, b_start, b_end = b_start, b_end, a_start, a_end
+        if num_instances < len(out):
+            _store(out[num_instances], a_start, a_end, b_start, b_end, label)
+        num_instances += 1
+    return num_instances
+
+
+@njit(cache=True)
+def _random_next(sentence_start, document_start, document, stream, num_tokens):
+    """Bounds of at least `num_tokens` tokens (fewer at a document's end) from a random sentence of another document."""
+    other = below(stream, len(document_start) - 2)
+    if other >= document:
+        other += 1
+    begin, end = document_start[other], document_start[other + 1]
+    first = begin + below(stream, end - begin)
+    last = first + 1
+    while last < end and sentence_start[last] - sentence_start[first] < num_tokens:
+        last += 1
+    return sentence_start[first], sentence_start[last]
+
+
+@njit(cache=True)
+def _truncate(a_start, a_end, b_start, b_end, max_tokens, stream):
+    """Shorten the longer segment (B of two equal ones) by one token until both fit; each is taken from the front or
+    the back by
+    the flip of a coin. The lengths do not depend on the coin, so only its heads are counted."""
+    num_a, num_b = a_end - a_start, b_end - b_start
+    keep_a = min(num_a, max(max_tokens - num_b, max_tokens - max_tokens // 2))
+    keep_b = min(num_b, max(max_tokens - num_a, max_tokens // 2))
+    a_start += _num_heads(num_a - keep_a, stream)
+    b_start += _num_heads(num_b - keep_b, stream)
+    return a_start, a_start + keep_a, b_start, b_start + keep_b
+
+
+@njit(cache=True)
+def _num_heads(num_flips, stream):
+    num_heads = 0
+    for done in range(0, num_flips, 64):
+        bits = next_bits(stream)
+        for _ in range(min(64, num_flips - done)):
+            num_heads += np.int64(bits & np.uint64(1))
+            bits >>= np.uint64(1)
+    return num_heads
+
+
+@njit(cache=True)
+def _full_sentences(sentence_start, begin, end, target, out, num_instances):
+    """Pack the sentences begin..end-1 into runs of at most `target` tokens."""
+    first, token = begin, sentence_start[begin]
+    while first < end:
+        while first < end and sentence_start[first + 1] - token <= target:
+            first += 1
+        stop = sentence_start[first]
+        if stop <= token:  # the sentence at hand is longer than a sequence, or what is left of it is
+            stop = token + target
+        if num_instances < len(out):
+            _store(out[num_instances], token, stop, 0, 0, NO_PAIR)
+        num_instances += 1
+        token = stop
+    return num_instances
+
+
+@njit(cache=True)
+def _store(instance, a_start, a_end, b_start, b_end, label):
+    instance.a_start, instance.a_length = a_start, a_end - a_start
+    instance.b_start, instance.b_length = b_start, b_end - b_start
+    instance.pair_label = label
+
+
+@njit(cache=True)
+def _assemble(token_ids, instances, cls_id, sep_id, sequence_start, tokens):
+    for i in range(len(instances)):
+        instance = instances[i]
+        at = sequence_start[i]
+        tokens[at] = cls_id
+        at = _copy(token_ids, instance.a_start, np.int64(instance.a_length), tokens, at + 1)
+        tokens[at] = sep_id
+        if instance.b_length > 0:
+            at = _copy(token_ids, instance.b_start, np.int64(instance.b_length), tokens, at + 1)
+            tokens[at] = sep_id
+
+
+@njit(cache=True)
+def _copy(token_ids, start, length, tokens, at):
+    for offset in range(length):
+        tokens[at + offset] = token_ids[start + offset]
+    return at + length

@@ -1,0 +1,353 @@
+"""The quick start's reader: the English documentation that is installed on this machine.
+
+A first run should need no download. The docstrings of the standard library and of some large packages, with Python's
+own help topics, hold ten megabytes of English prose. `ast` reads them from the source files: nothing is imported or run.
+
+One document is one module. Whole modules are held out, and a held-out paragraph stays only if no run of LEAK_WORDS
+words of it is also in the training part, so a text that was copied from module to module cannot be on both sides.
+
+What is written (UTF-8; the same bytes for the same versions of Python and the packages):
+
+    pretrain/train.jsonl  pretrain/heldout.jsonl   {"id": "torch.nn.modules.linear", "text": "paragraph\\n\\nparagraph"}
+    task/train.tsv        task/dev.tsv             sentence<TAB>label, in the layout of GLUE's SST-2
+    manifest.json                                  rows and sha256 of each of them
+
+The task: were two adjacent words of the sentence swapped (label 1) or not (label 0)? Its words alone do not tell, their
+order does. Its training sentences come from training modules, its dev sentences from held-out ones.
+"""
+
+import argparse
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import math
+import platform
+import random
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.cli import claim_output, finished_file, run_cli, sha256_file, write_json
+
+# Import name -> distribution name. All come with this project's own requirements; one that is missing is left out.
+PACKAGES = {
+    "matplotlib": "matplotlib",
+    "networkx": "networkx",
+    "nltk": "nltk",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "sympy": "sympy",
+    "torch": "torch",
+}
+SKIPPED_FOLDERS = frozenset(
+    {"test", "tests", "testing", "site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data", "_vendor"}
+)
+HELDOUT_PERCENT = 10
+LEAK_WORDS = 8
+NUM_TASK_SENTENCES = {"train": 20_000, "dev": 3_000}
+TASK_WORDS = range(8, 25)  # short sentences: one swap is then a larger part of what the classifier reads
+
+ENGLISH_WORDS = re.compile(
+    r"\b(?:an?|and|are|as|at|be|but|by|can|for|from|has|have|if|in|into|is|it|its|may|must|no|not|of|on|or|should|so|than"
+    r"|that|the|their|then|there|these|they|this|to|used|using|was|we|when|where|which|will|with|you)\b",
+    re.IGNORECASE,
+)
+ABBREVIATIONS = ("e.g.", "i.e.", "cf.", "etc.", "vs.", "eq.", "fig.", "al.", "resp.", "no.", "pp.", "vol.", "approx.")
+
+HEADING_RULE = re.compile(r"([=\-~^*#+`'\"_])\1{2,}\s*")
+KEPT_DIRECTIVE = re.compile(r"\.\. (?:note|warning|tip|caution|important|seealso|hint)::\s*", re.IGNORECASE)
+# A list item, a Sphinx field, or an argument in Google's style: each opens a paragraph of its own.
+ITEM = re.compile(
+    r"(?:[-*+•]|\(?\d{1,2}[.)]|:\w+[^:`]*:(?!`)|\*{0,2}\w+\*{0,2} ?\([^()]*(?:\([^()]*\))?[^()]*\) ?:|@\w+)\s+"
+)
+MARKUP = (
+    (
+        re.compile(r":math:`[^`]*`"),
+        "\\\\",
+    ),  # the backslash makes is_prose refuse the sentence: it is not English without it
+    (re.compile(r":[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`"), r"\1"),
+    (re.compile(r"`{1,2}([^`<]*?)(?:\s*<[^`>]*>)?`{1,2}_{0,2}"), r"\1"),
+    (re.compile(r"\s?\[[\w\d]+\]_"), ""),
+    (re.compile(r"\[([^\][]+)\]\([^()\s]+\)"), r"\1"),
+    (re.compile(r"(?<!\w)(\*{1,2})(\S(?:[^*]*\S)?)\1(?!\w)"), r"\2"),
+    (re.compile(r"\s+"), " "),
+)
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+PLAIN_WORD = re.compile(r"[a-z]+")
+
+
+def find_modules(packages: Iterable[str] = PACKAGES) -> list[tuple[str, Path]]:
+    """(module name, source file) of the standard library and of those of `packages` that are installed."""
+    roots = [("", Path(sysconfig.get_path("stdlib")))]
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            roots.append((package, Path(spec.origin).parent))
+    modules = []
+    for package, root in roots:
+        for path in sorted(root.rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if SKIPPED_FOLDERS.isdisjoint(parts):
+                names = (package, *parts) if package else parts
+                modules.append((".".join(names).removesuffix(".__init__"), path))
+    return modules
+
+
+def read_docstrings(source: bytes) -> list[str]:
+    """Docstrings of a module and of its classes and functions, in file order; none if the file does not parse."""
+    if b'"""' not in source and b"'''" not in source:
+        return []  # parsing is nine tenths of the time, and a docstring of one quoted line is rarely a sentence
+    try:
+        with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes are not our user's concern
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
+    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
+    return [text for node in nodes if (text := ast.get_docstring(node, clean=False))]
+
+
+def read_topics(stdlib: Path) -> dict[str, str]:
+    """Python's help topics (the language reference) by name; {} on an installation without them."""
+    path = stdlib / "pydoc_data" / "topics.py"
+    if not path.exists():
+        return {}
+    assignments = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Assign)]
+    return ast.literal_eval(assignments[0].value) if assignments else {}
+
+
+def strip_markup(text: str) -> str:
+    """Text without reStructuredText and Markdown marks, white space made single."""
+    for pattern, replacement in MARKUP:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def is_prose(text: str) -> bool:
+    """True for an English sentence or more; False for code, tables, formulas, signatures and lists of names."""
+    words = text.split()
+    if len(words) < 8 or text[-1] not in ".!?:" or "\\" in text or ">>>" in text:
+        return False
+    num_letters = sum(character.isalpha() or character == " " for character in text)
+    num_english_words = len(ENGLISH_WORDS.findall(text))
+    return num_letters >= 0.88 * len(text) and num_english_words >= 0.2 * len(words)
+
+
+def clean_docstring(docstring: str) -> list[str]:
+    """Paragraphs of prose, each on one line. Doctests, code, tables, headings and bare signatures are dropped."""
+    lines = inspect.cleandoc(docstring.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+    paragraphs: list[list[str]] = [[]]
+    indent, opened_item, skipped_indent = 0, False, None  # skipped_indent: inside a literal block that began left of it
+    for i, line in enumerate(lines):
+        text = line.strip()
+        if not text or HEADING_RULE.fullmatch(text):
+            paragraphs.append([])
+            continue
+        previous_indent, indent = indent, len(line) - len(line.lstrip())
+        if skipped_indent is not None and indent > skipped_indent:
+            continue
+        skipped_indent = None
+        is_heading = i + 1 < len(lines) and HEADING_RULE.fullmatch(lines[i + 1].strip())
+        item = KEPT_DIRECTIVE.match(text) or ITEM.match(text)
+        if item is None and (text.startswith((".. ", ">>>", "...", "|", "+-")) or is_heading):
+            skipped_indent = indent if text.startswith("..") else None
+            paragraphs.append([])
+            continue
+        if text.endswith("::"):
+            skipped_indent, text = indent, text[:-1]
+        if item or (indent != previous_indent and not opened_item):
+            paragraphs.append([])
+        paragraphs[-1].append(text[item.end() :] if item else text)
+        opened_item = item is not None
+    return [text for lines in paragraphs if is_prose(text := strip_markup(" ".join(lines)))]
+
+
+def name_hash(name: str) -> int:
+    """A number that looks random and depends on the name alone: 64 bits of its sha256."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+def normalised_words(text: str) -> list[str]:
+    """Lower-case words without digits and punctuation: what two copies of one text still share."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def drop_repeated(documents: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Each paragraph kept only where it first occurs, compared by its words; documents left empty are gone."""
+    seen: set[str] = set()
+    unique = {}
+    for name, paragraphs in documents.items():
+        kept = []
+        for paragraph in paragraphs:
+            key = " ".join(normalised_words(paragraph))
+            if key not in seen:
+                seen.add(key)
+                kept.append(paragraph)
+        if kept:
+            unique[name] = kept
+    return unique
+
+
+def word_runs(paragraph: str) -> set[str]:
+    """Every run of LEAK_WORDS words of a paragraph, as one string each."""
+    words = normalised_words(paragraph)
+    return {" ".join(words[i : i + LEAK_WORDS]) for i in range(max(1, len(words) - LEAK_WORDS + 1))}
+
+
+def split_by_module(documents: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """(train, held-out) documents. A module's name alone decides its side; leaking held-out paragraphs are dropped."""
+    train, heldout = {}, {}
+    for name, paragraphs in documents.items():
+        (heldout if name_hash(name) % 100 < HELDOUT_PERCENT else train)[name] = paragraphs
+    heldout_runs = {run for paragraphs in heldout.values() for text in paragraphs for run in word_runs(text)}
+    leaked = {run for paragraphs in train.values() for text in paragraphs for run in word_runs(text) & heldout_runs}
+    clean = {name: [text for text in texts if leaked.isdisjoint(word_runs(text))] for name, texts in heldout.items()}
+    return train, {name: paragraphs for name, paragraphs in clean.items() if paragraphs}
+
+
+def split_sentences(paragraph: str) -> list[str]:
+    """Sentences by punctuation before a capital: good enough for choosing the sentences of the task."""
+    sentences: list[str] = []
+    for piece in SENTENCE_END.split(paragraph):
+        if sentences and sentences[-1].lower().endswith(ABBREVIATIONS):
+            sentences[-1] += f" {piece}"
+        else:
+            sentences.append(piece)
+    return sentences
+
+
+def is_task_sentence(sentence: str) -> bool:
+    """True for a whole sentence of plain words, of a length in TASK_WORDS."""
+    words = sentence.split(" ")
+    num_plain = sum(word.rstrip(".,;:").isalpha() for word in words)
+    return len(words) in TASK_WORDS and sentence[0].isupper() and sentence[-1] == "." and num_plain >= 0.9 * len(words)
+
+
+def swap_adjacent_words(sentence: str, generator: random.Random) -> str | None:
+    """The sentence with two neighbours swapped, or None where fewer than two pairs could be.
+
+    Only lower-case words without punctuation move: a capital or a comma in a wrong place would give the swap away.
+    """
+    words = sentence.split(" ")
+    can_move = [PLAIN_WORD.fullmatch(word) is not None for word in words]
+    places = [i for i in range(len(words) - 1) if can_move[i] and can_move[i + 1] and words[i] != words[i + 1]]
+    if len(places) < 2:
+        return None
+    i = generator.choice(places)
+    words[i], words[i + 1] = words[i + 1], words[i]
+    return " ".join(words)
+
+
+def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list[tuple[str, int]]:
+    """Up to `num_rows` (sentence, label) rows, half of them swapped (1), half as written (0); no sentence occurs twice.
+
+    Sentences in which fewer than two swaps are possible are left out of both halves: it says nothing of the label.
+    """
+    sentences = {sentence for texts in documents.values() for text in texts for sentence in split_sentences(text)}
+    candidates = sorted(filter(is_task_sentence, sentences))
+    generator = random.Random(seed)
+    generator.shuffle(candidates)
+    rows = []
+    for sentence in candidates:
+        swapped = swap_adjacent_words(sentence, generator)
+        if swapped is not None and len(rows) < num_rows:
+            rows.append((swapped, 1) if len(rows) % 2 else (sentence, 0))
+    generator.shuffle(rows)
+    return rows
+
+
+def collect_documents(modules: list[tuple[str, Path]], max_bytes: float) -> dict[str, list[str]]:
+    """Module name -> paragraphs, sorted by name, repeated paragraphs dropped, of at most about `max_bytes` of prose.
+
+    Modules are read in the order of a hash of their names: a limit takes a fair sample of all packages.
+    """
+    texts = {
+        f"pydoc_data.topics.{name}": text for name, text in read_topics(Path(sysconfig.get_path("stdlib"))).items()
+    }
+    sources = dict(sorted([*modules, *texts.items()], key=lambda source: name_hash(source[0])))
+    documents: dict[str, list[str]] = {}
+    num_bytes = 0
+    for name, source in tqdm(sources.items(), desc="reading documentation", unit=" modules", smoothing=0):
+        docstrings = [source] if isinstance(source, str) else read_docstrings(source.read_bytes())
+        paragraphs = [paragraph for docstring in docstrings for paragraph in clean_docstring(docstring)]
+        if paragraphs:
+            documents[name] = paragraphs
+        num_bytes += sum(len(paragraph.encode()) for paragraph in paragraphs)
+        if num_bytes >= max_bytes:
+            break
+    return drop_repeated(dict(sorted(documents.items())))
+
+
+def write_documents(path: Path, documents: dict[str, list[str]]) -> None:
+    """One {"id", "text"} object a line; a blank line between paragraphs."""
+    with finished_file(path, "w") as file:
+        for name, paragraphs in documents.items():
+            file.write(json.dumps({"id": name, "text": "\n\n".join(paragraphs)}, ensure_ascii=False) + "\n")
+
+
+def write_task(path: Path, rows: list[tuple[str, int]]) -> None:
+    """A header, then sentence<TAB>label, as in GLUE's SST-2."""
+    with finished_file(path, "w") as file:
+        file.writelines(["sentence\tlabel\n", *(f"{sentence}\t{label}\n" for sentence, label in rows)])
+
+
+def installed_versions() -> dict[str, str]:
+    """Distribution name -> version of the packages that are read, and Python's own: what the output depends on."""
+    versions = {"python": platform.python_version()}
+    for package, distribution in PACKAGES.items():
+        if importlib.util.find_spec(package) is not None:
+            versions[distribution] = importlib.metadata.version(distribution)
+    return versions
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.python_docs",
+        description="Collect the English documentation installed on this machine: a corpus for pretraining and a task"
+        " for fine-tuning, split by module. Needs no network and imports none of the packages it reads.",
+        epilog="Then: python -m data_prep.vocab --input DIR/pretrain/train.jsonl ...",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder to make: pretrain/ and task/ in it"
+    )
+    parser.add_argument(
+        "--max-mb", type=float, metavar="N", help="stop after about N MB of prose (default: read everything)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    if args.max_mb is not None and not args.max_mb > 0:
+        raise ValueError(f"--max-mb {args.max_mb:g} must be above 0; leave it out to read all documentation")
+    if claim_output(args.output, {"versions": installed_versions(), "max_mb": args.max_mb}) == "done":
+        return
+    documents = collect_documents(find_modules(), max_bytes=1e6 * args.max_mb if args.max_mb else math.inf)
+    train, heldout = split_by_module(documents)
+    parts = {
+        "pretrain/train.jsonl": train,
+        "pretrain/heldout.jsonl": heldout,
+        "task/train.tsv": make_task(train, NUM_TASK_SENTENCES["train"], seed="train"),
+        "task/dev.tsv": make_task(heldout, NUM_TASK_SENTENCES["dev"], seed="dev"),
+    }
+    rows = []
+    for name, content in parts.items():
+        path = args.output / name
+        path.parent.mkdir(exist_ok=True)
+        (write_documents if isinstance(content, dict) else write_task)(path, content)
+        rows.append({"file": name, "rows": len(content), "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+        print(f"{path}: {len(content):,} rows, {path.stat().st_size / 1e6:.2f} MB")
+    write_json(args.output / "manifest.json", rows)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,88 @@
+"""Random numbers as functions of a seed and of counters, so that no worker count or order of work can change them.
+
+A stream is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") started from a
+hash of (seed, purpose, a, b), for example (0, MASKING, epoch, sample). It lives in a uint64 array of one element, so
+that compiled code can hand it on. `permuted` shuffles any number of things without a table.
+
+The bytes of every shard follow from these few lines: to change one is to change the shard format's meaning. numba
+keeps the compiled callers on disk and does not notice a change here; after one, delete `data_prep/__pycache__`.
+"""
+
+import numpy as np
+from numba import njit
+
+INSTANCES, MASKING, SHUFFLE = 1, 2, 3  # purposes: streams of one seed that must not meet
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_NUM_ROUNDS = 6
+
+
+@njit(cache=True)
+def mix(x):
+    """uint64 -> uint64, a bijection whose every output bit depends on every input bit (SplitMix64's finaliser)."""
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(cache=True)
+def start_stream(stream, seed, purpose, a, b):
+    """Set `stream` (uint64 [1]) to the beginning of the stream named by four non-negative integers."""
+    # A sum with a signed integer would silently become a float64: every operand is made unsigned.
+    key = mix(np.uint64(seed) + _GAMMA)
+    key = mix(key + np.uint64(purpose) * _GAMMA)
+    key = mix(key + np.uint64(a) * _GAMMA)
+    stream[0] = mix(key + np.uint64(b) * _GAMMA)
+
+
+@njit(cache=True)
+def next_bits(stream):
+    """64 random bits as uint64."""
+    stream[0] += _GAMMA
+    return mix(stream[0])
+
+
+@njit(cache=True)
+def uniform(stream):
+    """float64 in [0, 1)."""
+    return np.float64(next_bits(stream) >> np.uint64(11)) * 2.0**-53
+
+
+@njit(cache=True)
+def below(stream, bound):
+    """int64 in [0, bound), for 0 < bound < 2**32; no value is more than 2**-32 off its share."""
+    return np.int64(((next_bits(stream) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+
+
+@njit(cache=True)
+def permuted(index, size, key):
+    """Where element `index` of `size` goes: int64 in [0, size), a bijection chosen by the uint64 `key`.
+
+    A Feistel network over the next power of four, walked until it falls inside (Black and Rogaway 2002, "Ciphers with
+    arbitrary finite domains"): at most four walks on average.
+    """
+    half_bits = np.uint64(1)
+    while np.uint64(1) << (half_bits + half_bits) < np.uint64(size):
+        half_bits += np.uint64(1)
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    x = np.uint64(index)
+    while True:
+        left, right = x >> half_bits, x & mask
+        for turn in range(_NUM_ROUNDS):
+            left, right = right, left ^ (mix(key + right * _GAMMA + np.uint64(turn)) & mask)
+        x = (left << half_bits) | right
+        if x < np.uint64(size):
+            return np.int64(x)
+
+
+@njit(cache=True)
+def shuffled_positions(first, last, size, seed):
+    """Positions int64 [last - first] of the elements first..last-1 in the shuffled order of `size` elements."""
+    stream = np.empty(1, np.uint64)
+    start_stream(stream, seed, SHUFFLE, 0, size)
+    key = next_bits(stream)
+    positions = np.empty(last - first, np.int64)
+    for index in range(first, last):
+        positions[index - first] = permuted(index, size, key)
+    return positions

@@ -1,0 +1,172 @@
+"""Command line: train a vocabulary on a sample of the corpus.
+
+    python -m data_prep.vocab --input books/ --type sentencepiece --size 8000 --output vocab/
+
+Leaves DIR/spm.model or DIR/vocab.txt, beside config.json (the options) and manifest.json (what came out).
+The same input and options give the same bytes.
+"""
+
+import argparse
+import io
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.cleaning import normalise, paragraphs
+from data_prep.cli import claim_output, finished_file, run_cli, write_json
+from data_prep.documents import (
+    add_input_arguments,
+    input_bytes,
+    input_config,
+    read_documents,
+    require_text,
+    sample_documents,
+)
+from data_prep.tokenizer import SPECIAL_TOKENS, bert_pipeline, load_tokenizer
+
+TYPES = {"sentencepiece": "spm.model", "sentencepiece-bpe": "spm.model", "wordpiece": "vocab.txt"}
+ALPHABET_SIZE = 1000  # characters of a WordPiece vocabulary, as in BERT's own; rarer ones become [UNK]
+
+
+def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram", lowercase: bool = True) -> bytes:
+    """The bytes of a SentencePiece model (`unigram` or `bpe`) with pieces [PAD]=0 [UNK]=1 [CLS]=2 [SEP]=3 [MASK]=4.
+
+    Text is normalised by NFKC and, with `lowercase`, case folding. One thread, since more make the result vary.
+    Raises ValueError when the sample is too small for `size`.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=size,
+            pad_id=0,
+            pad_piece="[PAD]",
+            unk_id=1,
+            unk_piece="[UNK]",
+            bos_id=-1,
+            eos_id=-1,
+            control_symbols=list(SPECIAL_TOKENS[2:]),
+            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+            max_sentence_length=1 << 16,  # bytes, where SentencePiece skips a paragraph; a sample's pieces are shorter
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2]
+        raise ValueError(f"SentencePiece cannot make {size} pieces of this input: {reason}") from error
+    return model.getvalue()
+
+
+def train_wordpiece(sample: list[str], size: int, lowercase: bool = True) -> list[str]:
+    """The tokens of a WordPiece vocabulary in the order of `vocab.txt`, special tokens first.
+
+    The library's trainer numbers characters by the order of a hash map and breaks ties by number; naming the
+    characters first makes it deterministic. Raises ValueError when the alphabet alone is larger than `size`.
+    """
+    from tokenizers.trainers import WordPieceTrainer
+
+    pipeline = bert_pipeline(SPECIAL_TOKENS, lowercase)
+    characters = _alphabet(sample, pipeline)
+    first_tokens = [*SPECIAL_TOKENS, *characters]
+    if size < len(first_tokens):
+        raise ValueError(
+            f"--size {size} is less than the {len(first_tokens)} special tokens and characters; ask for more"
+        )
+    trainer = WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=first_tokens,
+        initial_alphabet=[c for c in characters if len(c) == 1],
+        limit_alphabet=sum(len(c) == 1 for c in characters),
+        show_progress=False,
+    )
+    pipeline.train_from_iterator(sample, trainer)
+    ids = pipeline.get_vocab()
+    return sorted(ids, key=ids.__getitem__)
+
+
+def _alphabet(sample: list[str], pipeline) -> list[str]:
+    """The most frequent characters, sorted, then those that continue a word, as "##c"."""
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, count in Counter(word for text in sample for word in text.split()).items():
+        for part, _ in pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(word)):
+            inside.update(part[1:])
+            for character in part:
+                counts[character] += count
+    kept = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:ALPHABET_SIZE])
+    return kept + [f"##{c}" for c in kept if c in inside]
+
+
+def _read_sample(args: argparse.Namespace, files: list[Path]) -> list[str]:
+    """Cleaned paragraphs of an even sample of the input, read behind a progress bar."""
+
+    def skip(reason: str, place: str) -> None:
+        bar.write(f"skipped {place}: {reason}")
+
+    with tqdm(desc="sample", total=input_bytes(files), unit="B", unit_scale=True) as bar:
+        documents = read_documents(files, args.format, args.text_key, skip, bar.update)
+        sample = sample_documents(documents, int(args.sample_mb * 1e6))
+    return [block for piece in sample for block in paragraphs(normalise(piece.text), one_a_line=piece.is_split)]
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.vocab", description="Train a vocabulary on a sample of a corpus."
+    )
+    add_input_arguments(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for spm.model or vocab.txt")
+    parser.add_argument(
+        "--type",
+        choices=TYPES,
+        default="sentencepiece",
+        help="sentencepiece (unigram, the default), sentencepiece-bpe, or BERT's wordpiece",
+    )
+    parser.add_argument("--size", type=int, default=30_000, metavar="N", help="number of tokens (default: 30000)")
+    parser.add_argument("--cased", action="store_true", help="keep capital letters and accents; folded away by default")
+    parser.add_argument(
+        "--sample-mb",
+        type=float,
+        default=32.0,
+        metavar="MB",
+        help="train on an even sample of this much text (default: 32)",
+    )
+    args = parser.parse_args(argv)
+    if not 100 <= args.size <= 1_000_000:
+        raise ValueError(f"--size {args.size} is not between 100 and 1000000")
+    if args.sample_mb <= 0:
+        raise ValueError(f"--sample-mb {args.sample_mb} must be more than 0")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    files, input_settings = input_config(args)
+    require_text(files, args.format, args.text_key)
+    config = {"command": "data_prep.vocab", **input_settings, "type": args.type, "size": args.size}
+    config |= {"cased": args.cased, "sample_mb": args.sample_mb}
+    if claim_output(args.output, config) == "done":
+        return
+    sample = _read_sample(args, files)
+    num_bytes = sum(len(text.encode()) for text in sample)
+    print(f"training {args.type} with {args.size} tokens on {num_bytes / 1e6:.1f} MB of text")
+    if args.type == "wordpiece":
+        content = "".join(f"{token}\n" for token in train_wordpiece(sample, args.size, not args.cased)).encode()
+    else:
+        model_type = "bpe" if args.type == "sentencepiece-bpe" else "unigram"
+        content = train_sentencepiece(sample, args.size, model_type, not args.cased)
+    path = Path(args.output, TYPES[args.type])
+    with finished_file(path) as file:
+        file.write(content)
+    tokenizer = load_tokenizer(path)
+    vocab = {"file": path.name, "sha256": tokenizer.sha256, "size": tokenizer.vocab_size}
+    write_json(path.with_name("manifest.json"), {"vocab": vocab, "num_sampled_bytes": num_bytes})
+    print(f"{path}: {tokenizer.vocab_size} tokens")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,3 @@
+"""From a checkpoint to scores: tasks and their readers, heads, the one fine-tuning loop, baselines, metrics and the
+report.
+"""

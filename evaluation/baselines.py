@@ -1,0 +1,60 @@
+"""What a score is worth: predictions without a network, to stand beside those of a model in the same results format.
+
+`majority` answers the most frequent class of the training rows, or their mean score. `ngram` is a bag of word 1- and
+2-grams, tf-idf weighted, under logistic regression (ridge regression for scores): what can be had without any context
+beyond two neighbouring words.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import hstack
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+
+from evaluation.classification import Example
+
+BASELINES = ("majority", "ngram")
+STRENGTHS = (0.1, 1.0, 10.0)
+
+
+def majority(train: Sequence[Example], dev: Sequence[Example], is_regression: bool) -> np.ndarray:
+    """Answer every dev row alike: [num dev] int64 class indices (the lowest index on a tie), or float64 mean scores."""
+    labels = np.array([example.label for example in train])
+    answer = labels.mean() if is_regression else np.bincount(labels).argmax()
+    return np.full(len(dev), answer)
+
+
+def ngram(train: Sequence[Example], dev: Sequence[Example], is_regression: bool, seed: int) -> np.ndarray:
+    """Fit word n-grams on `train` and predict `dev`: [num dev] int64 class indices, or float64 scores.
+
+    The sentences of a pair have n-grams of their own, and the words they share a third set. The regularisation is
+    picked among `STRENGTHS` by three-fold cross-validation within `train`, in folds drawn from `seed`: all that a seed
+    can change here. A training set too small for that takes the library's default strength.
+    """
+    train_features, dev_features = _features(train, dev)
+    labels = np.array([example.label for example in train])
+    if is_regression:
+        model, grid, folds = Ridge(), {"alpha": [1 / strength for strength in STRENGTHS]}, KFold
+    else:
+        model, grid, folds = LogisticRegression(max_iter=1000), {"C": STRENGTHS}, StratifiedKFold
+    if len(train) >= 30 and (is_regression or np.bincount(labels).min() >= 3):  # else no fold would hold every class
+        model = GridSearchCV(model, grid, cv=folds(3, shuffle=True, random_state=seed))
+    return model.fit(train_features, labels).predict(dev_features)
+
+
+def _features(train: Sequence[Example], dev: Sequence[Example]):
+    views = [lambda example: example.text]
+    if train[0].text_pair is not None:
+        views += [lambda example: example.text_pair, _shared_words]
+    columns = []
+    for view in views:
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", sublinear_tf=True)
+        columns.append((vectorizer.fit_transform(map(view, train)), vectorizer.transform(map(view, dev))))
+    return tuple(hstack(split, format="csr") for split in zip(*columns, strict=True))
+
+
+def _shared_words(example: Example) -> str:
+    second = set(example.text_pair.lower().split())
+    return " ".join(word for word in example.text.lower().split() if word in second) or "nothing_shared"

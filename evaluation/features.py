@@ -1,0 +1,84 @@
+"""Examples -> token ids -> batches without padding: what the encoder reads of a sentence or a pair.
+
+A sequence is [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with B and its [SEP] in segment 1 (Devlin et al. 2019, section 3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_prep.tokenizer import Tokenizer
+from evaluation.classification import Example
+from pretrain.data import pack_sequences
+from pretrain.layers import Sequences
+
+
+@dataclass(frozen=True)
+class Features:
+    """N encoded examples, one behind the other. `labels` is int64 (classes) or float32 (scores)."""
+
+    token_ids: np.ndarray  # [T] int64
+    sequence_start: np.ndarray  # [N+1] int64, in tokens
+    segment_b_start: np.ndarray  # [N] int64, inside the sequence; its length where there is no second segment
+    labels: np.ndarray  # [N]
+    num_truncated: int
+
+    def __len__(self) -> int:
+        return len(self.segment_b_start)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, [N]."""
+        return np.diff(self.sequence_start)
+
+
+def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], max_seq_length: int, name: str) -> Features:
+    """Encode labelled examples; those longer than `max_seq_length` tokens lose the ends of their texts. `name` labels
+    the progress bar.
+    """
+    sequences, segment_b_start, num_truncated = [], [], 0
+    for example in tqdm(examples, desc=f"encoding {name}", unit="example", mininterval=0.5, leave=False):
+        first = tokenizer.encode(example.text)
+        second = tokenizer.encode(example.text_pair) if example.text_pair is not None else []
+        budget = max_seq_length - (2 if example.text_pair is None else 3)
+        num_truncated += len(first) + len(second) > budget
+        first, second = truncate_pair(first, second, budget)
+        ids = [tokenizer.cls_id, *first, tokenizer.sep_id]
+        segment_b_start.append(len(ids))
+        if example.text_pair is not None:
+            ids += [*second, tokenizer.sep_id]
+        sequences.append(np.array(ids))
+    return Features(
+        token_ids=np.concatenate(sequences),
+        sequence_start=np.cumsum([0, *map(len, sequences)]),
+        segment_b_start=np.array(segment_b_start),
+        labels=np.array([e.label for e in examples], np.float32 if isinstance(examples[0].label, float) else np.int64),
+        num_truncated=int(num_truncated),
+    )
+
+
+def truncate_pair(first: list[int], second: list[int], budget: int) -> tuple[list[int], list[int]]:
+    """Cut a pair to `budget` tokens, one at a time from the end of the longer text, of the second on a tie: what
+    `_truncate_seq_pair` of google-research/bert's run_classifier.py leaves, without its loop.
+    """
+    num_first = min(len(first), max(budget - len(second), (budget + 1) // 2))
+    return first[:num_first], second[: budget - num_first]
+
+
+def gather_batch(features: Features, indices: np.ndarray) -> tuple[Sequences, torch.Tensor]:
+    """The examples `indices` [B] as one batch without padding, and their labels [B]."""
+    lengths = features.lengths[indices]
+    places = np.arange(lengths.sum()) + np.repeat(
+        features.sequence_start[indices] - np.cumsum(lengths) + lengths, lengths
+    )
+    sequences = pack_sequences(features.token_ids[places], lengths, features.segment_b_start[indices])
+    return sequences, torch.from_numpy(features.labels[indices])
+
+
+def epoch_batches(num_examples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Shuffled batches of indices, each example once; a function of (seed, epoch). The last batch may be smaller."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return np.split(order, range(batch_size, num_examples, batch_size))

@@ -1,0 +1,180 @@
+"""CLI and the one fine-tuning loop: a task, a start, several seeds -> dev scores of every epoch, last and best apart.
+
+    python -m evaluation.finetune --task rte --checkpoint runs/mini --data-dir glue/RTE --output runs/mini-rte
+
+As in the papers (Devlin et al. 2019, A.3; Mosbach et al. 2021): AdamW with bias correction, linear warm-up and decay,
+dropout, gradients clipped to norm 1. Without `--deepspeed_config` the run is in float32 without ZeRO.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_prep.cli import claim_output, run_cli, write_json
+from evaluation.baselines import BASELINES, majority, ngram
+from evaluation.classification import Example, TextTask, read_examples
+from evaluation.encoder import Start, fill_model, find_start, read_encoder
+from evaluation.features import Features, encode_examples, epoch_batches, gather_batch
+from evaluation.heads import BertForSequenceClassification, sequence_loss
+from evaluation.results import (
+    RESULTS_FILE,
+    dev_scores,
+    finish_seed,
+    percent,
+    seed_folder,
+    seed_result_file,
+    seed_table,
+    summarize,
+)
+from evaluation.settings import check_numbers, find_task, parse_args, resolve_settings
+from pretrain.engine import initialize_engine
+from pretrain.layout import init_layout
+from pretrain.schedule import learning_rate
+
+EVAL_BATCH_SIZE = 64
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check everything, claim the output folder, run the seeds that are not finished, print the table."""
+    args = parse_args(argv)
+    check_numbers(args)
+    task = find_task(args)
+    train = read_examples(args.data_dir / task.train_file, task)[: args.max_train_examples]
+    dev = read_examples(args.data_dir / task.dev_file, task)
+    start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab)
+    settings = resolve_settings(args, task, start, train, dev)
+    todo = [seed for seed in args.seeds if not seed_result_file(args.output, seed).exists()]
+    done_file = seed_result_file(Path(), todo[0] if todo else args.seeds[0])
+    claim_output(args.output, settings, "finetune", str(done_file))
+    if len(todo) < len(args.seeds):
+        print(f"finished before and kept: seed {', '.join(str(seed) for seed in args.seeds if seed not in todo)}")
+    if start is None:
+        run_baseline(args.checkpoint, task, train, dev, todo, args.output)
+    elif todo:
+        fine_tune(task, start, train, dev, todo, settings, args.output)
+    kind = args.checkpoint if start is None else "random" if start.weights is None else "pretrained"
+    head = {"task": task.name, "start": kind, "checkpoint": args.checkpoint, "metrics": list(task.metrics),
+            "num_train": len(train), "num_dev": len(dev)}  # fmt: skip
+    results = summarize(args.output, head)
+    write_json(args.output / RESULTS_FILE, results)
+    print(
+        f"{task.name} from {args.checkpoint}: {len(train):,} training and {len(dev):,} dev examples, scores in percent"
+    )
+    print(seed_table(results))
+
+
+def run_baseline(
+    kind: str, task: TextTask, train: list[Example], dev: list[Example], seeds: list[int], output: Path
+) -> None:
+    """Predict the dev rows without a network; each seed's folder is written in the format of a fine-tuned one."""
+    is_regression = not task.labels
+    labels = np.array([example.label for example in dev])
+    for seed in tqdm(seeds, desc=f"{task.name} {kind}", unit="seed"):
+        predictions = (
+            majority(train, dev, is_regression) if kind == "majority" else ngram(train, dev, is_regression, seed)
+        )
+        epoch = {"epoch": 1, "scores": dev_scores(task, labels, predictions)}
+        finish_seed(output, seed, task, [epoch], labels, predictions)
+
+
+def fine_tune(
+    task: TextTask,
+    start: Start,
+    train: list[Example],
+    dev: list[Example],
+    seeds: list[int],
+    settings: dict,
+    output: Path,
+) -> None:
+    """Encode the examples once, then run one seed after another and write each one's folder."""
+    layout = init_layout()
+    encoder = read_encoder(start)
+    train = encode_examples(start.tokenizer, train, settings["max_seq_length"], "training examples")
+    dev = encode_examples(start.tokenizer, dev, settings["max_seq_length"], "dev examples")
+    cut = f"{train.num_truncated:,} training and {dev.num_truncated:,} dev examples"
+    print(f"cut to {settings['max_seq_length']} tokens: {cut}")
+    for seed in seeds:
+        model = BertForSequenceClassification(start.config, layout, task.num_outputs)
+        drawn = fill_model(model, encoder, seed)
+        if encoder and seed == seeds[0]:
+            print(f"not in the checkpoint, so drawn from each seed: {', '.join(drawn)}")
+        engine, optimizer = initialize_engine(model, settings["deepspeed_config"], layout)
+        log_file = seed_folder(output, seed) / "metrics.jsonl"
+        log_file.parent.mkdir(exist_ok=True)
+        with open(log_file, "w", encoding="utf-8", buffering=1) as file:
+            epochs, predictions = train_one_seed(engine, optimizer, task, train, dev, settings, seed, file)
+        finish_seed(output, seed, task, epochs, dev.labels, predictions)
+        engine.destroy()
+    layout.close()
+
+
+def train_one_seed(
+    engine, optimizer, task: TextTask, train: Features, dev: Features, settings: dict, seed: int, log: IO[str]
+) -> tuple[list[dict], np.ndarray]:
+    """THE loop: every epoch's row (losses, dev scores, speed), and the predictions [num dev] after the last one."""
+    schedule = settings["deepspeed_config"]["scheduler"]["params"]
+    peak_lr = settings["deepspeed_config"]["optimizer"]["params"]["lr"]
+    epochs, step = [], 0
+    bar = tqdm(total=schedule["total_num_steps"], desc=f"{task.name} seed {seed}", unit="step", dynamic_ncols=True)
+    for epoch in range(1, settings["epochs"] + 1):
+        began, losses = time.perf_counter(), []
+        for indices in epoch_batches(len(train), settings["batch_size"], seed, epoch):
+            rate = learning_rate(schedule, peak_lr, step)
+            losses.append(train_step(engine, optimizer, train, indices, rate, seed, step))
+            write_row(log, kind="train", step=step + 1, loss=losses[-1], learning_rate=rate)
+            step += 1
+            bar.update()
+        examples_per_s = len(train) / (time.perf_counter() - began)
+        dev_loss, predictions = evaluate(engine, dev)
+        scores = dev_scores(task, dev.labels, predictions)
+        epochs.append({"epoch": epoch, "step": step, "train_loss": float(np.mean(losses)), "dev_loss": dev_loss,
+                       "scores": scores, "examples_per_s": examples_per_s})  # fmt: skip
+        write_row(log, kind="dev", **epochs[-1])
+        bar.set_postfix({name: percent(value) for name, value in scores.items()})
+    bar.close()
+    return epochs, predictions
+
+
+def train_step(engine, optimizer, train: Features, indices: np.ndarray, rate: float, seed: int, step: int) -> float:
+    """One update on the examples `indices` [B]: their mean loss. Raises FloatingPointError if it is not finite."""
+    layout = engine.mpu
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    sequences, labels = gather_batch(train, indices)
+    logits = engine(sequences.to(layout.device), (seed, step, layout.dp_rank))
+    loss = sequence_loss(logits, labels.to(layout.device))
+    engine.backward(loss)
+    engine.step()
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(f"seed {seed}, step {step + 1}: the loss is {loss.item()}; lower --learning-rate")
+    return loss.item()
+
+
+@torch.no_grad()
+def evaluate(engine, dev: Features) -> tuple[float, np.ndarray]:
+    """Mean loss over all dev examples, and their predictions [num dev]: class indices, or scores."""
+    device = engine.mpu.device
+    order = np.argsort(dev.lengths, kind="stable")  # neighbours of one length: attention pads less
+    parts = [
+        engine.module(gather_batch(dev, indices)[0].to(device)).cpu()
+        for indices in np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE))
+    ]
+    logits = torch.cat(parts)[np.argsort(order)]  # [num dev, L], in the order of the file
+    loss = sequence_loss(logits, torch.from_numpy(dev.labels)).item()
+    is_regression = dev.labels.dtype == np.float32
+    return loss, (logits.squeeze(1) if is_regression else logits.argmax(1)).numpy()
+
+
+def write_row(log: IO[str], **row) -> None:
+    """One row of metrics.jsonl."""
+    log.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,110 @@
+"""The results of a fine-tuning run: what its folder holds, its summary over seeds, and the table that is printed.
+
+    OUTPUT/finetune.json           the resolved configuration: task, files and their sha256, start, model, DeepSpeed
+    OUTPUT/seed_0/metrics.jsonl    {kind: "train", step, loss, learning_rate} a step, {kind: "dev", epoch, ...} an epoch
+    OUTPUT/seed_0/predictions.tsv  index, label and prediction of each dev row after the last epoch
+    OUTPUT/seed_0/result.json      {seed, best_epoch, epochs: [{epoch, step, losses, scores, examples_per_s}]},
+                                   written last: a seed that has it is finished and is not run again
+    OUTPUT/results.json            all finished seeds; mean, median, std, min and max of each metric, after the last
+                                   epoch and at each seed's best epoch
+
+A baseline has one epoch and no losses. An undefined score (a correlation with constant predictions) is null.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from data_prep.cli import finished_file, read_json, write_json
+from evaluation.classification import TextTask
+from evaluation.metrics import score, spread
+
+RESULTS_FILE = "results.json"
+
+
+def seed_folder(output: Path, seed: int) -> Path:
+    """Where the files of one seed stand."""
+    return output / f"seed_{seed}"
+
+
+def seed_result_file(output: Path, seed: int) -> Path:
+    """The file that says that a seed is finished."""
+    return seed_folder(output, seed) / "result.json"
+
+
+def dev_scores(task: TextTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
+    """The task's metrics over the B dev rows, {name: value}; None where one is undefined. labels, predictions: [B]."""
+    scores = score(task.metrics, labels, predictions)
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}
+
+
+def best_epoch(epochs: Sequence[dict], metric: str) -> int:
+    """The number of the epoch with the highest dev `metric`, the earliest on a tie."""
+    best = max(epochs, key=lambda row: -math.inf if row["scores"][metric] is None else row["scores"][metric])
+    return best["epoch"]
+
+
+def finish_seed(
+    output: Path, seed: int, task: TextTask, epochs: list[dict], labels: np.ndarray, predictions: np.ndarray
+) -> None:
+    """Write the predictions after the last epoch, then the seed's result.json. labels, predictions: [B]."""
+    folder = seed_folder(output, seed)
+    folder.mkdir(exist_ok=True)
+    _write_predictions(folder / "predictions.tsv", task, labels, predictions)
+    best = best_epoch(epochs, task.metrics[0])
+    write_json(seed_result_file(output, seed), {"seed": seed, "best_epoch": best, "epochs": epochs})
+
+
+def _write_predictions(path: Path, task: TextTask, labels: np.ndarray, predictions: np.ndarray) -> None:
+    with finished_file(path, "w") as file:
+        file.write("index\tlabel\tprediction\n")
+        for index, pair in enumerate(zip(labels.tolist(), predictions.tolist(), strict=True)):
+            label, prediction = (task.labels[value] if task.labels else f"{value:.6g}" for value in pair)
+            file.write(f"{index}\t{label}\t{prediction}\n")
+
+
+def summarize(output: Path, head: dict) -> dict:
+    """Gather every finished seed of a run folder under `head` (task, start, metrics ...): what results.json holds."""
+    seeds = sorted((read_json(path) for path in output.glob("seed_*/result.json")), key=lambda row: row["seed"])
+    return {**head, **{which: _summary(seeds, which, head["metrics"]) for which in ("last", "best")}, "seeds": seeds}
+
+
+def _summary(seeds: Sequence[dict], which: str, metrics: Sequence[str]) -> dict[str, dict]:
+    chosen = [scores_of(row, which) for row in seeds]
+    return {metric: spread([scores[metric] for scores in chosen]) for metric in metrics}
+
+
+def scores_of(seed_result: dict, which: str) -> dict[str, float | None]:
+    """The dev scores of one seed at its "last" or its "best" epoch."""
+    epochs = seed_result["epochs"]
+    if which == "last":
+        return epochs[-1]["scores"]
+    return next(row["scores"] for row in epochs if row["epoch"] == seed_result["best_epoch"])
+
+
+def percent(value: float | None) -> str:
+    """A score as it is printed: in percent, or n/a where it is undefined."""
+    return "n/a" if value is None else f"{100 * value:.1f}"
+
+
+def mean_and_spread(summary: dict) -> str:
+    """Mean and standard deviation over seeds, in percent: "71.3 ± 0.8"."""
+    return "n/a" if summary["mean"] is None else f"{percent(summary['mean'])} ± {percent(summary['std'])}"
+
+
+def seed_table(results: dict) -> str:
+    """The table printed at the end of a run: a row a seed, then mean ± standard deviation; last and best epoch apart,
+    in percent.
+    """
+    metrics = results["metrics"]
+    rows = [
+        [row["seed"], *(percent(scores_of(row, "last")[m]) for m in metrics),
+         *(percent(scores_of(row, "best")[m]) for m in metrics), row["best_epoch"]]
+        for row in results["seeds"]
+    ]  # fmt: skip
+    summaries = [mean_and_spread(results[which][metric]) for which in ("last", "best") for metric in metrics]
+    headers = ["seed", *(f"{m}, last" for m in metrics), *(f"{m}, best" for m in metrics), "best epoch"]
+    return tabulate([*rows, ["mean ± std", *summaries, ""]], headers, disable_numparse=True, stralign="right")

@@ -1,0 +1,142 @@
+"""The command line of `evaluation.finetune`: its arguments, the checks that need no work, and what they resolve to."""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from data_prep.cli import sha256_file
+from evaluation.classification import OWN_TASKS, TextTask, own_task
+from evaluation.encoder import Start
+from evaluation.glue import GLUE_TASKS
+from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
+from pretrain.layout import rank_environment
+
+TASKS = (*GLUE_TASKS, *OWN_TASKS)
+TASK_HELP = (
+    f"of GLUE {', '.join(GLUE_TASKS)}; classification or regression for your own files (TSV, CSV or JSONL with the "
+    "columns sentence, label or sentence1, sentence2, label)"
+)
+CHECKPOINT_HELP = (
+    "a pretraining run or one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
+    "pretraining; 'majority' or 'ngram' for a baseline without a network"
+)
+MAX_GRAD_NORM = 1.0
+# What a flag of this command states has no second home in a DeepSpeed file.
+KEYS_OF_FLAGS = (
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+    *("gradient_clipping", "optimizer", "scheduler"),
+)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; `--help` is written for a newcomer."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.finetune",
+        description="Fine-tune a pretrained BERT on a task, with several seeds. The dev set is evaluated after every "
+        "epoch; the scores go to OUTPUT/results.json and are printed. The same command again keeps the seeds that are "
+        "finished; other --seeds are added to them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    what = parser.add_argument_group("what is learnt, and from where")
+    what.add_argument("--task", required=True, metavar="NAME", help=TASK_HELP)
+    what.add_argument("--checkpoint", required=True, metavar="WHERE", help=CHECKPOINT_HELP)
+    what.add_argument("--data-dir", required=True, type=Path, metavar="DIR", help="folder of the task's files")
+    what.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write; empty or missing")
+    what.add_argument("--train-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
+    what.add_argument("--dev-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
+    what.add_argument("--max-train-examples", type=int, metavar="N", help="only the first N training examples")
+    what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
+    what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
+    how = parser.add_argument_group("how")
+    how.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run each, in turn")
+    how.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the training examples")
+    how.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples a step")
+    how.add_argument("--learning-rate", type=float, default=5e-5, metavar="X", help="peak rate of AdamW")
+    how.add_argument(
+        "--warmup-proportion", type=float, default=0.1, metavar="X", help="share of steps with a rising rate"
+    )
+    how.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="none on biases and LayerNorm")
+    how.add_argument("--max-seq-length", type=int, default=128, metavar="N", help="examples are cut to so many tokens")
+    how.add_argument(
+        "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
+    )
+    return parser.parse_args(argv)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raise ValueError for a number that no run can have."""
+    for name in ("epochs", "batch_size", "max_train_examples"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
+    if not 0 < args.learning_rate < 1:
+        raise ValueError(f"--learning-rate {args.learning_rate:g}: a number above 0 and below 1 is due, such as 5e-5")
+    if not 0 <= args.warmup_proportion <= 1:
+        raise ValueError(f"--warmup-proportion {args.warmup_proportion:g}: a share between 0 and 1 is due, such as 0.1")
+    if not 0 <= args.weight_decay < 1:
+        raise ValueError(f"--weight-decay {args.weight_decay:g}: a number from 0 to below 1 is due, such as 0.01")
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: different whole numbers from 0 on are due")
+    if rank_environment()["WORLD_SIZE"] > 1:
+        raise ValueError("fine-tuning runs in one process; start it with plain python, without a launcher")
+
+
+def find_task(args: argparse.Namespace) -> TextTask:
+    """The task by its name; ValueError names the nearest one for a misspelt name."""
+    name = args.task.lower()
+    if name not in TASKS:
+        raise ValueError(f"--task {args.task} is unknown; choose one of {', '.join(TASKS)}{nearest(name, TASKS)}")
+    if not args.data_dir.is_dir():
+        raise ValueError(f"--data-dir {args.data_dir}: no such folder")
+    if name in OWN_TASKS:
+        return own_task(name, args.data_dir, args.train_file, args.dev_file)
+    task = GLUE_TASKS[name]
+    return replace(task, train_file=args.train_file or task.train_file, dev_file=args.dev_file or task.dev_file)
+
+
+def resolve_settings(args: argparse.Namespace, task: TextTask, start: Start | None, train: list, dev: list) -> dict:
+    """All that determines the results of a seed, as finetune.json has it; checks what depends on the model."""
+    paths = {"train": args.data_dir / task.train_file, "dev": args.data_dir / task.dev_file}
+    data = {split: {"file": str(path), "sha256": sha256_file(path)} for split, path in paths.items()}
+    settings = {
+        "task": asdict(task),
+        "checkpoint": args.checkpoint,
+        **data,
+        "num_train": len(train),
+        "num_dev": len(dev),
+    }
+    if start is None:
+        return settings
+    longest = start.config.max_position_embeddings
+    if not 5 <= args.max_seq_length <= longest:
+        raise ValueError(
+            f"--max-seq-length {args.max_seq_length}: the model has positions for {longest} tokens; choose 5 to that"
+        )
+    return {
+        **settings,
+        "weights": start.weights and str(start.weights),
+        "model": start.config.to_json(),
+        "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
+        **{name: getattr(args, name) for name in ("epochs", "batch_size", "max_seq_length")},
+        "deepspeed_config": deepspeed_settings(args, len(train)),
+    }
+
+
+def deepspeed_settings(args: argparse.Namespace, num_train: int) -> dict:
+    """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say."""
+    own = {} if args.deepspeed_config is None else read_json(args.deepspeed_config)
+    for key in KEYS_OF_FLAGS:
+        if key in own:
+            raise ValueError(f"{args.deepspeed_config}: {key!r} is set by a flag here (see --help); leave it out")
+    check_keys(own, DEEPSPEED_KEYS, str(args.deepspeed_config))
+    num_steps = args.epochs * -(-num_train // args.batch_size)
+    optimizer = {"lr": args.learning_rate, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": args.weight_decay}
+    schedule = {"total_num_steps": num_steps, "warmup_proportion": args.warmup_proportion}
+    return {
+        **own,
+        "train_batch_size": args.batch_size,
+        "train_micro_batch_size_per_gpu": args.batch_size,
+        "gradient_clipping": MAX_GRAD_NORM,
+        "optimizer": {"type": "AdamW", "params": optimizer},
+        "scheduler": {"type": "WarmupPolynomialLR", "params": schedule},
+    }

@@ -1,0 +1,59 @@
+"""A road made of command lines: a stage is announced with the time gone by, run, and stops the road when it fails."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+BIN = Path(sys.executable).parent
+
+
+def module(name: str, *args: object) -> list[str]:
+    """The command `python -m name args...` with this Python."""
+    return [sys.executable, "-m", name, *map(str, args)]
+
+
+def launch(num_ranks: int, name: str, *args: object) -> list[str]:
+    """The command `deepspeed --module name args...` on `num_ranks` ranks of this machine, with this Python's launcher.
+
+    The port is a free one, so that two runs on one machine do not meet.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    options = ("--quiet", "--num_accelerators", num_ranks, "--master_port", port)
+    return [str(BIN / "deepspeed"), *map(str, options), "--module", name, *map(str, args)]
+
+
+def num_gpus() -> int:
+    return torch.cuda.device_count()
+
+
+def describe_machine() -> str:
+    """One line: the GPUs, or the CPU cores."""
+    if num_gpus():
+        return f"{num_gpus()} x {torch.cuda.get_device_name(0)}"
+    return f"{os.cpu_count()} CPU cores, no GPU"
+
+
+def run_stage(started: float, title: str, command: list[str], num_ranks: int = 1) -> None:
+    """Print a headline with the minutes and seconds since `started` (time.monotonic), then run `command`.
+
+    Its output goes to this terminal. The cores are shared out among `num_ranks`. A failing command ends the program
+    with the command's exit code.
+    """
+    minutes, seconds = divmod(int(time.monotonic() - started), 60)
+    print(f"\n=== {minutes:2d}:{seconds:02d}  {title}", flush=True)
+    num_threads = max(1, (os.cpu_count() or 1) // num_ranks)
+    # DeepSpeed compiles with the environment's ninja and its launcher starts `python`.
+    path = os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)])
+    result = subprocess.run(command, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": str(num_threads)})
+    if result.returncode:
+        print(f"error: the stage {title!r} failed; the reason stands above. The command was:", file=sys.stderr)
+        print(" ".join(command), file=sys.stderr)
+        print("Run the same again to go on: stages that are complete are reused.", file=sys.stderr)
+        sys.exit(result.returncode)

@@ -1,0 +1,223 @@
+"""Corpus to shards: the same bytes for any number of workers and after interruptions; balanced, shuffled, complete."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from data_prep import build as build_module
+from data_prep.build import BuildConfig, build, cut_into_chunks, main
+from data_prep.indexed_dataset import IndexedDatasetWriter
+from data_prep.instances import InstanceRule, make_instances
+from data_prep.shards import Shards
+from tests.data_prep.small_corpus import make_corpus, make_tokenizer
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """So that a small corpus has several chunks."""
+    monkeypatch.setattr(build_module, "CHUNK_TOKENS", 5000)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """(tokenizer, corpus) of some 60 documents and 25,000 tokens."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    tokenizer = make_tokenizer(folder)
+    return make_corpus(folder, tokenizer), tokenizer
+
+
+def make(source, output, workers=1, num_shards=None, **config):
+    config = BuildConfig(**{"seq_length": 64, "max_predictions": 10, "duplicates": 2} | config)
+    build(*source, output, config, num_shards=num_shards, workers=workers)
+    return Shards(output)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def originals(shards):
+    """The sequences without their masks, as tuples."""
+    records = shards.gather(np.arange(shards.num_sequences))
+    return [tuple(part) for part in np.split(records.original_token_ids(), np.cumsum(records.lengths)[:-1])]
+
+
+def test_workers_do_not_change_a_byte(source, tmp_path, small_chunks):
+    make(source, tmp_path / "one")
+    make(source, tmp_path / "two", workers=2)
+    one = contents(tmp_path / "one")
+    assert one == contents(tmp_path / "two")
+    assert sorted(one) == [
+        "config.json",
+        "manifest.json",
+        *sorted(n for n in one if n.startswith("shard-")),
+        "vocab.txt",
+    ]
+
+
+def test_an_interrupted_build_goes_on_to_the_same_bytes(source, tmp_path, small_chunks, monkeypatch):
+    make(source, tmp_path / "whole", num_shards=5)
+    calls = []
+
+    def stop_at_the_third(path, columns, write=build_module.write_shard):
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(path, columns)
+
+    monkeypatch.setattr(build_module, "write_shard", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        make(source, tmp_path / "cut", num_shards=5)
+    with pytest.raises(ValueError, match="has not finished"):
+        Shards(tmp_path / "cut")
+    make(source, tmp_path / "cut", num_shards=5)
+    assert len(set(calls)) == 5 and len(calls) == 6, "the two finished shards were kept"
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_chunk_size_is_only_about_memory(source, tmp_path, monkeypatch):
+    whole = make(source, tmp_path / "one_chunk", duplicates=1)
+    monkeypatch.setattr(build_module, "CHUNK_TOKENS", 3000)
+    assert len(cut_into_chunks(source[0].sentence_start, source[0].document_start, 1)) > 4
+    parts = make(source, tmp_path / "chunks", duplicates=1)
+    assert contents(whole.folder) == contents(parts.folder)
+
+
+@pytest.mark.parametrize("pair_task", ["nsp", "sop", "none"])
+def test_every_instance_is_there_once_shuffled_and_balanced(source, tmp_path, pair_task, small_chunks):
+    shards = make(source, tmp_path / "shards", pair_task=pair_task, num_shards=7)
+    corpus = source[0]
+    rule = InstanceRule(64, pair_task, duplicates=2)
+    instances = make_instances(corpus.sentence_start, corpus.document_start, range(60), rule)
+
+    def sequence(instance):
+        _, a, b, num_a, num_b, _ = instance
+        second = [*corpus.token_ids[b : b + num_b].tolist(), 3] if num_b else []
+        return (2, *corpus.token_ids[a : a + num_a].tolist(), 3, *second)
+
+    in_order = [sequence(instance) for instance in instances.tolist()]
+    shuffled = originals(shards)
+    assert Counter(shuffled) == Counter(in_order)
+    assert sum(a == b for a, b in zip(shuffled, in_order, strict=True)) < 0.05 * len(in_order)
+    sizes = [entry["num_sequences"] for entry in shards.manifest["shards"]]
+    assert len(sizes) == 7 and max(sizes) - min(sizes) <= 1
+    records = shards.gather(np.arange(shards.num_sequences))
+    assert records.lengths.max() <= 64
+    assert Counter(records.pair_labels.tolist()) == Counter(instances["pair_label"].tolist())
+    separators = records.token_ids[np.cumsum(records.lengths) - records.lengths + records.segment_b_start - 1]
+    assert (separators == 3).all()
+
+
+def test_duplicates_have_other_masks(source, tmp_path):
+    shards = make(source, tmp_path / "shards", pair_task="none", duplicates=4, short_seq_prob=0.0)
+    records = shards.gather(np.arange(shards.num_sequences))
+    masked = [tuple(part) for part in np.split(records.token_ids, np.cumsum(records.lengths)[:-1])]
+    assert set(Counter(originals(shards)).values()) == {4}
+    assert len(set(masked)) > 0.98 * len(masked)
+
+
+def test_the_manifest_tells_what_was_done(source, tmp_path):
+    manifest = make(source, tmp_path / "shards", seed=3).manifest
+    assert manifest["config"] == {
+        "seq_length": 64,
+        "max_predictions": 10,
+        "duplicates": 2,
+        "pair_task": "nsp",
+        "masked_lm_prob": 0.15,
+        "whole_word": False,
+        "short_seq_prob": 0.1,
+        "seed": 3,
+    }
+    assert manifest["vocab"]["sha256"] == source[1].sha256 and manifest["vocab"]["mask_id"] == 4
+    assert manifest["corpus"]["num_documents"] == 60
+    num_bytes = sum(entry["num_bytes"] for entry in manifest["shards"])
+    exact = 2 * manifest["num_tokens"] + 4 * manifest["num_predictions"] + 11 * manifest["num_sequences"]
+    assert exact < num_bytes < exact + 700 * len(manifest["shards"])
+
+
+def test_whole_words(source, tmp_path):
+    records = make(source, tmp_path / "shards", whole_word=True).gather(np.arange(20))
+    assert records.num_predictions.max() <= 10
+
+
+def test_command_line_on_a_megatron_corpus(source, tmp_path):
+    """A corpus without a manifest needs --vocab; a second run of the same command reuses, another refuses."""
+    corpus, tokenizer = source
+    writer = IndexedDatasetWriter(tmp_path / "megatron", np.uint16)
+    for first, last in zip(corpus.document_start[:-1], corpus.document_start[1:], strict=True):
+        bounds = corpus.sentence_start[first : last + 1]
+        writer.add_document(corpus.token_ids[bounds[0] : bounds[-1]], np.diff(bounds))
+    writer.finish()
+    vocab = shutil.copyfile(tokenizer.path, tmp_path / "other-vocab.txt")
+    command = ["--corpus", str(tmp_path / "megatron"), "--vocab", str(vocab), "--output", str(tmp_path / "shards")]
+    options = ["--seq-length", "64", "--max-predictions", "10", "--duplicates", "2"]
+    main([*command, *options])
+    made = contents(tmp_path / "shards")
+    ours = contents(make(source, tmp_path / "ours").folder)
+    assert {n: b for n, b in made.items() if n.startswith("shard-")} == {
+        n: b for n, b in ours.items() if n[:6] == "shard-"
+    }
+    main([*command, *options])
+    assert contents(tmp_path / "shards") == made
+    with pytest.raises(ValueError, match="seed: 0 there, 1 asked for"):
+        main([*command, *options, "--seed", "1"])
+    assert contents(tmp_path / "shards") == made
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"seq_length": 7}, "seq_length=7 must be between 8 and"),
+        ({"seq_length": 70_000}, "seq_length=70000"),
+        ({"max_predictions": 64}, "max_predictions=64.*less than seq_length=64"),
+        ({"duplicates": 0}, "duplicates=0"),
+        ({"pair_task": "nps"}, "pair_task=nps must be one of nsp, sop, none"),
+        ({"masked_lm_prob": 15.0}, "masked_lm_prob=15.0"),
+        ({"short_seq_prob": -0.1}, "short_seq_prob=-0.1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"num_shards": 10**6}, "num_shards=1000000 exceeds the .* sequences"),
+        ({"num_shards": 0}, "num_shards=0"),
+        ({"workers": 0}, "workers=0"),
+    ],
+)
+def test_values_outside_their_rules_leave_nothing(source, tmp_path, config, match):
+    with pytest.raises(ValueError, match=match):
+        make(source, tmp_path / "shards", **config)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_corpora_that_cannot_serve(source, tmp_path):
+    corpus, tokenizer = source
+
+    def refused(match, pair_task="nsp", vocab=tokenizer, **changes):
+        names = ("token_ids", "sentence_start", "document_start", "manifest")
+        other = type(corpus)(**{name: getattr(corpus, name) for name in names} | changes)
+        with pytest.raises(ValueError, match=match):
+            make((other, vocab), tmp_path / "shards", pair_task=pair_task)
+        assert not (tmp_path / "shards").exists()
+
+    starts = corpus.sentence_start
+    refused("has 1 document, needs 2.*--pair-task sop", document_start=np.array([0, len(starts) - 1]))
+    refused("no text", sentence_start=np.array([0]), document_start=np.array([0]))
+    refused("at least two sentences", "sop", document_start=np.arange(len(starts)))
+    refused("is not the one the corpus was tokenised", manifest={"vocab": {"sha256": "0" * 64}})
+    small = tmp_path / "small"
+    small.mkdir()
+    (small / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    refused(
+        "holds token id 499 and vocabulary .* has 6 entries", manifest=None, vocab=build_module.load_tokenizer(small)
+    )
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "data_prep.build", "--corpus", str(tmp_path), "--output", str(tmp_path / "shards")]
+    result = subprocess.run([*command, "--seq-length", "3"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: seq_length=3 must be")
+    assert json.dumps([p.name for p in tmp_path.iterdir()]) == "[]"

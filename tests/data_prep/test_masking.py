@@ -1,0 +1,117 @@
+"""Masks: the shares of the paper, what is never masked, whole words, and purity in (seed, epoch, sample)."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from data_prep.masking import mask_sequences, masking_rule
+from tests.data_prep.small_corpus import VOCAB_SIZE, make_tokenizer
+
+CLS, SEP, MASK = 2, 3, 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("vocab"))
+
+
+def make_rule(tokenizer, *, masked_lm_prob=0.15, max_predictions=20, whole_word=False):
+    return masking_rule(
+        tokenizer, masked_lm_prob=masked_lm_prob, max_predictions=max_predictions, whole_word=whole_word
+    )
+
+
+def make_sequences(num_sequences, *, longest=160, seed=0):
+    """(tokens uint16 [T], lengths [B]) of [CLS] words [SEP] words [SEP], from 5 tokens upwards."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(5, longest + 1, num_sequences)
+    tokens = random.integers(5, VOCAB_SIZE, lengths.sum()).astype(np.uint16)
+    starts = np.cumsum(lengths) - lengths
+    tokens[starts], tokens[starts + lengths // 2], tokens[starts + lengths - 1] = CLS, SEP, SEP
+    return tokens, lengths
+
+
+def places(masked, lengths):
+    """Each prediction's place among all tokens."""
+    return np.repeat(np.cumsum(lengths) - lengths, masked.num_predictions) + masked.masked_lm_positions
+
+
+def test_special_tokens_are_never_masked_and_nothing_else_changes(tokenizer):
+    tokens, lengths = make_sequences(500)
+    masked = mask_sequences(tokens, lengths, np.arange(500), make_rule(tokenizer), seed=0)
+    at = places(masked, lengths)
+    assert (np.diff(at) > 0).all(), "in the order of the tokens, none twice"
+    assert not np.isin(tokens[at], [0, CLS, SEP, MASK]).any()
+    assert (masked.masked_lm_labels == tokens[at]).all() and masked.masked_lm_labels.dtype == np.uint16
+    restored = masked.token_ids.copy()
+    restored[at] = masked.masked_lm_labels
+    assert (restored == tokens).all()
+
+
+@pytest.mark.parametrize(("masked_lm_prob", "max_predictions"), [(0.15, 20), (0.15, 5), (0.5, 80), (0.99, 159)])
+def test_number_of_predictions(tokenizer, masked_lm_prob, max_predictions):
+    tokens, lengths = make_sequences(300)
+    rule = make_rule(tokenizer, masked_lm_prob=masked_lm_prob, max_predictions=max_predictions)
+    masked = mask_sequences(tokens, lengths, np.arange(300), rule, seed=0)
+    wanted = [min(max_predictions, max(1, round(n * masked_lm_prob)), n - 3) for n in lengths.tolist()]
+    assert masked.num_predictions.tolist() == wanted
+
+
+def test_eighty_ten_ten_over_all_positions_alike(tokenizer):
+    tokens, lengths = make_sequences(20_000, longest=60)
+    masked = mask_sequences(tokens, lengths, np.arange(20_000), make_rule(tokenizer), seed=0)
+    shown, labels = masked.token_ids[places(masked, lengths)], masked.masked_lm_labels
+    is_mask, is_kept = shown == MASK, shown == labels
+    for share, wanted in ((is_mask, 0.8), (is_kept, 0.1 + 0.1 / (VOCAB_SIZE - 4))):
+        assert share.mean() == pytest.approx(wanted, abs=4 * (wanted * (1 - wanted) / len(labels)) ** 0.5)
+    replaced = shown[~is_mask & ~is_kept]
+    assert np.isin(replaced, [0, CLS, SEP, MASK]).sum() == 0
+    assert len(np.unique(replaced)) == VOCAB_SIZE - 4, "any ordinary token, [UNK] too"
+    same_length = np.tile(np.array([CLS, *range(5, 35), SEP], np.uint16), 20_000)
+    masked = mask_sequences(same_length, np.full(20_000, 32), np.arange(20_000), make_rule(tokenizer), seed=0)
+    counts = np.bincount(masked.masked_lm_positions, minlength=32)[1:31]
+    expected = len(masked.masked_lm_positions) / 30
+    assert np.abs(counts - expected).max() < 4.5 * expected**0.5
+
+
+def test_masks_are_a_function_of_seed_epoch_and_sample(tokenizer):
+    tokens, lengths = make_sequences(50)
+    rule, samples = make_rule(tokenizer), np.arange(1000, 1050)
+    whole = mask_sequences(tokens, lengths, samples, rule, seed=7, epoch=3)
+    again = [
+        mask_sequences(part, [len(part)], [sample], rule, seed=7, epoch=3)
+        for part, sample in zip(np.split(tokens, np.cumsum(lengths)[:-1]), samples, strict=True)
+    ]
+    assert (np.concatenate([part.token_ids for part in again]) == whole.token_ids).all()
+    for other in ({"seed": 8, "epoch": 3}, {"seed": 7, "epoch": 4}):
+        assert (mask_sequences(tokens, lengths, samples, rule, **other).token_ids != whole.token_ids).any()
+    assert (mask_sequences(tokens, lengths, samples + 1, rule, seed=7, epoch=3).token_ids != whole.token_ids).any()
+    wide = mask_sequences(tokens.astype(np.int64), lengths, samples, rule, seed=7, epoch=3)
+    assert (wide.token_ids == whole.token_ids).all(), "the dtype decides nothing"
+
+
+def test_whole_words_are_masked_together(tokenizer):
+    tokens, lengths = make_sequences(400)
+    masked = mask_sequences(tokens, lengths, np.arange(400), make_rule(tokenizer, whole_word=True), seed=0)
+    chosen = np.zeros(len(tokens), bool)
+    chosen[places(masked, lengths)] = True
+    special = np.isin(tokens, [CLS, SEP])
+    continues = ~tokenizer.word_start[tokens]
+    joined = continues[1:] & ~special[:-1]  # a continuation after a special token is a word of its own
+    assert (chosen[1:] == chosen[:-1])[joined].all()
+    budget = np.minimum(20, np.maximum(1, np.rint(lengths * 0.15)))
+    assert (masked.num_predictions <= budget).all()
+    assert masked.num_predictions.sum() > 0.95 * budget[lengths > 10].sum()
+
+
+def test_a_sequence_without_ordinary_tokens_has_no_predictions(tokenizer):
+    masked = mask_sequences(np.array([CLS, SEP, CLS, 9, SEP]), [2, 3], [0, 1], make_rule(tokenizer), seed=0)
+    assert (masked.num_predictions.tolist(), masked.masked_lm_positions.tolist()) == ([0, 1], [1])
+    assert len(mask_sequences(np.array([], np.uint16), [], [], make_rule(tokenizer), seed=0).token_ids) == 0
+
+
+def test_masks_are_the_same_for_ever(tokenizer):
+    tokens, lengths = make_sequences(100)
+    masked = mask_sequences(tokens, lengths, np.arange(100), make_rule(tokenizer), seed=0)
+    assert hashlib.sha256(masked.token_ids.astype("<u2").tobytes()).hexdigest()[:16] == "c459db371a0f29a3"

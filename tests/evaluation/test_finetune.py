@@ -1,0 +1,151 @@
+"""The command as a user runs it, on a task of a few rows and a model of a few weights."""
+
+import json
+
+import pytest
+import transformers
+
+from data_prep.cli import run_cli
+from evaluation.finetune import main
+
+WORDS = ["red", "green", "box", "hat", "the", "is", "here"]
+MODEL = {
+    **{"vocab_size": 12, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    **{"max_position_embeddings": 16, "initializer_range": 0.2},
+}
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A folder with a task that one word decides, a vocabulary and a model; the arguments that name them."""
+    rows = [f"the {WORDS[i % 2]} {WORDS[2 + i // 2 % 2]} is here\t{WORDS[i % 2]}\n" for i in range(160)]
+    for name, part in (("train.tsv", rows), ("dev.tsv", rows[:8])):
+        (tmp_path / name).write_text("sentence\tlabel\n" + "".join(part), encoding="utf-8")
+    vocab = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n"
+    (tmp_path / "vocab.txt").write_text(vocab, encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
+    return tmp_path
+
+
+def arguments(folder, output="run", checkpoint="random", **changes):
+    """The command line of a short run with `changes`; None leaves a flag out."""
+    flags = {"task": "classification", "checkpoint": checkpoint, "data-dir": folder, "output": folder / output,
+             "epochs": 3, "batch-size": 8, "learning-rate": 0.005, "max-seq-length": 16, "seeds": [0, 1],
+             "model": folder / "config.json", "vocab": folder / "vocab.txt"}  # fmt: skip
+    if checkpoint != "random":
+        flags |= {"model": None, "vocab": None}
+    line = []
+    for name, value in (flags | changes).items():
+        values = value if isinstance(value, list) else [value]
+        line += [] if value is None else [f"--{name}", *map(str, values)]
+    return line
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_run_learns_and_keeps_finished_seeds(task, capsys):
+    main(arguments(task))
+    printed = capsys.readouterr().out
+    assert "mean ± std" in printed and "accuracy, last" in printed
+    results = read(task / "run/results.json")
+    assert (results["task"], results["start"], results["num_dev"]) == ("classification", "random", 8)
+    assert results["last"]["accuracy"]["mean"] == 1.0
+    assert [row["seed"] for row in results["seeds"]] == [0, 1]
+    assert [epoch["step"] for epoch in results["seeds"][0]["epochs"]] == [20, 40, 60]
+    rows = [json.loads(line) for line in (task / "run/seed_0/metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == (["train"] * 20 + ["dev"]) * 3
+    assert rows[0]["loss"] > 3 * rows[-2]["loss"]
+    lines = (task / "run/seed_1/predictions.tsv").read_text().splitlines()
+    assert lines[:2] == ["index\tlabel\tprediction", "0\tred\tred"]
+
+    # A seed lost to a kill is run again to the same end, the other one is kept, a further one is added.
+    kept = (task / "run/seed_0/result.json").stat().st_mtime_ns
+    losses = [epoch["train_loss"] for epoch in results["seeds"][1]["epochs"]]
+    (task / "run/seed_1/result.json").unlink()
+    main(arguments(task, seeds=[0, 1, 2]))
+    assert "finished before and kept: seed 0" in capsys.readouterr().out
+    assert (task / "run/seed_0/result.json").stat().st_mtime_ns == kept
+    again = read(task / "run/results.json")
+    assert [row["seed"] for row in again["seeds"]] == [0, 1, 2]
+    assert [epoch["train_loss"] for epoch in again["seeds"][1]["epochs"]] == losses
+
+    with pytest.raises(ValueError, match="holds another run"):
+        main(arguments(task, epochs=4))
+
+
+def test_baselines_write_the_same_format(task, capsys):
+    main(arguments(task, "majority", "majority", seeds=[0]))
+    main(arguments(task, "ngram", "ngram"))
+    assert read(task / "majority/results.json")["last"]["accuracy"]["mean"] == 0.5
+    results = read(task / "ngram/results.json")
+    assert (results["start"], results["best"]["accuracy"]["mean"]) == ("ngram", 1.0)
+    assert len((task / "ngram/seed_1/predictions.tsv").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize("architecture", [transformers.BertModel, transformers.BertForPreTraining])
+def test_from_a_hugging_face_folder(task, architecture, capsys):
+    config = transformers.BertConfig(**MODEL)
+    architecture(config).save_pretrained(task / "hf")
+    (task / "hf/vocab.txt").write_bytes((task / "vocab.txt").read_bytes())
+    main(arguments(task, checkpoint=task / "hf", seeds=[0], epochs=1))
+    assert "drawn from each seed: classifier.weight, classifier.bias\n" in capsys.readouterr().out
+    assert read(task / "run/results.json")["start"] == "pretrained"
+    with pytest.raises(ValueError, match="is not the vocabulary of"):
+        (task / "vocab.txt").write_text((task / "vocab.txt").read_text().replace("hat", "cap"))
+        main(arguments(task, "other", task / "hf", vocab=task / "vocab.txt"))
+
+
+def test_regression(task, capsys):
+    rows = "".join(f"the {WORDS[i % 2]} box\t{i % 2 + i / 100}\n" for i in range(16))
+    (task / "scores.tsv").write_text("sentence\tlabel\n" + rows, encoding="utf-8")
+    files = {"train-file": "scores.tsv", "dev-file": "scores.tsv"}
+    main(arguments(task, task="regression", seeds=[0], epochs=8, **files))
+    results = read(task / "run/results.json")
+    assert results["metrics"] == ["pearson", "spearman"]
+    assert results["best"]["pearson"]["mean"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "rtee"}, r"--task rtee is unknown; choose one of cola, .*did you mean 'rte'\?"),
+        ({"data-dir": "nowhere"}, r"--data-dir nowhere: no such folder"),
+        ({"dev-file": "no.tsv"}, r"no.tsv does not exist; the folder holds dev.tsv, train.tsv"),
+        ({"checkpoint": "nowhere", "model": "tiny"}, r"--model .* goes with --checkpoint random; nowhere has its own"),
+        ({"checkpoint": "nowhere"}, r"--checkpoint nowhere: no such folder; name a pretraining run"),
+        ({"model": None}, r"--checkpoint random needs --model"),
+        ({"model": "tinny"}, r"did you mean 'tiny'"),
+        ({"max-seq-length": 17}, r"--max-seq-length 17: the model has positions for 16 tokens; choose 5 to that"),
+        ({"epochs": 0}, r"--epochs 0: at least 1 is due"),
+        ({"seeds": [1, 1]}, r"--seeds 1 1: different whole numbers from 0 on are due"),
+        ({"learning-rate": 5}, r"--learning-rate 5: a number above 0 and below 1"),
+        ({"warmup-proportion": 2}, r"--warmup-proportion 2: a share between 0 and 1"),
+        ({"deepspeed_config": "no.json"}, r"no.json: no such file"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_written(task, capsys, changes, message):
+    with pytest.raises(SystemExit) as exit_info:
+        run_cli(main, arguments(task, **changes))
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (task / "run").exists()
+    with pytest.raises(ValueError, match=message):
+        main(arguments(task, **changes))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"train_batch_size": 4}, "'train_batch_size' is set by a flag here"), ({"bf17": {}}, "did you mean 'bf16'")],
+)
+def test_a_deepspeed_file_holds_precision_and_zero_only(task, content, message):
+    (task / "ds.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        main(arguments(task, deepspeed_config=task / "ds.json"))
+
+
+def test_bf16_with_zero(task, capsys):
+    (task / "ds.json").write_text(json.dumps({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}))
+    main(arguments(task, seeds=[0], deepspeed_config=task / "ds.json"))
+    assert read(task / "run/results.json")["last"]["accuracy"]["mean"] == 1.0
