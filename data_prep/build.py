@@ -3,7 +3,7 @@
     count    how many instances each chunk of documents gives: so each chunk knows where its numbers begin
     plan     workers write each chunk's instances in shuffled order             -> OUTPUT/plan/chunk-*.npy
     write    workers collect a shard's share of every chunk, copy and mask it   -> OUTPUT/shard-*.safetensors
-    finish   manifest.json is written, the plan is removed
+    finish   the plan is removed, manifest.json is written
 
 Chunks have a fixed size and the shuffle is a formula (`randomness.permuted`), so no step depends on who does it, and
 none holds more than a chunk or a shard in memory. A finished file is never made twice: the same command goes on after
@@ -124,10 +124,9 @@ def build(
     if claim_output(output, asdict(config) | {"num_shards": num_shards} | identity, done_file=MANIFEST) == "done":
         return
 
-    tokens = corpus.token_ids
     job = Job(
-        token_file=Path(tokens.filename),
-        token_dtype=tokens.dtype,
+        token_file=Path(corpus.token_ids.filename),
+        token_dtype=corpus.token_ids.dtype,
         output=output,
         config=config,
         masking=masking_rule(
@@ -143,17 +142,22 @@ def build(
         shard_start=np.arange(num_shards + 1) * num_sequences // num_shards,
     )
     _share_bounds(output / "plan", *bounds)
-    plans = ordered_map(partial(plan_chunk, job), list(enumerate(chunks)), workers)
-    for _ in tqdm(plans, "plan", len(chunks), unit="chunk"):
+    entries = _run(job, chunks, workers)
+    tokenizer.save(output)
+    shutil.rmtree(output / "plan")
+    write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
+
+
+def _run(job: Job, chunks: list[range], workers: int) -> list[dict]:
+    """Plan all chunks, then fill all shards; returns the shards' manifest entries."""
+    for _ in tqdm(ordered_map(partial(plan_chunk, job), enumerate(chunks), workers), "plan", len(chunks), unit="chunk"):
         pass
     entries = []
-    with tqdm(desc="write", total=num_sequences, unit="seq", unit_scale=True) as bar:
-        for entry in ordered_map(partial(fill_shard, job), range(num_shards), workers):
+    with tqdm(desc="write", total=job.num_sequences, unit="seq", unit_scale=True) as bar:
+        for entry in ordered_map(partial(fill_shard, job), range(len(job.shard_start) - 1), workers):
             entries.append(entry)
             bar.update(entry["num_sequences"])
-    tokenizer.save(output)
-    write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
-    shutil.rmtree(output / "plan")
+    return entries
 
 
 def cut_into_chunks(sentence_start: np.ndarray, document_start: np.ndarray, duplicates: int) -> list[range]:

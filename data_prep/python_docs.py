@@ -1,7 +1,8 @@
 """The quick start's reader: the English documentation that is installed on this machine.
 
 A first run should need no download. The docstrings of the standard library and of some large packages, with Python's
-own help topics, hold ten megabytes of English prose. `ast` reads them from the source files: nothing is imported or run.
+own help topics, hold ten megabytes of English prose. `ast` reads them from the source files: nothing is imported or
+run.
 
 One document is one module. Whole modules are held out, and a held-out paragraph stays only if no run of LEAK_WORDS
 words of it is also in the training part, so a text that was copied from module to module cannot be on both sides.
@@ -9,11 +10,11 @@ words of it is also in the training part, so a text that was copied from module 
 What is written (UTF-8; the same bytes for the same versions of Python and the packages):
 
     pretrain/train.jsonl  pretrain/heldout.jsonl   {"id": "torch.nn.modules.linear", "text": "paragraph\\n\\nparagraph"}
-    task/train.tsv        task/dev.tsv             sentence<TAB>label, in the layout of GLUE's SST-2
+    task/train.tsv        task/dev.tsv             sentence1<TAB>sentence2<TAB>label, as in GLUE's pair tasks
     manifest.json                                  rows and sha256 of each of them
 
-The task: were two adjacent words of the sentence swapped (label 1) or not (label 0)? Its words alone do not tell, their
-order does. Its training sentences come from training modules, its dev sentences from held-out ones.
+The task: does the second passage follow the first in one module's documentation (label 1), or is it from another module
+(label 0)? Neither passage alone tells. Its training pairs come from training modules, its dev pairs from held-out ones.
 """
 
 import argparse
@@ -52,8 +53,8 @@ SKIPPED_FOLDERS = frozenset(
 )
 HELDOUT_PERCENT = 10
 LEAK_WORDS = 8
-NUM_TASK_SENTENCES = {"train": 20_000, "dev": 3_000}
-TASK_WORDS = range(8, 25)  # short sentences: one swap is then a larger part of what the classifier reads
+NUM_TASK_PAIRS = {"train": 8_000, "dev": 1_500}
+PASSAGE_WORDS, LONGEST_PASSAGE = 25, 45  # two passages of the task fit into a sequence of 128 tokens
 
 ENGLISH_WORDS = re.compile(
     r"\b(?:an?|and|are|as|at|be|but|by|can|for|from|has|have|if|in|into|is|it|its|may|must|no|not|of|on|or|should|so|than"
@@ -81,7 +82,6 @@ MARKUP = (
     (re.compile(r"\s+"), " "),
 )
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-PLAIN_WORD = re.compile(r"[a-z]+")
 
 
 def find_modules(packages: Iterable[str] = PACKAGES) -> list[tuple[str, Path]]:
@@ -225,42 +225,41 @@ def split_sentences(paragraph: str) -> list[str]:
     return sentences
 
 
-def is_task_sentence(sentence: str) -> bool:
-    """True for a whole sentence of plain words, of a length in TASK_WORDS."""
-    words = sentence.split(" ")
-    num_plain = sum(word.rstrip(".,;:").isalpha() for word in words)
-    return len(words) in TASK_WORDS and sentence[0].isupper() and sentence[-1] == "." and num_plain >= 0.9 * len(words)
-
-
-def swap_adjacent_words(sentence: str, generator: random.Random) -> str | None:
-    """The sentence with two neighbours swapped, or None where fewer than two pairs could be.
-
-    Only lower-case words without punctuation move: a capital or a comma in a wrong place would give the swap away.
+def cut_passages(paragraphs: list[str]) -> list[str]:
+    """A document cut into runs of whole sentences of at least PASSAGE_WORDS words each; what is left at the end is
+    dropped.
     """
-    words = sentence.split(" ")
-    can_move = [PLAIN_WORD.fullmatch(word) is not None for word in words]
-    places = [i for i in range(len(words) - 1) if can_move[i] and can_move[i + 1] and words[i] != words[i + 1]]
-    if len(places) < 2:
-        return None
-    i = generator.choice(places)
-    words[i], words[i + 1] = words[i + 1], words[i]
-    return " ".join(words)
+    passages, current = [], []
+    for sentence in (sentence for text in paragraphs for sentence in split_sentences(text)):
+        current += sentence.split(" ")
+        if len(current) >= PASSAGE_WORDS:
+            passages.append(" ".join(current[:LONGEST_PASSAGE]))
+            current = []
+    return passages
 
 
-def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list[tuple[str, int]]:
-    """Up to `num_rows` (sentence, label) rows, half of them swapped (1), half as written (0); no sentence occurs twice.
+def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list[tuple[str, str, int]]:
+    """Up to `num_rows` (passage, passage, label): 1 where the second follows the first, 0 where it is another module's.
 
-    Sentences in which fewer than two swaps are possible are left out of both halves: it says nothing of the label.
+    The second passages of the wrong pairs are those of other wrong pairs, so no passage by itself says anything of its
+    label: only the two together do. No passage occurs twice.
     """
-    sentences = {sentence for texts in documents.values() for text in texts for sentence in split_sentences(text)}
-    candidates = sorted(filter(is_task_sentence, sentences))
+    pairs = []
+    for name, paragraphs in documents.items():
+        passages = cut_passages(paragraphs)
+        pairs += [(name, *pair) for pair in zip(passages[::2], passages[1::2], strict=False)]
     generator = random.Random(seed)
-    generator.shuffle(candidates)
-    rows = []
-    for sentence in candidates:
-        swapped = swap_adjacent_words(sentence, generator)
-        if swapped is not None and len(rows) < num_rows:
-            rows.append((swapped, 1) if len(rows) % 2 else (sentence, 0))
+    generator.shuffle(pairs)
+    pairs = pairs[:num_rows]
+    wrong, right = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+    rows = [(first, second, 1) for _, first, second in right]
+    # Sorted by module and moved by half of their number, the second passages meet first ones of other modules.
+    wrong.sort()
+    shift = len(wrong) // 2
+    for index, (name, first, _) in enumerate(wrong):
+        other, _, second = wrong[(index + shift) % len(wrong)]
+        if other != name:
+            rows.append((first, second, 0))
     generator.shuffle(rows)
     return rows
 
@@ -294,10 +293,11 @@ def write_documents(path: Path, documents: dict[str, list[str]]) -> None:
             file.write(json.dumps({"id": name, "text": "\n\n".join(paragraphs)}, ensure_ascii=False) + "\n")
 
 
-def write_task(path: Path, rows: list[tuple[str, int]]) -> None:
-    """A header, then sentence<TAB>label, as in GLUE's SST-2."""
+def write_task(path: Path, rows: list[tuple[str, str, int]]) -> None:
+    """A header, then sentence1<TAB>sentence2<TAB>label: the columns of GLUE's pair tasks."""
     with finished_file(path, "w") as file:
-        file.writelines(["sentence\tlabel\n", *(f"{sentence}\t{label}\n" for sentence, label in rows)])
+        file.write("sentence1\tsentence2\tlabel\n")
+        file.writelines(f"{first}\t{second}\t{label}\n" for first, second, label in rows)
 
 
 def installed_versions() -> dict[str, str]:
@@ -336,8 +336,8 @@ def main(argv: list[str] | None = None) -> None:
     parts = {
         "pretrain/train.jsonl": train,
         "pretrain/heldout.jsonl": heldout,
-        "task/train.tsv": make_task(train, NUM_TASK_SENTENCES["train"], seed="train"),
-        "task/dev.tsv": make_task(heldout, NUM_TASK_SENTENCES["dev"], seed="dev"),
+        "task/train.tsv": make_task(train, NUM_TASK_PAIRS["train"], seed="train"),
+        "task/dev.tsv": make_task(heldout, NUM_TASK_PAIRS["dev"], seed="dev"),
     }
     rows = []
     for name, content in parts.items():

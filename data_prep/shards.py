@@ -32,7 +32,7 @@ and `it` predicted, and a second sequence "the cat" without a pair, nothing pred
     tokens         2 5 4 7 3 4 9 3   2 5 6 3
     masked_lm_labels 6 8          masked_lm_positions 2 5
     segment_b_start 5 4           pair_labels 0 -1
-is a file of 8 + 536 + 62 bytes, of which the last 62 are, a line for each array above:
+is a file of 8 + 536 + 62 bytes, the last 62 of which are, row by row:
     00000000 08000000 0c000000                  00000000 02000000 02000000
     0200 0500 0400 0700 0300 0400 0900 0300     0200 0500 0600 0300
     0600 0800                                   0200 0500

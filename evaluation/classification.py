@@ -199,7 +199,7 @@ def own_task(name: str, data_dir: Path, train_file: str | None = None, dev_file:
     whole_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
     ordered = tuple(sorted(labels, key=int if whole_numbers else None))
     # Without any label column a placeholder class lets read_examples name the missing column and its line.
-    return replace(task, labels=ordered or ("",), metrics=("accuracy", "f1" if len(ordered) == 2 else "macro_f1"))
+    return replace(task, labels=ordered or ("",), metrics=("accuracy", "macro_f1"))
 
 
 def _find_split(data_dir: Path, split: str) -> str:

@@ -59,8 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     elif todo:
         fine_tune(task, start, train, dev, todo, settings, args.output)
     kind = args.checkpoint if start is None else "random" if start.weights is None else "pretrained"
-    head = {"task": task.name, "start": kind, "checkpoint": args.checkpoint, "metrics": list(task.metrics),
-            "num_train": len(train), "num_dev": len(dev)}  # fmt: skip
+    head = {"task": task.name, "start": kind, "checkpoint": args.checkpoint, "metrics": list(task.metrics)}
+    head |= {"data": str(args.data_dir), "dev_sha256": settings["dev"]["sha256"]}
+    head |= {"num_train": len(train), "num_dev": len(dev)}
     results = summarize(args.output, head)
     write_json(args.output / RESULTS_FILE, results)
     print(

@@ -1,11 +1,13 @@
-"""Checkpoints: DeepSpeed's own files in a folder that appears whole or not at all, and readable tensor by tensor without DeepSpeed.
+"""Checkpoints: DeepSpeed's own files in a folder that appears whole or not at all, and readable tensor by tensor
+without DeepSpeed.
 
     checkpoints/step_00000500/   mp_rank_*_model_states.pt, zero_pp_rank_*_optim_states.pt     DeepSpeed's
                                  checkpoint.json        step, layout, ZeRO stage, whole shapes
-                                 fragments_dp_*_tp_*.json   which part of which tensor stands where in that rank's partitions
+                                 fragments_dp_*_tp_*.json   which part of which tensor stands where on that rank
     checkpoints/latest           the name of the newest finished one
 
-A save goes to a `.tmp` folder, is synced, and is renamed; `latest` follows. So a job killed at any moment leaves the old ones intact.
+A save goes to a `.tmp` folder, is synced, and is renamed; `latest` follows. So a job killed at any moment leaves the
+old ones intact.
 """
 
 import dataclasses
@@ -26,7 +28,9 @@ STEP_FOLDER = re.compile(r"step_\d{8}")
 
 
 def save_checkpoint(engine, layout: Layout, run_folder: Path, step: int, keep: int) -> Path:
-    """Saves weights, moments and the step; collective. Keeps the newest `keep` checkpoints. Returns the finished folder."""
+    """Saves weights, moments and the step; collective. Keeps the newest `keep` checkpoints. Returns the finished
+    folder.
+    """
     parent = run_folder / "checkpoints"
     name = f"step_{step:08d}"
     partial, finished = parent / f"{name}.tmp", parent / name
@@ -109,7 +113,9 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 
 def load_checkpoint(engine, layout: Layout, folder: Path) -> int:
-    """Restores weights and moments from a checkpoint of the same layout; collective. Returns the step it was saved after."""
+    """Restores weights and moments from a checkpoint of the same layout; collective. Returns the step it was saved
+    after.
+    """
     description = read_json(folder / "checkpoint.json")
     here = {"dp_size": layout.dp_size, "tp_size": layout.tp_size, "zero_stage": int(engine.zero_optimization_stage())}
     there = {key: description[key] for key in here}
@@ -121,7 +127,8 @@ def load_checkpoint(engine, layout: Layout, folder: Path) -> int:
 
 @torch.no_grad()
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole float32 weight) of every tensor of a checkpoint, at any layout and ZeRO stage; one at a time in memory.
+    """(name, whole float32 weight) of every tensor of a checkpoint, at any layout and ZeRO stage; one at a time in
+    memory.
 
     Slices are merged over tensor-parallel ranks; rows that pad the vocabulary are still there.
     """

@@ -1,7 +1,8 @@
 """What is trained and how: the model's shape and the DeepSpeed file, both checked before any rank starts to train.
 
-The model is a preset name or a Hugging Face `config.json`; how it is run (batch, precision, ZeRO, optimizer, schedule) is one DeepSpeed JSON.
-Nothing here edits what the user wrote: a wrong value raises a ValueError that names it, the rule and the way out.
+The model is a preset name or a Hugging Face `config.json`; how it is run (batch, precision, ZeRO, optimizer, schedule)
+is one DeepSpeed JSON. Nothing here edits what the user wrote: a wrong value raises a ValueError that names it, the rule
+and the way out.
 """
 
 import dataclasses
@@ -72,7 +73,9 @@ class ModelConfig:
                 )
 
     def padded_vocab_size(self, tp_size: int) -> int:
-        """The vocabulary rounded up to a multiple of 128 x tp (Shoeybi et al. 2019, section 3): even slices, fast products."""
+        """The vocabulary rounded up to a multiple of 128 x tp (Shoeybi et al. 2019, section 3): even slices, fast
+        products.
+        """
         multiple = 128 * tp_size
         return -(-self.vocab_size // multiple) * multiple
 
@@ -96,7 +99,8 @@ class ModelConfig:
 def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -> ModelConfig:
     """A preset by name, or a Hugging Face `config.json`.
 
-    A preset takes its vocabulary from the data (`vocab_size`); a file states its own, which must not be smaller than the data's.
+    A preset takes its vocabulary from the data (`vocab_size`); a file states its own, which must not be smaller than
+    the data's.
     """
     name = str(name_or_file)
     if name in PRESETS:
@@ -122,7 +126,7 @@ def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -
     config = ModelConfig(**{key: value for key, value in values.items() if key in known})
     if vocab_size is not None and config.vocab_size < vocab_size:
         raise ValueError(
-            f"{path}: vocab_size={config.vocab_size} is smaller than the vocabulary's {vocab_size}; it must hold every id"
+            f"{path}: vocab_size={config.vocab_size} is less than the vocabulary's {vocab_size}; it must hold every id"
         )
     return config
 
@@ -187,7 +191,8 @@ DEEPSPEED_KEYS = (
 def load_deepspeed_config(path: str | Path, overrides: list[str] = ()) -> dict:
     """The DeepSpeed JSON of one phase, with `a.b=value` overrides from the command line, checked.
 
-    Raises ValueError for a missing key, a misspelt one (and names the nearest), a value of the wrong kind, or a batch that does not add up.
+    Raises ValueError for a missing key, a misspelt one (and names the nearest), a value of the wrong kind, or a batch
+    that does not add up.
     """
     config = read_json(path)
     for override in overrides:
@@ -246,10 +251,8 @@ def named_block(config: dict, name: str, known, path: str) -> tuple[str, dict]:
         raise ValueError(f'{path}: {name} must be {{"type": ..., "params": {{...}}}}')
     check_keys(block, ("type", "params"), f"{path}: {name}")
     if block.get("type") not in known:
-        kinds = ", ".join(known)
-        raise ValueError(
-            f"{path}: {name}.type={block.get('type')!r} is unknown; choose {kinds}{nearest(str(block.get('type')), known)}"
-        )
+        kind, kinds = block.get("type"), ", ".join(known)
+        raise ValueError(f"{path}: {name}.type={kind!r} is unknown; choose {kinds}{nearest(str(kind), known)}")
     return block["type"], block["params"]
 
 
@@ -270,8 +273,9 @@ def num_accumulation_steps(config: dict, dp_size: int) -> int:
     steps, rest = divmod(batch, micro_batch * dp_size)
     if rest or steps == 0:
         raise ValueError(
-            f"train_batch_size={batch} is not a multiple of train_micro_batch_size_per_gpu={micro_batch} x {dp_size} data-parallel ranks;"
-            f" choose a multiple of {micro_batch * dp_size}, or another micro-batch with --set train_micro_batch_size_per_gpu=N"
+            f"train_batch_size={batch} is not a multiple of train_micro_batch_size_per_gpu={micro_batch} x {dp_size}"
+            f" data-parallel ranks; choose a multiple of {micro_batch * dp_size}, or another micro-batch with"
+            " --set train_micro_batch_size_per_gpu=N"
         )
     stated = config.get("gradient_accumulation_steps", steps)
     if stated != steps:
@@ -282,7 +286,9 @@ def num_accumulation_steps(config: dict, dp_size: int) -> int:
 
 
 def engine_config(config: dict) -> dict:
-    """What DeepSpeed is given: the file without the optimizer and the schedule, which are built here, and with the keys that this needs."""
+    """What DeepSpeed is given: the file without the optimizer and the schedule, which are built here, and with the keys
+    that this needs.
+    """
     derived = {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
     return {
         "steps_per_print": 10**9,

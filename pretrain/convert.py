@@ -1,9 +1,11 @@
-"""Checkpoint -> Hugging Face folder: model.safetensors, config.json, tokenizer files, the vocabulary, and a check that both agree.
+"""Checkpoint -> Hugging Face folder: model.safetensors, config.json, tokenizer files, the vocabulary, and a check that
+both agree.
 
     python -m pretrain.convert --checkpoint RUN_OR_CHECKPOINT --output DIR
 
-Reads a checkpoint of any tensor-parallel and ZeRO layout, without a GPU and without the optimizer's moments in memory. Our
-parameters already have Hugging Face's names, so a conversion merges slices and cuts the rows that pad the vocabulary.
+Reads a checkpoint of any tensor-parallel and ZeRO layout, without a GPU and without the optimizer's moments in memory.
+Our parameters already have Hugging Face's names, so a conversion merges slices and cuts the rows that pad the
+vocabulary.
 """
 
 import argparse
@@ -54,7 +56,7 @@ def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
 
 
 def sentencepiece_json(path: Path) -> Tokenizer:
-    """A SentencePiece unigram model as a `tokenizers` pipeline: its own character map, then spaces as in SentencePiece."""
+    """A SentencePiece unigram model as a `tokenizers` pipeline: its character map, then its treatment of spaces."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
@@ -92,7 +94,9 @@ def save_tokenizer(tokenizer: vocabulary.Tokenizer, folder: Path, max_length: in
 
 @torch.no_grad()
 def largest_difference(folder: Path, tensors: dict[str, Tensor], config: ModelConfig) -> float:
-    """Largest difference of a hidden state between the saved folder, as transformers loads it, and our model, on random ids."""
+    """Largest difference of a hidden state between the saved folder, as transformers loads it, and our model, on random
+    ids.
+    """
     from transformers import AutoModelForPreTraining
 
     layout = init_layout()
@@ -134,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     difference = largest_difference(args.output, tensors, config)
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     print(
-        f"{checkpoint} -> {args.output}: {num_parameters:,} parameters; hidden states differ by at most {difference:.1e} from ours"
+        f"{checkpoint} -> {args.output}: {num_parameters:,} parameters; hidden states within {difference:.1e} of ours"
     )
     if difference > TOLERANCE:
         (args.output / "model.safetensors").rename(args.output / "model.safetensors.wrong")

@@ -1,7 +1,8 @@
 """Masked shards -> batches: the global batch is a function of (seed, data step), and a rank takes its slice of it.
 
-Nothing here has state to save: a resume needs only the number of the next step, and every layout sees the same samples in the same step.
-Samples were shuffled when the shards were built; an epoch permutes blocks of neighbours, so that readers see sequential runs.
+Nothing here has state to save: a resume needs only the number of the next step, and every layout sees the same samples
+in the same step. Samples were shuffled when the shards were built; an epoch permutes blocks of neighbours, so that
+readers see sequential runs.
 """
 
 from collections.abc import Iterator
@@ -52,7 +53,9 @@ def _epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def pack_sequences(token_ids: np.ndarray, lengths: np.ndarray, segment_b_start: np.ndarray) -> Sequences:
-    """B sequences behind one another, as the encoder reads them: token_ids [T], lengths [B], where segment B begins in each [B]."""
+    """B sequences behind one another, as the encoder reads them: token_ids [T], lengths [B], where segment B begins in
+    each [B].
+    """
     starts = np.concatenate([[0], np.cumsum(lengths)])
     position_ids = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
     segment_ids = (position_ids >= np.repeat(segment_b_start, lengths)).astype(np.int64)
@@ -101,8 +104,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[PretrainingBatch, bool]]:
     """All samples of a frozen set, spread over the data-parallel ranks: (batch, whether it counts).
 
-    Every rank gets as many batches as every other, since the ranks of ZeRO 3 gather weights together: one that has run out repeats the
-    first samples, which do not count.
+    Every rank gets as many batches as every other, since the ranks of ZeRO 3 gather weights together: one that has run
+    out repeats the first samples, which do not count.
     """
     starts = range(0, shards.num_sequences, micro_batch_size)
     for first in range(0, len(starts), layout.dp_size):

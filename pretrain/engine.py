@@ -10,7 +10,7 @@ from pretrain.config import OPTIMIZER_DEFAULTS, engine_config
 from pretrain.lamb import Lamb, param_groups
 from pretrain.layout import Layout
 
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 
 def build_optimizer(module: nn.Module, block: dict) -> torch.optim.Optimizer:
@@ -23,7 +23,9 @@ def build_optimizer(module: nn.Module, block: dict) -> torch.optim.Optimizer:
 
 
 def initialize_engine(module: nn.Module, config: dict, layout: Layout):
-    """(DeepSpeed engine, its optimizer) for a module and a DeepSpeed file's content; a Lamb is bound to the engine's partitions."""
+    """(DeepSpeed engine, its optimizer) for a module and a DeepSpeed file's content; a Lamb is bound to the engine's
+    partitions.
+    """
     optimizer = build_optimizer(module, config["optimizer"])
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=engine_config(config), mpu=layout)
     if isinstance(optimizer, Lamb):

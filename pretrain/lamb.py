@@ -1,9 +1,11 @@
-"""LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning", algorithm 2), exact under ZeRO 0-3 x tensor parallelism.
+"""LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning", algorithm 2), exact under ZeRO 0-3 x tensor
+parallelism.
 
-LAMB scales each tensor's update by its trust ratio |w| / |update|. ZeRO hands the optimizer one flat partition of all tensors, cut anywhere,
-and tensor parallelism a slice of each: the norms of what a rank holds are not the norms of the tensors, and a LAMB that takes them is
-silently wrong. `Lamb.bind(engine)` learns which part of which tensor stands where in each flat partition; a step then sums squared norms
-by tensor over the ranks, in one small all-reduce a parameter group, and every rank scales its part by the ratio of the whole tensor:
+LAMB scales each tensor's update by its trust ratio |w| / |update|. ZeRO hands the optimizer one flat partition of all
+tensors, cut anywhere, and tensor parallelism a slice of each: the norms of what a rank holds are not the norms of the
+tensors, and a LAMB that takes them is silently wrong. `Lamb.bind(engine)` learns which part of which tensor stands
+where in each flat partition; a step then sums squared norms by tensor over the ranks, in one small all-reduce a
+parameter group, and every rank scales its part by the ratio of the whole tensor:
 
     flat partition of rank 0   [ word embedding .................. | query 0 ... ]
     flat partition of rank 1   [ ... query 0 | key 0 | value 0 | ... | padding ]
@@ -32,7 +34,9 @@ class Fragment:
 
 
 def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameters in two groups: weights with decay, biases and LayerNorm without (google-research/bert, `exclude_from_weight_decay`)."""
+    """Parameters in two groups: weights with decay, biases and LayerNorm without (google-research/bert,
+    `exclude_from_weight_decay`).
+    """
     decayed, plain = [], []
     for name, parameter in module.named_parameters():
         (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
@@ -40,10 +44,11 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def fragments_by_partition(engine) -> dict[int, list[Fragment]]:
-    """For each tensor that the engine's optimizer updates, by `id`: the fragments of all tensors of its group, in the same order on all ranks.
+    """For each tensor that the engine's optimizer updates, by `id`: the fragments of all tensors of its group, in the
+    same order on all ranks.
 
-    Without ZeRO a tensor is its own partition. ZeRO 1 and 2 state their addresses; ZeRO 3 partitions every tensor by itself, padding the
-    last rank's part.
+    Without ZeRO a tensor is its own partition. ZeRO 1 and 2 state their addresses; ZeRO 3 partitions every tensor by
+    itself, padding the last rank's part.
     """
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     optimizer = engine.optimizer
@@ -97,8 +102,9 @@ def _stage3_fragments(tensors: Iterable[Tensor], names: dict, engine) -> list[Fr
 class Lamb(torch.optim.Optimizer):
     """LAMB with global state bound to a DeepSpeed engine.
 
-    Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in NVIDIA's recipe, off in
-    DeepSpeed's); `max_trust_ratio` clamps the ratio (none in the paper). A tensor whose weight or update is all zero has ratio 1.
+    Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in
+    NVIDIA's recipe, off in DeepSpeed's); `max_trust_ratio` clamps the ratio (none in the paper). A tensor whose weight
+    or update is all zero has ratio 1.
     """
 
     def __init__(
@@ -123,7 +129,9 @@ class Lamb(torch.optim.Optimizer):
         self.partition_group = self.split_group = None
 
     def bind(self, engine) -> None:
-        """Learns from a DeepSpeed engine where each tensor stands; once, after `deepspeed.initialize` and before `load_checkpoint`."""
+        """Learns from a DeepSpeed engine where each tensor stands; once, after `deepspeed.initialize` and before
+        `load_checkpoint`.
+        """
         self.fragments = fragments_by_partition(engine)
         self.partition_group = (
             engine.optimizer.dp_process_group if hasattr(engine.optimizer, "dp_process_group") else None
@@ -132,7 +140,9 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of every parameter group that has gradients. Collective: all ranks call it for the same groups in the same order."""
+        """One update of every parameter group that has gradients. Collective: all ranks call it for the same groups in
+        the same order.
+        """
         assert closure is None, "LAMB does not re-evaluate the loss"
         for group in self.param_groups:
             self._step_group(group)
@@ -141,8 +151,9 @@ class Lamb(torch.optim.Optimizer):
         flats = [tensor for tensor in group["params"] if tensor.grad is not None]
         if any(id(flat) not in self.fragments for flat in flats):
             raise RuntimeError(
-                "LAMB is not bound to the tensors it is asked to update: ZeRO or tensor parallelism cut them, and trust ratios of the pieces"
-                " would be silently wrong. Call optimizer.bind(engine) after deepspeed.initialize, and again for a new engine."
+                "LAMB is not bound to the tensors it is asked to update: ZeRO or tensor parallelism cut them, and trust"
+                " ratios of the pieces would be silently wrong. Call optimizer.bind(engine) after deepspeed.initialize,"
+                " and again for a new engine."
             )
         if not flats:
             return

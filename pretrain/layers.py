@@ -1,7 +1,8 @@
 """Megatron's parallel layers as this model uses them, attention, and dropout that needs no generator state.
 
-Shapes follow the legend in model.py. Activations are flat: [T, H], the T real tokens of a micro-batch behind one another, so padding is
-never computed; only attention, which needs a rectangle, pads to [B, S] and drops the padding again.
+Shapes follow the legend in model.py. Activations are flat: [T, H], the T real tokens of a micro-batch behind one
+another, so padding is never computed; only attention, which needs a rectangle, pads to [B, S] and drops the padding
+again.
 """
 
 import hashlib
@@ -47,7 +48,9 @@ class Sequences:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of all parts: what is random depends on where and when it is used, never on what ran before."""
+    """A 63-bit seed that is a function of all parts: what is random depends on where and when it is used, never on what
+    ran before.
+    """
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -79,7 +82,9 @@ def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabPar
 
 
 def column_linear(in_size: int, out_size: int, layout: Layout) -> ColumnParallelLinear:
-    """[T, in] -> [T, out/tp]: the weight [out, in] is split over its rows. Megatron's f: the input's gradient is summed over tp."""
+    """[T, in] -> [T, out/tp]: the weight [out, in] is split over its rows. Megatron's f: the input's gradient is summed
+    over tp.
+    """
     linear = ColumnParallelLinear(
         in_size, out_size, config=parallel_config(layout), init_method=nn.init.zeros_, bias=True, gather_output=False
     )
@@ -89,7 +94,9 @@ def column_linear(in_size: int, out_size: int, layout: Layout) -> ColumnParallel
 
 
 def row_linear(in_size: int, out_size: int, layout: Layout) -> RowParallelLinear:
-    """[T, in/tp] -> [T, out]: the weight [out, in] is split over its columns. Megatron's g: the output is summed over tp."""
+    """[T, in/tp] -> [T, out]: the weight [out, in] is split over its columns. Megatron's g: the output is summed over
+    tp.
+    """
     linear = RowParallelLinear(
         *(in_size, out_size),
         config=parallel_config(layout),
@@ -103,7 +110,9 @@ def row_linear(in_size: int, out_size: int, layout: Layout) -> RowParallelLinear
 
 
 def mark_split(parameter: nn.Parameter, dim: int) -> None:
-    """Says that this rank holds a slice along `dim`: initialisation, LAMB, checkpoints and DeepSpeed's gradient norm read it."""
+    """Says that this rank holds a slice along `dim`: initialisation, LAMB, checkpoints and DeepSpeed's gradient norm
+    read it.
+    """
     parameter.tensor_model_parallel = True
     parameter.partition_dim = dim
 
@@ -114,7 +123,9 @@ def is_split(parameter: Tensor) -> bool:
 
 
 def column_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
-    """[T, in] x [out/tp, in] -> [T, out/tp], with Megatron's f: what `column_linear` computes, for weights that stand elsewhere."""
+    """[T, in] x [out/tp, in] -> [T, out/tp], with Megatron's f: what `column_linear` computes, for weights that stand
+    elsewhere.
+    """
     return linear_with_grad_accumulation_and_async_allreduce(
         x,
         weight,
@@ -129,8 +140,8 @@ def column_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> T
 def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probability: float, seed: tuple | None) -> Tensor:
     """Scaled dot-product attention inside each sequence (Vaswani et al. 2017, 3.2.1).
 
-    qkv: [T, 3 * N/tp * D], queries, keys and values side by side; `num_heads` is N/tp. Returns [T, N/tp * D]. `probability` is the dropout
-    of the attention weights; heads are split over tp, so `seed` must name the tp rank.
+    qkv: [T, 3 * N/tp * D], queries, keys and values side by side; `num_heads` is N/tp. Returns [T, N/tp * D].
+    `probability` is the dropout of the attention weights; heads are split over tp, so `seed` must name the tp rank.
     """
     index = sequences.padded_index
     batch, longest = sequences.num_sequences, sequences.max_seqlen

@@ -1,7 +1,8 @@
-"""The dp x tp grid of ranks: process groups, the device, DeepSpeed's `mpu`, and the launcher's environment, all in one place.
+"""The dp x tp grid of ranks: process groups, the device, DeepSpeed's `mpu`, and the launcher's environment, all in one
+place.
 
-Ranks are numbered as Megatron numbers them: `torch.arange(world).view(dp, tp)`. A row is one tensor-parallel group (neighbours, so one
-node), a column one data-parallel group.
+Ranks are numbered as Megatron numbers them: `torch.arange(world).view(dp, tp)`. A row is one tensor-parallel group
+(neighbours, so one node), a column one data-parallel group.
 """
 
 import datetime
@@ -57,7 +58,9 @@ class Layout:
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def sum_over_data_parallel(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a small tensor over the data-parallel ranks, in float64 (float32 on devices without it is never needed here)."""
+        """Sum of a small tensor over the data-parallel ranks, in float64 (float32 on devices without it is never needed
+        here).
+        """
         total = values.to(self.device, torch.float64)
         dist.all_reduce(total, group=self.get_data_parallel_group())
         return total
@@ -78,7 +81,8 @@ class Layout:
 
 
 def rank_environment() -> dict[str, int]:
-    """RANK, WORLD_SIZE and LOCAL_RANK from `deepspeed`/`torchrun`, from srun with one task a rank, or of a lone process.
+    """RANK, WORLD_SIZE and LOCAL_RANK from `deepspeed`/`torchrun`, from srun with one task a rank, or of a lone
+    process.
 
     Sets what `torch.distributed` and DeepSpeed read from the environment, and nothing else reads the environment.
     """
@@ -97,6 +101,9 @@ def rank_environment() -> dict[str, int]:
             )
     if "RANK" not in env:
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    env.setdefault(
+        "CUDA_DEVICE_MAX_CONNECTIONS", "1"
+    )  # so that Megatron's all-reduces start before the products they hide
     return {name: int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 
 
@@ -112,18 +119,24 @@ def check_layout(world_size: int, tensor_parallel: int) -> None:
     if tensor_parallel < 1 or world_size % tensor_parallel:
         fitting = [n for n in range(1, world_size + 1) if world_size % n == 0]
         raise ValueError(
-            f"{world_size} ranks cannot be split into groups of --tensor-parallel {tensor_parallel}; choose from {fitting}"
+            f"{world_size} ranks cannot form groups of --tensor-parallel {tensor_parallel}; choose from {fitting}"
         )
 
 
 def init_layout(tensor_parallel: int = 1) -> Layout:
-    """Joins the process group (gloo on CPUs, NCCL on GPUs) and builds the grid; may be called again for another grid of the same ranks."""
+    """Joins the process group (gloo on CPUs, NCCL on GPUs) and builds the grid; may be called again for another grid of
+    the same ranks.
+    """
     ranks = rank_environment()
     check_layout(ranks["WORLD_SIZE"], tensor_parallel)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", ranks["LOCAL_RANK"]) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    elif "OMP_NUM_THREADS" not in os.environ:  # the ranks of one host share its cores
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")  # torchrun's, deepspeed's, srun's
+        num_local_ranks = next((int(os.environ[name]) for name in names if name in os.environ), 1)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local_ranks))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     if parallel_state.model_parallel_is_initialized():

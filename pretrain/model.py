@@ -1,11 +1,12 @@
-"""BERT with its masked-language-model and next-sentence heads (Devlin et al. 2019), split over tensor-parallel ranks as Megatron splits
-a transformer (Shoeybi et al. 2019, section 3). At tp 1 the same code is an ordinary BERT.
+"""BERT with its masked-language-model and next-sentence heads (Devlin et al. 2019), split over tensor-parallel ranks as
+Megatron splits a transformer (Shoeybi et al. 2019, section 3). At tp 1 the same code is an ordinary BERT.
 
-Shape legend, used everywhere: B batch, S sequence, P predicted positions, T tokens of an unpadded batch, H hidden, N heads, D head,
-F feed-forward, V vocabulary; `/tp` marks a dimension split over the tensor-parallel ranks.
+Shape legend, used everywhere: B batch, S sequence, P predicted positions, T tokens of an unpadded batch, H hidden, N
+heads, D head, F feed-forward, V vocabulary; `/tp` marks a dimension split over the tensor-parallel ranks.
 
-Parameters are named as in Hugging Face's `BertForPreTraining`, so a conversion only merges slices. Q, K and V are parameters of their own
-(one LAMB trust ratio each) and are concatenated in the forward pass: one product, one all-reduce of the input's gradient.
+Parameters are named as in Hugging Face's `BertForPreTraining`, so a conversion only merges slices. Q, K and V are
+parameters of their own (one LAMB trust ratio each) and are concatenated in the forward pass: one product, one
+all-reduce of the input's gradient.
 """
 
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ class BertModel(nn.Module):
         self.pooler = Pooler(config)
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
-        """Hidden states of the last layer, [T, H]. `dropout_seed` makes the dropout masks; None switches dropout off."""
+        """Hidden states of the last layer, [T, H]. `dropout_seed` makes the masks; None switches dropout off."""
         hidden = self.embeddings(sequences, dropout_seed)
         return self.encoder(hidden, sequences, dropout_seed)
 
@@ -191,7 +192,7 @@ class PredictionTransform(nn.Module):
 
 
 class Predictions(nn.Module):
-    """The masked-language-model head; its decoder is the word embedding, its bias is split over the vocabulary like it."""
+    """The masked-language-model head; its decoder is the word embedding, its bias is split like it."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -201,7 +202,7 @@ class Predictions(nn.Module):
         mark_split(self.bias, dim=0)
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        """[P, H] and [V/tp, H] -> logits [P, V/tp]; the rows that only pad the vocabulary are -inf, out of the softmax."""
+        """[P, H] and [V/tp, H] -> logits [P, V/tp]; what only pads the vocabulary is -inf, out of the softmax."""
         logits = column_product(self.transform(hidden), word_embeddings, self.bias, self.layout)
         num_real = self.config.vocab_size - self.layout.tp_rank * logits.shape[1]
         if num_real < logits.shape[1]:
@@ -247,7 +248,7 @@ class BertForPreTraining(nn.Module):
     def forward(
         self, batch: PretrainingBatch, dropout_seed: tuple | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sums over the micro-batch: (MLM loss in nats, MLM correct, pair loss in nats, pair correct), each a scalar."""
+        """Scalar sums over the micro-batch: (MLM loss in nats, MLM correct, pair loss in nats, pair correct)."""
         hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
         masked = hidden[batch.masked_lm_positions]  # [P, H]
         logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight).float()  # [P, V/tp]
@@ -263,7 +264,8 @@ class BertForPreTraining(nn.Module):
 def init_weights(module: nn.Module, seed: int) -> None:
     """Truncated normal with `initializer_range` (google-research/bert, `create_initializer`), LayerNorm 1, biases 0.
 
-    Each tensor is drawn whole from (seed, name) and then sliced, so every layout starts from the same model, bit for bit.
+    Each tensor is drawn whole from (seed, name) and then sliced, so every layout starts from the same model, bit for
+    bit.
     """
     config, layout = module.bert.config, module.bert.layout
     for name, parameter in module.named_parameters():
@@ -274,8 +276,8 @@ def init_weights(module: nn.Module, seed: int) -> None:
         else:
             generator = torch.Generator().manual_seed(derive_seed(seed, name))
             whole = torch.empty(whole_shape(parameter, name, config, layout))
-            nn.init.trunc_normal_(whole, std=config.initializer_range, a=-2 * config.initializer_range, b=2 * config.initializer_range,
-                                  generator=generator)  # fmt: skip
+            std = config.initializer_range
+            nn.init.trunc_normal_(whole, std=std, a=-2 * std, b=2 * std, generator=generator)
             parameter.copy_(slice_tensor(whole, parameter, layout))
 
 
@@ -302,7 +304,9 @@ def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
 
 @torch.no_grad()
 def load_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Fills a module from whole tensors by name, sliced for this rank; ValueError names what is missing, left over or of another shape."""
+    """Fills a module from whole tensors by name, sliced for this rank; ValueError names what is missing, left over or
+    of another shape.
+    """
     config, layout = module.bert.config, module.bert.layout
     parameters = dict(module.named_parameters())
     missing, extra = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())

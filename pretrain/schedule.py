@@ -1,7 +1,7 @@
 """Step -> learning rate: a pure function, so that a resume needs no state.
 
-`scheduler` blocks of the DeepSpeed file: {"type": "WarmupPolynomialLR", "params": {"total_num_steps", "warmup_proportion" or
-"warmup_num_steps", "degree", "end_lr"}}. The peak rate has one home, `optimizer.params.lr`.
+`scheduler` blocks of the DeepSpeed file: {"type": "WarmupPolynomialLR", "params": {"total_num_steps",
+"warmup_proportion" or "warmup_num_steps", "degree", "end_lr"}}. The peak rate has one home, `optimizer.params.lr`.
 """
 
 from collections.abc import Mapping
@@ -10,18 +10,20 @@ DEFAULTS = {"total_num_steps": None, "warmup_num_steps": None, "warmup_proportio
 
 
 def learning_rate(params: Mapping, peak_lr: float, step: int) -> float:
-    """Rate of step `step` (0-based): linear warm-up to `peak_lr`, then polynomial decay of `degree` to `end_lr`.
+    """Rate of step `step` (0-based): linear warm-up to `peak_lr`, then (1 - step / total) ** `degree` of it, not below
+    `end_lr`.
 
-    With degree 0.5 and a warm-up share of 0.2843 it is phase 1 of NVIDIA's LAMB recipe; with degree 1 it is BERT's own (Devlin et
-    al. 2019, A.2). The first step already has a rate above zero, the last one is the first above `end_lr`.
+    The decay is counted from step 0, as in google-research/bert (`create_optimizer`, degree 1) and in NVIDIA's LAMB
+    recipe (degree 0.5, warm-up 0.2843): it starts below the peak when the warm-up ends. The first step already has a
+    rate above zero.
     """
     params = {**DEFAULTS, **params}
     total = params["total_num_steps"]
     warmup = num_warmup_steps(params)
     if step < warmup:
         return peak_lr * (step + 1) / warmup
-    remaining = max(0.0, (total - step) / max(1, total - warmup))
-    return params["end_lr"] + (peak_lr - params["end_lr"]) * min(1.0, remaining) ** params["degree"]
+    remaining = max(0.0, 1 - step / total)
+    return params["end_lr"] + (peak_lr - params["end_lr"]) * remaining ** params["degree"]
 
 
 def num_warmup_steps(params: Mapping) -> int:

@@ -1,4 +1,6 @@
-"""What a run shows: metrics.jsonl, TensorBoard, a progress bar, throughput and model FLOPs utilisation. Only rank 0 writes."""
+"""What a run shows: metrics.jsonl, TensorBoard, a progress bar, throughput and model FLOPs utilisation. Only rank 0
+writes.
+"""
 
 import json
 import resource
@@ -83,7 +85,9 @@ def read_metrics(folder: str | Path, kind: str | None = None) -> list[dict]:
 
 
 class Throughput:
-    """Rates over the steps since the last report: samples, real tokens, and the share of the devices' peak (MFU, Chowdhery et al. 2022, B)."""
+    """Rates over the steps since the last report: samples, real tokens, and the share of the devices' peak (MFU,
+    Chowdhery et al. 2022, B).
+    """
 
     def __init__(self, config: ModelConfig, layout: Layout):
         self.config, self.layout = config, layout

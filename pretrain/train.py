@@ -3,8 +3,8 @@
     deepspeed --module pretrain.train --model large --data DIR --eval-data DIR --deepspeed_config ds_configs/FILE.json \
         --output DIR --tensor-parallel 2
 
-runs the same under torchrun, under srun with one task a rank, and alone as `python -m pretrain.train`. The same command again goes on
-from the newest checkpoint in --output, as if nothing had happened.
+runs the same under torchrun, under srun with one task a rank, and alone as `python -m pretrain.train`. The same command
+again goes on from the newest checkpoint in --output, as if nothing had happened.
 """
 
 import argparse
@@ -50,6 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     need.add_argument(
         "--tensor-parallel", type=int, default=1, help="ranks that share one copy of the model (default 1)"
     )
+    need.add_argument("--dropout", type=float, help="of hidden states and attention; default: the model's own, 0.1")
     run = parser.add_argument_group("length and rhythm")
     run.add_argument(
         "--steps", type=int, help="steps of the phase; default: scheduler.params.total_num_steps of the config"
@@ -104,7 +105,7 @@ class Plan:
         return self.deepspeed["train_micro_batch_size_per_gpu"]
 
     def identity(self) -> dict:
-        """What makes two runs the same run: not the layout, nor how a batch is cut, nor how often something is written."""
+        """What makes two runs the same: not the layout, nor how a batch is cut, nor how often something is written."""
         same = ("train_batch_size", "optimizer", "scheduler", "gradient_clipping")
         return {
             "model": dataclasses.asdict(self.model),
@@ -128,28 +129,31 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     shards = Shards(args.data)
     vocab = shards.manifest["vocab"]
     model = load_model_config(args.model, vocab["size"])
+    if args.dropout is not None:
+        dropout = {"hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
+        model = dataclasses.replace(model, **dropout)
     model.check_tensor_parallel(args.tensor_parallel)
     seq_length = shards.manifest["config"]["seq_length"]
     if seq_length > model.max_position_embeddings:
         raise ValueError(
-            f"{args.data}: sequences of {seq_length}, but the model has max_position_embeddings={model.max_position_embeddings}"
+            f"{args.data}: sequences of {seq_length}, but max_position_embeddings={model.max_position_embeddings}"
         )
     eval_shards = Shards(args.eval_data) if args.eval_data else None
     if eval_shards:
         if eval_shards.manifest["vocab"]["sha256"] != vocab["sha256"]:
             raise ValueError(
-                f"{args.eval_data} and {args.data} were built with different vocabularies; build both with the same file"
+                f"{args.eval_data} and {args.data} have different vocabularies; build both with the same file"
             )
         if eval_shards.manifest["config"]["seq_length"] != seq_length:
             found = eval_shards.manifest["config"]["seq_length"]
             raise ValueError(
-                f"{args.eval_data}: sequences of {found}, but {args.data} has {seq_length}; build both with the same --seq-length"
+                f"{args.eval_data}: sequences of {found}, but {args.data} has {seq_length}; build both alike"
             )
     return Plan(args, model, deepspeed, shards, eval_shards)
 
 
 def claim_run_folder(plan: Plan) -> None:
-    """Makes --output this run's own: its identity, the model, the vocabulary, and both forms of the DeepSpeed config."""
+    """Makes --output this run's own: identity, model, vocabulary, and both forms of the DeepSpeed config."""
     output = plan.args.output
     claim_output(output, plan.identity(), name="run", done_file="finished.json")
     write_json(output / "config.json", plan.model.to_json())
@@ -204,8 +208,8 @@ def train(plan: Plan, layout: Layout) -> None:
 def train_step(engine, batch: StepBatch, seed: tuple, layout: Layout) -> torch.Tensor:
     """One optimizer step. Returns this rank's sums, [4] float64: MLM loss, MLM correct, pair loss, pair correct.
 
-    The loss is normalised by the step: sums divided by the counts of the whole step, over all ranks and accumulation steps. DeepSpeed
-    averages gradients over the data-parallel ranks, hence the factor.
+    The loss is normalised by the step: sums divided by the counts of the whole step, over all ranks and accumulation
+    steps. DeepSpeed averages gradients over the data-parallel ranks, hence the factor.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for index, micro_batch in enumerate(batch.micro_batches):
@@ -240,7 +244,7 @@ def training_row(sums: torch.Tensor, batch: StepBatch, rate: float, engine, opti
 
 @torch.no_grad()
 def evaluate(module: BertForPreTraining, shards: Shards, micro_batch_size: int, layout: Layout) -> dict:
-    """Averages over a whole frozen set, the same at every layout: MLM loss (nats), accuracy, perplexity, pair accuracy."""
+    """Averages over a whole frozen set, the same at every layout: MLM loss in nats, accuracies, perplexity."""
     sums = torch.zeros(4, dtype=torch.float64)
     for batch, counts in evaluation_batches(shards, micro_batch_size, layout):
         outputs = torch.stack([output.double().cpu() for output in module(batch.to(layout.device))])
@@ -261,8 +265,9 @@ def describe(plan: Plan, layout: Layout) -> str:
     """One line on what runs where."""
     stage = plan.deepspeed.get("zero_optimization", {}).get("stage", 0)
     return (
-        f"{plan.args.model}, batch {plan.deepspeed['train_batch_size']}, {plan.total_steps} steps, data parallel {layout.dp_size} x"
-        f" tensor parallel {layout.tp_size}, ZeRO {stage}, {plan.deepspeed['optimizer']['type']}, on {layout.device.type}"
+        f"{plan.args.model}, batch {plan.deepspeed['train_batch_size']}, {plan.total_steps} steps, data parallel"
+        f" {layout.dp_size} x tensor parallel {layout.tp_size}, ZeRO {stage}, {plan.deepspeed['optimizer']['type']},"
+        f" on {layout.device.type}"
     )
 
 

@@ -13,6 +13,7 @@ from data_prep import build as build_module
 from data_prep.build import BuildConfig, build, cut_into_chunks, main
 from data_prep.indexed_dataset import IndexedDatasetWriter
 from data_prep.instances import InstanceRule, make_instances
+from data_prep.masking import mask_sequences, masking_rule
 from data_prep.shards import Shards
 from tests.data_prep.small_corpus import make_corpus, make_tokenizer
 
@@ -141,9 +142,17 @@ def test_the_manifest_tells_what_was_done(source, tmp_path):
     assert exact < num_bytes < exact + 700 * len(manifest["shards"])
 
 
-def test_whole_words(source, tmp_path):
-    records = make(source, tmp_path / "shards", whole_word=True).gather(np.arange(20))
-    assert records.num_predictions.max() <= 10
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_stored_masks_are_those_of_epoch_0(source, tmp_path, whole_word):
+    """So a loader that masks anew each epoch begins with the stored ones."""
+    shards = make(source, tmp_path / "shards", whole_word=whole_word, seed=5)
+    indices = np.array([40, 3, 200])
+    records = shards.gather(indices)
+    rule = masking_rule(source[1], masked_lm_prob=0.15, max_predictions=10, whole_word=whole_word)
+    masked = mask_sequences(records.original_token_ids(), records.lengths, indices, rule, seed=5, epoch=0)
+    assert (masked.token_ids == records.token_ids).all()
+    assert masked.num_predictions.tolist() == records.num_predictions.tolist()
+    assert masked.masked_lm_positions.tolist() == records.masked_lm_positions.tolist()
 
 
 def test_command_line_on_a_megatron_corpus(source, tmp_path):

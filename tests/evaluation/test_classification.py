@@ -21,7 +21,7 @@ def test_pairs_take_their_classes_from_the_training_file(tmp_path):
     task = own_task("classification", tmp_path)
     assert (task.labels, task.metrics, task.text_columns) == (
         ("no", "yes"),
-        ("accuracy", "f1"),
+        ("accuracy", "macro_f1"),
         ("sentence1", "sentence2"),
     )
     assert read_examples(tmp_path / "train.tsv", task) == [Example("a b", "c", 1), Example("d", "e f", 0)]

@@ -1,4 +1,6 @@
-"""Real shards for the trainer's tests: the language reference that ships with Python, through the project's own command lines."""
+"""Real shards for the trainer's tests: the language reference that ships with Python, through the project's own command
+lines.
+"""
 
 import json
 from pathlib import Path

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from tests.ranks import run_ranks
 from transformers import BertConfig
 from transformers import BertForPreTraining as HuggingFaceBert
 
@@ -11,6 +10,7 @@ from pretrain.config import ModelConfig
 from pretrain.data import pack_sequences
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, PretrainingBatch, init_weights, load_weights, whole_shape
+from tests.ranks import run_ranks
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -55,7 +55,9 @@ def loss_and_gradients(tensor_parallel: int, lengths: list[int], config: ModelCo
 
 
 def hugging_face_run(config: ModelConfig, lengths: list[int]):
-    """The same weights and batch through transformers, padded: (weights, loss, gradients, hidden states of the real tokens)."""
+    """The same weights and batch through transformers, padded: (weights, loss, gradients, hidden states of the real
+    tokens).
+    """
     torch.manual_seed(0)
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": config.vocab_size}
     model = HuggingFaceBert(BertConfig(**{**config.to_json(), **no_dropout}, attn_implementation="eager"))

@@ -1,4 +1,6 @@
-"""The trainer on real ranks: stop and resume without a trace, evaluation that does not depend on the layout, wrong input refused."""
+"""The trainer on real ranks: stop and resume without a trace, evaluation that does not depend on the layout, wrong
+input refused.
+"""
 
 import json
 import shutil
@@ -6,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.ranks import run_ranks
 
 from pretrain.checkpoint import find_checkpoint, read_tensors
 from pretrain.layout import init_layout
 from pretrain.telemetry import read_metrics
 from pretrain.train import claim_run_folder, main, make_plan, parse_args, train
+from tests.ranks import run_ranks
 
 CONFIG = {
     "train_batch_size": 16,
@@ -95,7 +97,7 @@ def test_held_out_averages_do_not_depend_on_the_layout(shard_folders, config_fil
     ("more", "world_size", "message"),
     [
         (["--tensor-parallel", "3"], 3, "num_attention_heads=2 cannot be split over --tensor-parallel 3"),
-        (["--tensor-parallel", "2"], 3, "3 ranks cannot be split"),
+        (["--tensor-parallel", "2"], 3, "3 ranks cannot form groups"),
         (["--set", "train_batch_size=15"], 2, "train_batch_size=15 is not a multiple"),
         (["--set", "gradient_cliping=1"], 1, "did you mean 'gradient_clipping'"),
         (["--set", "optimizer.params.learning_rate=1"], 1, "unknown key 'learning_rate'"),

@@ -1,0 +1,160 @@
+"""The report's tables, of text only, so that the terminal, the Markdown file and the page say the same."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tabulate import tabulate
+
+from data_prep.cli import read_json
+from evaluation.results import mean_and_spread, percent, scores_of
+from pretrain.config import ModelConfig, load_model_config
+from pretrain.telemetry import read_metrics
+
+STARTS = ("pretrained", "random", "ngram", "majority")
+DATA_KINDS = {"megatron-indexed-dataset": "tokenised corpus", "bert-masked-shards": "masked shards"}
+LEFT_ALIGNED = {"task", "metric", "start", "run", "folder", "kind", "optimizer"}
+
+
+class Table(NamedTuple):
+    """A heading row, and rows of text."""
+
+    headers: tuple[str, ...]
+    rows: list[list[str]]
+
+    def text(self, style: str) -> str:
+        """As tabulate prints it: "simple" for a terminal, "github" for Markdown, "html" for a page."""
+        align = ["left" if header in LEFT_ALIGNED else "right" for header in self.headers]
+        return tabulate(self.rows, self.headers, tablefmt=style, disable_numparse=True, colalign=align)
+
+
+def task_groups(results: dict[str, dict]) -> dict[str, list[dict]]:
+    """Fine-tuning runs by task: those with the same dev file compare. Each run gets its `label`, and all are in the
+    order of STARTS.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for name, run in results.items():
+        groups.setdefault((run["task"], run["dev_sha256"]), []).append({**run, "run": name})
+    tasks = [task for task, _ in groups]
+    named = {}
+    for (task, digest), runs in groups.items():
+        starts = [run["start"] for run in runs]
+        for run in runs:
+            run["label"] = run["start"] if starts.count(run["start"]) == 1 else f"{run['start']} ({run['run']})"
+        title = task if tasks.count(task) == 1 else f"{task} ({runs[0]['data']}, {digest[:8]})"
+        named[title] = sorted(runs, key=lambda run: STARTS.index(run["start"]))
+    return named
+
+
+def score_table(groups: dict[str, list[dict]]) -> Table:
+    """The main table: dev scores in percent, a row for each task, metric and start; last epoch and best epoch apart."""
+    headers = ("task", "metric", "start", "last: mean ± std", "median", "each seed", "best: mean ± std", "train", "dev")
+    rows = []
+    for task, runs in groups.items():
+        for metric in runs[0]["metrics"]:
+            for run in runs:
+                last, best = run["last"][metric], run["best"][metric]
+                seeds = "  ".join(percent(scores_of(seed, "last")[metric]) for seed in run["seeds"])
+                sizes = (f"{run['num_train']:,}", f"{run['num_dev']:,}")
+                scores = (mean_and_spread(last), percent(last["median"]), seeds, mean_and_spread(best))
+                rows.append([task, metric, run["label"], *scores, *sizes])
+    return Table(headers, rows)
+
+
+def verdicts(groups: dict[str, list[dict]]) -> list[str]:
+    """A sentence for each pretrained run and each other start of its task: how far apart the means are, and whether any
+    seed of one is as good as any of the other. By the task's first metric, after the last epoch.
+    """
+    sentences = []
+    for task, runs in groups.items():
+        metric = runs[0]["metrics"][0]
+        scored = [(run, run["last"][metric]) for run in runs if run["last"][metric]["mean"] is not None]
+        for ours, our in scored:
+            for other, their in scored:
+                if ours["start"] == "pretrained" and other["start"] != "pretrained":
+                    points = 100 * (our["mean"] - their["mean"])
+                    distance = f"{abs(points):.1f} points {'above' if points >= 0 else 'below'} {other['label']}"
+                    apart = our["min"] > their["max"] or our["max"] < their["min"]
+                    overlap = "no seed of one reaches the other" if apart else "their seeds overlap"
+                    sentences.append(f"{task}, {metric}: {ours['label']} is {distance}; {overlap}.")
+    return sentences
+
+
+def pretraining_facts(name: str, folder: Path) -> dict[str, str]:
+    """All that the tables say of a pretraining run, by heading. Rates are medians: single rows swing with the load."""
+    train, held_out = read_metrics(folder, "train"), read_metrics(folder, "eval")
+    last, final = train[-1], held_out[-1] if held_out else {}
+    entropy, loss = final.get("unigram_entropy"), final.get("mlm_loss")
+    config, deepspeed = load_model_config(folder / "config.json"), read_json(folder / "deepspeed_config.json")
+    batch, optimizer = deepspeed["train_batch_size"], deepspeed["optimizer"]
+    rate = {key: statistics.median(row[key] for row in train) for key in ("samples_per_s", "tokens_per_s", "mfu")}
+    num_sequences = last["step"] * batch
+    num_tokens = num_sequences * rate["tokens_per_s"] / rate["samples_per_s"]
+    return {
+        "run": name,
+        "steps": f"{last['step']:,}",
+        "MLM loss, training": f"{last['mlm_loss']:.3f}",
+        "MLM loss, held out": _format(loss, ".3f"),
+        "unigram entropy": _format(entropy, ".3f"),
+        "below it, nat": _format(entropy and entropy - loss, ".3f"),
+        "MLM accuracy": _format(final.get("mlm_accuracy"), ".1%"),
+        "pair accuracy": _format(final.get("pair_accuracy"), ".1%"),
+        "parameters": f"{num_parameters(config):,}",
+        "layers x hidden": f"{config.num_hidden_layers} x {config.hidden_size}",
+        "optimizer": optimizer["type"],
+        "peak rate": f"{optimizer['params']['lr']:g}",
+        "batch": f"{batch:,}",
+        "sequences seen": f"{num_sequences:,}",
+        "tokens seen": f"{num_tokens / 1e6:,.1f} M",
+        "sequences/s": f"{rate['samples_per_s']:,.0f}",
+        "tokens/s": f"{rate['tokens_per_s']:,.0f}",
+        "MFU": f"{rate['mfu']:.1%}",
+        "memory, GiB": f"{max(row['memory_gib'] for row in train):.2f}",
+    }
+
+
+def pretraining_table(facts: Sequence[dict[str, str]]) -> Table:
+    """A column a run, a row a fact: runs are few, facts are many."""
+    rows = [[key, *(fact[key] for fact in facts)] for fact in facts[:1] for key in fact if key != "run"]
+    return Table(("run", *(fact["run"] for fact in facts)), rows)
+
+
+def data_table(manifests: dict[str, dict]) -> Table:
+    """Sizes of corpora and shards; what a kind does not have stays empty."""
+    counts = ("documents", "sentences", "tokens", "sequences", "predictions")
+    headers = ("folder", "kind", *counts, "sequence length", "vocabulary")
+    rows = []
+    for name, manifest in manifests.items():
+        numbers = [_format(manifest.get(f"num_{count}"), ",") for count in counts]
+        length = _format(manifest["config"].get("seq_length"), ",")
+        rows.append([name, DATA_KINDS[manifest["format"]], *numbers, length, f"{manifest['vocab']['size']:,}"])
+    return Table(headers, rows)
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of BERT with both pretraining heads: the tied decoder counted once, the vocabulary not padded."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    dense, layer_norm = hidden * (hidden + 1), 2 * hidden
+    embeddings = (config.vocab_size + config.max_position_embeddings + config.type_vocab_size) * hidden + layer_norm
+    layer = 4 * dense + inner * (hidden + 1) + hidden * (inner + 1) + 2 * layer_norm
+    masked_lm_head = dense + layer_norm + config.vocab_size
+    pooler_and_pair_head = dense + 2 * (hidden + 1)
+    return embeddings + config.num_hidden_layers * layer + masked_lm_head + pooler_and_pair_head
+
+
+def _format(value: float | None, style: str) -> str:
+    return "" if value is None else format(value, style)
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The paths without what all have in common: pretrain, finetune/random, shards/train. Raises ValueError for a
+    repeated one.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"{path} is named twice; name each run once")
+    common = Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
+    return [str(path.relative_to(common)) if path != common else path.name for path in paths]
