@@ -71,9 +71,8 @@ def truncate_pair(first: list[int], second: list[int], budget: int) -> tuple[lis
 def gather_batch(features: Features, indices: np.ndarray) -> tuple[Sequences, torch.Tensor]:
     """The examples `indices` [B] as one batch without padding, and their labels [B]."""
     lengths = features.lengths[indices]
-    places = np.arange(lengths.sum()) + np.repeat(
-        features.sequence_start[indices] - np.cumsum(lengths) + lengths, lengths
-    )
+    starts = features.sequence_start[indices]
+    places = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)])
     sequences = pack_sequences(features.token_ids[places], lengths, features.segment_b_start[indices])
     return sequences, torch.from_numpy(features.labels[indices])
 

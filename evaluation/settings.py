@@ -35,7 +35,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description="Fine-tune a pretrained BERT on a task, with several seeds. The dev set is evaluated after every "
         "epoch; the scores go to OUTPUT/results.json and are printed. The same command again keeps the seeds that are "
         "finished; other --seeds are added to them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     what = parser.add_argument_group("what is learnt, and from where")
     what.add_argument("--task", required=True, metavar="NAME", help=TASK_HELP)
@@ -48,15 +47,37 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
     what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
     how = parser.add_argument_group("how")
-    how.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run each, in turn")
-    how.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the training examples")
-    how.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples a step")
-    how.add_argument("--learning-rate", type=float, default=5e-5, metavar="X", help="peak rate of AdamW")
     how.add_argument(
-        "--warmup-proportion", type=float, default=0.1, metavar="X", help="share of steps with a rising rate"
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run each, in turn (default 0 1 2)"
     )
-    how.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="none on biases and LayerNorm")
-    how.add_argument("--max-seq-length", type=int, default=128, metavar="N", help="examples are cut to so many tokens")
+    how.add_argument(
+        "--epochs", type=int, default=3, metavar="N", help="passes over the training examples (default %(default)s)"
+    )
+    how.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples a step (default %(default)s)")
+    how.add_argument(
+        "--learning-rate", type=float, default=5e-5, metavar="X", help="peak rate of AdamW (default %(default)s)"
+    )
+    how.add_argument(
+        "--warmup-proportion",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="share of steps with a rising rate (default %(default)s)",
+    )
+    how.add_argument(
+        "--weight-decay",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="none on biases and LayerNorm (default %(default)s)",
+    )
+    how.add_argument(
+        "--max-seq-length",
+        type=int,
+        default=128,
+        metavar="N",
+        help="examples are cut to so many tokens (default %(default)s)",
+    )
     how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )

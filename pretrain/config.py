@@ -157,6 +157,7 @@ OPTIMIZER_DEFAULTS = {
         "eps": 1e-6,
         "weight_decay": 0.01,
         "bias_correction": True,
+        "use_nvlamb": False,
         "max_trust_ratio": None,
     },
     "AdamW": {"lr": None, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},

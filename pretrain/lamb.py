@@ -102,9 +102,10 @@ def _stage3_fragments(tensors: Iterable[Tensor], names: dict, engine) -> list[Fr
 class Lamb(torch.optim.Optimizer):
     """LAMB with global state bound to a DeepSpeed engine.
 
-    Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in
-    NVIDIA's recipe, off in DeepSpeed's); `max_trust_ratio` clamps the ratio (none in the paper). A tensor whose weight
-    or update is all zero has ratio 1.
+    Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in NVIDIA's
+    recipe, off in DeepSpeed's); `max_trust_ratio` clamps the ratio (none in the paper). Groups without weight decay
+    (biases and LayerNorm) are not adapted, as in the authors' code (`exclude_from_layer_adaptation`) and in NVIDIA's;
+    `use_nvlamb` adapts them too. A tensor whose weight or update is all zero has ratio 1.
     """
 
     def __init__(
@@ -115,10 +116,12 @@ class Lamb(torch.optim.Optimizer):
         eps=1e-6,
         weight_decay=0.01,
         bias_correction=True,
+        use_nvlamb=False,
         max_trust_ratio=None,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.bias_correction = bias_correction
+        self.use_nvlamb = use_nvlamb
         self.max_trust_ratio = max_trust_ratio
         self.trust_ratios: dict[str, Tensor] = {}  # of the last step, by tensor
         self.fragments = {
@@ -158,14 +161,20 @@ class Lamb(torch.optim.Optimizer):
         if not flats:
             return
         updates = self._directions(flats, group)
-        parts = [(flat.view(-1), update.view(-1), fragment) for flat, update in zip(flats, updates, strict=True)
-                 for fragment in self.fragments[id(flat)]]  # fmt: skip
-        weights = [flat[part.start : part.start + part.numel] for flat, _, part in parts]
-        steps = [update[part.start : part.start + part.numel] for _, update, part in parts]
-        fragments = [part for _, _, part in parts]
+        if group["weight_decay"] or self.use_nvlamb:
+            self._adapt(flats, updates)
+        torch._foreach_add_(flats, updates, alpha=-group["lr"])
+
+    def _adapt(self, flats: list[Tensor], updates: list[Tensor]) -> None:
+        """Scales each tensor's part of the updates by the trust ratio of the whole tensor."""
+        weights, steps, fragments = [], [], []
+        for flat, update in zip(flats, updates, strict=True):
+            for fragment in self.fragments[id(flat)]:
+                weights.append(flat.view(-1)[fragment.start : fragment.start + fragment.numel])
+                steps.append(update.view(-1)[fragment.start : fragment.start + fragment.numel])
+                fragments.append(fragment)
         ratios = self._trust_ratios(weights, steps, fragments)
         torch._foreach_mul_(steps, list(ratios.unbind()))
-        torch._foreach_add_(flats, updates, alpha=-group["lr"])
 
     def _directions(self, flats: list[Tensor], group: dict) -> list[Tensor]:
         """The Adam direction plus decay, r + lambda w of algorithm 2, for each flat tensor; updates the moments."""

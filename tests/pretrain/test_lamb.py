@@ -56,11 +56,22 @@ def test_equals_the_paper(bias_correction):
 
 def test_trust_ratio_of_a_zero_tensor_is_one_and_the_clamp_holds():
     zero, large = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.full((4,), 100.0))
-    optimizer = Lamb([zero, large], lr=0.1, weight_decay=0.0, max_trust_ratio=10.0)
+    optimizer = Lamb([zero, large], lr=0.1, weight_decay=0.0, use_nvlamb=True, max_trust_ratio=10.0)
     zero.grad, large.grad = torch.ones(3), torch.ones(4)
     optimizer.step()
     assert torch.allclose(zero, torch.full((3,), -0.1), atol=1e-5)
     assert torch.allclose(large, torch.full((4,), 99.0), atol=1e-4)
+
+
+def test_what_is_not_decayed_is_not_adapted():
+    """As in the authors' code and NVIDIA's: a bias takes plain Adam steps of size lr."""
+    weight, bias = torch.nn.Parameter(torch.full((4,), 100.0)), torch.nn.Parameter(torch.full((4,), 100.0))
+    groups = [{"params": [weight], "weight_decay": 0.01}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = Lamb(groups, lr=0.1)
+    weight.grad, bias.grad = torch.ones(4), torch.ones(4)
+    optimizer.step()
+    assert torch.allclose(bias, torch.full((4,), 99.9), atol=1e-4)
+    assert torch.allclose(weight, torch.full((4,), 90.0), atol=1e-3)
 
 
 def step_batches(step: int, layout) -> StepBatch:

@@ -1,0 +1,75 @@
+"""Starts of a fine-tuning: a checkpoint of our own gives its weights back, a head starts from its seed."""
+
+import json
+
+import pytest
+import torch
+
+from evaluation.encoder import fill_model, find_start, read_encoder
+from evaluation.heads import BertForSequenceClassification
+from pretrain.checkpoint import save_checkpoint
+from pretrain.config import ModelConfig
+from pretrain.engine import initialize_engine
+from pretrain.layout import init_layout
+from pretrain.model import BertForPreTraining, init_weights
+
+CONFIG = ModelConfig(vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefg"]
+DEEPSPEED = {
+    "train_batch_size": 1,
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {"stage": 1},
+    "optimizer": {"type": "AdamW", "params": {"lr": 0.1}},
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with one checkpoint, and the module that was saved."""
+    layout = init_layout()
+    module = BertForPreTraining(CONFIG, layout)
+    init_weights(module, seed=7)
+    engine, _ = initialize_engine(module, DEEPSPEED, layout)
+    save_checkpoint(engine, layout, tmp_path, step=3, keep=1)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_json()), encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
+    return tmp_path, module
+
+
+def test_a_checkpoint_gives_its_encoder_back(run):
+    folder, module = run
+    start = find_start(str(folder), None, None)
+    named = find_start(str(folder / "checkpoints/step_00000003"), None, folder / "vocab.txt")
+    assert named.weights == start.weights
+    assert (start.weights.name, start.config, start.tokenizer.vocab_size) == ("step_00000003", CONFIG, 12)
+    models = [BertForSequenceClassification(CONFIG, init_layout(), num_outputs=2) for _ in range(2)]
+    encoder = read_encoder(start)
+    drawn = [fill_model(model, encoder, seed) for seed, model in enumerate(models)]
+    assert drawn == [["classifier.weight", "classifier.bias"]] * 2
+    for (name, first), second in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        if name.startswith("bert."):
+            assert torch.equal(first, module.get_parameter(name)), name
+        assert torch.equal(first, second) == (name != "classifier.weight"), name
+
+
+def test_random_weights_follow_the_seed(run):
+    folder, module = run
+    start = find_start("random", str(folder / "config.json"), folder)
+    model = BertForSequenceClassification(CONFIG, init_layout(), num_outputs=2)
+    assert len(fill_model(model, read_encoder(start), seed=7)) == len(list(model.parameters()))
+    assert torch.equal(model.bert.pooler.dense.weight, module.bert.pooler.dense.weight)
+
+
+def test_a_folder_without_a_bert_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint here"):
+        (tmp_path / "empty").mkdir()
+        find_start(str(tmp_path / "empty"), None, None)
+
+
+def test_a_config_of_another_shape_is_refused(run):
+    folder, _ = run
+    other = {**CONFIG.to_json(), "intermediate_size": 64}
+    (folder / "config.json").write_text(json.dumps(other), encoding="utf-8")
+    start = find_start(str(folder), None, None)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        fill_model(BertForSequenceClassification(start.config, init_layout(), 2), read_encoder(start), seed=0)

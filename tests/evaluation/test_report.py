@@ -1,0 +1,154 @@
+"""The report over small run folders: which folder is what, the tables, and a page that stands alone."""
+
+import json
+import re
+
+import pytest
+import transformers
+
+from evaluation.report import main
+from evaluation.tables import num_parameters, short_names, task_groups, verdicts
+from pretrain.config import ModelConfig
+
+CONFIG = ModelConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def results(start, *scores, dev_sha256="d"):
+    """A results.json of one metric: for each seed the scores after each epoch."""
+    seeds = [
+        {
+            "seed": seed,
+            "best_epoch": 1 + values.index(max(values)),
+            "epochs": [{"epoch": 1 + i, "scores": {"accuracy": value}} for i, value in enumerate(values)],
+        }
+        for seed, values in enumerate(scores)
+    ]
+    last = [values[-1] for values in scores]
+    summary = {"mean": sum(last) / len(last), "median": sorted(last)[len(last) // 2], "std": 0.0, "min": min(last)}
+    both = {which: {"accuracy": {**summary, "max": max(last)}} for which in ("last", "best")}
+    head = {"task": "rte", "start": start, "checkpoint": start, "metrics": ["accuracy"], "data": "glue/RTE"}
+    return {**head, "dev_sha256": dev_sha256, "num_train": 2490, "num_dev": 277, **both, "seeds": seeds}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """One folder of each kind."""
+    speeds = {"samples_per_s": 100.0, "tokens_per_s": 5000.0, "mfu": 0.25, "memory_gib": 1.5}
+    ratios = {"trust_ratio_min": 0.1, "trust_ratio_median": 0.2, "trust_ratio_max": 1.0}
+    rows = [
+        {
+            "kind": "train",
+            "step": step,
+            "mlm_loss": 8 - step / 10,
+            "learning_rate": 1e-3,
+            "grad_norm": 1.0,
+            **speeds,
+            **ratios,
+        }
+        for step in (10, 20)
+    ]
+    rows.append({"kind": "eval", "step": 20, "mlm_loss": 6.1, "mlm_accuracy": 0.07, "unigram_entropy": 6.75})
+    write(tmp_path / "pretrain/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path / "pretrain/run.json", {"note": "a < b"})
+    write(tmp_path / "pretrain/config.json", CONFIG.to_json())
+    optimizer = {"type": "Lamb", "params": {"lr": 0.005}}
+    write(tmp_path / "pretrain/deepspeed_config.json", {"train_batch_size": 32, "optimizer": optimizer})
+    write(tmp_path / "ft/pretrained/results.json", results("pretrained", [0.6, 0.7], [0.5, 0.65]))
+    write(tmp_path / "ft/majority/results.json", results("majority", [0.53], [0.53]))
+    manifest = {"format": "bert-masked-shards", "config": {"seq_length": 128}, "vocab": {"size": 50}}
+    write(
+        tmp_path / "shards/manifest.json", {**manifest, "num_sequences": 1234, "num_tokens": 99, "num_predictions": 7}
+    )
+    return [tmp_path / name for name in ("pretrain", "ft/pretrained", "ft/majority", "shards")]
+
+
+def test_the_tables_are_printed_and_written(runs, tmp_path, capsys):
+    main([*map(str, runs), "--output", str(tmp_path / "out/report.html"), "--title", "A < B"])
+    printed = " ".join(capsys.readouterr().out.split())
+    markdown = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "rte accuracy pretrained 67.5 ± 0.0 70.0 70.0 65.0" in printed
+    assert "rte, accuracy: pretrained is 14.5 points above majority; no seed of one reaches the other." in printed
+    for fact in (
+        "unigram entropy 6.750",
+        "below it, nat 0.650",
+        "sequences seen 640",
+        "tokens seen 0.0 M",
+        "MFU 25.0%",
+    ):
+        assert fact in printed
+    assert re.search(r"\| shards +\| masked shards +\|", markdown)
+    assert all(headline in page for headline in ("<h1>A &lt; B</h1>", "<h2>Scores</h2>", "<h2>Pretraining</h2>"))
+    assert '"a &lt; b"' in page.replace("&quot;", '"')
+    assert page.count('src="data:image/svg+xml;base64,') == page.count("<img") == 7
+
+
+def test_the_page_refers_to_nothing_outside(runs, tmp_path, capsys):
+    main([*map(str, runs), "--output", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|<script|<link|url\(|@import", page)
+
+
+def test_a_report_replaces_a_report_and_no_other_file(runs, tmp_path, capsys):
+    command = [str(runs[1]), "--output", str(tmp_path / "report.html")]
+    main(command)
+    main(command)
+    (tmp_path / "report.md").write_text("my notes", encoding="utf-8")
+    with pytest.raises(ValueError, match="report.md exists and is no report"):
+        main(command)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("nothing", "nothing is no fine-tuning run"),
+        ("started", "no step of this pretraining run"),
+        ("vocab", "no corpus"),
+    ],
+)
+def test_a_folder_that_is_no_run(tmp_path, folder, message):
+    write(tmp_path / "nothing/notes.txt", "")
+    write(tmp_path / "started/run.json", {})
+    write(tmp_path / "vocab/manifest.json", {"vocab": {}})
+    with pytest.raises(ValueError, match=message):
+        main([str(tmp_path / folder), "--output", str(tmp_path / "report.html")])
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_names_and_endings(tmp_path):
+    folders = [tmp_path / name for name in ("pretrain", "shards/train", "shards/heldout")]
+    assert short_names(folders) == ["pretrain", "shards/train", "shards/heldout"]
+    assert short_names(folders[1:2]) == ["train"]
+    with pytest.raises(ValueError, match="is named twice"):
+        short_names([tmp_path, tmp_path / "x/.."])
+    with pytest.raises(ValueError, match="ends in .html"):
+        main([str(tmp_path), "--output", "report.pdf"])
+
+
+def test_only_runs_with_the_same_dev_file_compare():
+    runs = {
+        "a": results("random", [0.5]),
+        "b": results("pretrained", [0.5], [0.4]),
+        "c": results("pretrained", [0.9], dev_sha256="e"),
+        "d": results("random", [0.6]),
+    }
+    groups = task_groups(runs)
+    assert [[run["label"] for run in group] for group in groups.values()] == [
+        ["pretrained", "random (a)", "random (d)"],
+        ["pretrained"],
+    ]
+    sentences = verdicts(groups)
+    assert [sentence.split(": ")[1] for sentence in sentences] == [
+        "pretrained is 5.0 points below random (a); their seeds overlap.",
+        "pretrained is 15.0 points below random (d); no seed of one reaches the other.",
+    ]
+
+
+def test_parameters_are_those_of_hugging_face():
+    model = transformers.BertForPreTraining(transformers.BertConfig(**CONFIG.to_json()))
+    assert num_parameters(CONFIG) == model.num_parameters()

@@ -1,0 +1,63 @@
+"""The order of samples and the making of batches: functions of (seed, step), the same for every layout."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.shards import Shards
+from pretrain.data import BLOCK_SIZE, evaluation_batches, make_batch, sample_indices, training_batches
+from pretrain.layout import Layout
+
+CPU = torch.device("cpu")
+
+
+def test_an_epoch_visits_every_sample_once_in_blocks():
+    num_samples = 5 * BLOCK_SIZE + 17
+    order = sample_indices(seed=3, start=0, count=num_samples, num_samples=num_samples)
+    assert sorted(order) == list(range(num_samples))
+    assert (np.diff(order) == 1).mean() > 0.95
+    assert not np.array_equal(order, sample_indices(3, num_samples, num_samples, num_samples))
+
+
+def test_any_part_of_the_endless_sequence_is_the_same_part():
+    whole = sample_indices(seed=3, start=0, count=2000, num_samples=700)
+    assert np.array_equal(sample_indices(3, 650, 200, 700), whole[650:850])
+
+
+@pytest.mark.parametrize("dp_size", [1, 2, 4])
+def test_every_layout_sees_the_same_global_batch(dp_size, shard_folders):
+    shards = Shards(shard_folders[0])
+    whole = next(training_batches(shards, 0, 16, 16, Layout(1, 1, 0, 0, CPU), range(5, 6)))
+    parts = [
+        next(training_batches(shards, 0, 16, 2, Layout(dp_size, 1, rank, 0, CPU), range(5, 6)))
+        for rank in range(dp_size)
+    ]
+    tokens = torch.cat([batch.sequences.token_ids for part in parts for batch in part.micro_batches])
+    assert torch.equal(tokens, whole.micro_batches[0].sequences.token_ids)
+    assert {part.num_predictions for part in parts} == {len(whole.micro_batches[0].masked_lm_labels)}
+
+
+def test_a_batch_is_what_the_records_say(shard_folders):
+    shards = Shards(shard_folders[0])
+    indices = np.array([3, 0, 7])
+    records = shards.gather(indices)
+    batch = make_batch(records)
+    starts = batch.sequences.cu_seqlens
+    for row, index in enumerate(indices):
+        alone = shards.gather(np.array([index]))
+        part = slice(starts[row], starts[row + 1])
+        assert batch.sequences.token_ids[part].tolist() == alone.token_ids.tolist()
+        assert batch.sequences.position_ids[part].tolist() == list(range(len(alone.token_ids)))
+        assert int(batch.sequences.segment_ids[part].sum()) == len(alone.token_ids) - alone.segment_b_start[0]
+    manifest = shards.manifest["vocab"]
+    masked = batch.sequences.token_ids[batch.masked_lm_positions]
+    assert 0.6 < (masked == manifest["mask_id"]).float().mean() <= 1.0
+
+
+@pytest.mark.parametrize("dp_size", [1, 3])
+def test_evaluation_counts_every_sample_once_and_ranks_stay_in_step(dp_size, shard_folders):
+    shards = Shards(shard_folders[1])
+    per_rank = [list(evaluation_batches(shards, 5, Layout(dp_size, 1, rank, 0, CPU))) for rank in range(dp_size)]
+    assert len({len(batches) for batches in per_rank}) == 1
+    counted = sum(batch.sequences.num_sequences for batches in per_rank for batch, counts in batches if counts)
+    assert counted == shards.num_sequences
