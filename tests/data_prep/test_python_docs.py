@@ -1,8 +1,7 @@
-"""The quick start's reader: prose out of docstrings, no leak between the parts, a task that only word order can solve."""
+"""The quick start's reader: prose out of docstrings, no leak between the parts, a task one passage cannot solve."""
 
 import csv
 import json
-import random
 import subprocess
 import sys
 
@@ -10,8 +9,11 @@ import pytest
 
 from data_prep.python_docs import (
     LEAK_WORDS,
+    LONGEST_PASSAGE,
+    PASSAGE_WORDS,
     clean_docstring,
     collect_documents,
+    cut_passages,
     drop_repeated,
     find_modules,
     is_prose,
@@ -21,7 +23,6 @@ from data_prep.python_docs import (
     read_docstrings,
     split_by_module,
     split_sentences,
-    swap_adjacent_words,
 )
 
 NUMPY_STYLE = """
@@ -91,7 +92,7 @@ def test_what_is_no_prose(text):
 
 
 def test_docstrings_are_read_without_running_the_source():
-    source = b'"""Of the module."""\nraise SystemExit\nclass A:\n    """Of A."""\n    def f(self):\n        \'\'\'Of f.\'\'\'\n'
+    source = b'"""Of the module."""\nraise SystemExit\nclass A:\n  """Of A."""\n  def f(self):\n    """Of f."""\n'
     assert read_docstrings(source) == ["Of the module.", "Of A.", "Of f."]
     assert read_docstrings(b'"""Cut off') == []
     assert read_docstrings(b'x = """\0"""') == []
@@ -109,7 +110,10 @@ def long_runs(documents):
 
 def test_a_copied_text_is_not_on_both_sides():
     copied = "this sentence was copied from one module into many others"
-    documents = {f"module{i}": [f"In number {i}, {copied}.", f"Only here {'abcdefgh'[i % 8] * 9}."] for i in range(100)}
+    documents = {
+        f"module{i}": [f"In number {i}, {copied}.", f"Only here: {chr(97 + i // 26)}{chr(97 + i % 26)}."]
+        for i in range(100)
+    }
     train, heldout = split_by_module(documents)
     assert 2 <= len(heldout) <= 25 and not set(train) & set(heldout)
     assert long_runs(train) and not long_runs(train) & long_runs(heldout)
@@ -120,32 +124,31 @@ def test_sentences():
     assert split_sentences(paragraph) == ["It is so, e.g. The one.", "Is it?", "Yes! see below."]
 
 
-def test_a_swap_moves_two_neighbours_only():
-    sentence = "When the file, if there is one, cannot be read the default is used."
-    words = sentence.split()
-    for seed in range(20):
-        swapped = swap_adjacent_words(sentence, random.Random(seed)).split()
-        i, *others = [i for i in range(len(words)) if swapped[i] != words[i]]
-        assert others == [i + 1] and swapped[i : i + 2] == [words[i + 1], words[i]]
-        assert all(word.isalpha() and word.islower() for word in swapped[i : i + 2])
-    assert swap_adjacent_words("The, one, that, is here.", random.Random(0)) is None
+def test_passages_are_whole_sentences_of_bounded_length():
+    paragraphs = [f"Sentence {i} is {'very ' * i}short." for i in range(60)]
+    passages = cut_passages(paragraphs)
+    assert all(PASSAGE_WORDS <= len(passage.split()) <= LONGEST_PASSAGE for passage in passages)
+    assert all(passage.startswith("Sentence") for passage in passages)
+    assert "".join(paragraphs).replace(" ", "").startswith(passages[0].replace(" ", ""))
 
 
-def test_the_task_is_balanced_and_its_words_do_not_tell():
-    texts = [f"The {'xyz'[i % 3] * (i + 1)} of this module can be read from the file." for i in range(40)]
-    rows = make_task({"a": texts}, num_rows=30, seed="train")
-    assert len(rows) == 30 and sum(label for _, label in rows) == 15
-    assert rows == make_task({"a": texts}, num_rows=30, seed="train") != make_task({"a": texts}, 30, seed="dev")
-    bags = [tuple(sorted(sentence.split())) for sentence, _ in rows]
-    known = {tuple(sorted(text.split())) for text in texts}
-    assert len(set(bags)) == 30 and set(bags) <= known
-    assert all((sentence in texts) == (label == 0) for sentence, label in rows)
+def test_a_pair_is_right_or_of_two_modules_and_one_passage_does_not_tell():
+    word = "abcdefghij"
+    documents = {f"m{m}": [f"In {m} the {word[k]}{' of it' * 13} is." for k in range(10)] for m in range(20)}
+    rows = make_task(documents, num_rows=60, seed="train")
+    assert rows == make_task(documents, num_rows=60, seed="train") != make_task(documents, 60, "dev")
+    assert len(rows) == 60 and sum(label for *_, label in rows) == 30
+    follows = {pair for texts in documents.values() for pair in zip(texts[:-1], texts[1:], strict=True)}
+    assert all(((first, second) in follows) == (label == 1) for first, second, label in rows)
+    assert all((first.split()[1] == second.split()[1]) == (label == 1) for first, second, label in rows)
+    passages = [passage for *pair, _ in rows for passage in pair]
+    assert len(set(passages)) == len(passages)
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("python_docs") / "text"
-    main(["--output", str(folder), "--max-mb", "0.5"])
+    main(["--output", str(folder), "--max-mb", "0.2"])
     return folder
 
 
@@ -156,18 +159,19 @@ def read_jsonl(path):
 def test_the_files_of_this_machine(output):
     train, heldout = (read_jsonl(output / "pretrain" / f"{part}.jsonl") for part in ("train", "heldout"))
     num_bytes = sum(len(text.encode()) for part in (train, heldout) for texts in part.values() for text in texts)
-    assert 0.3e6 < num_bytes < 0.7e6 and heldout
+    assert 0.1e6 < num_bytes < 0.3e6 and heldout
     assert not set(train) & set(heldout) and not long_runs(train) & long_runs(heldout)
     for part, documents in (("train", train), ("dev", heldout)):
         with open(output / "task" / f"{part}.tsv", newline="") as file:
             header, *rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        assert header == ["sentence", "label"] and {len(row) for row in rows} == {2}
-        text = " ".join(paragraph for paragraphs in documents.values() for paragraph in paragraphs)
-        assert all((sentence in text) == (label == "0") for sentence, label in rows)
+        assert header == ["sentence1", "sentence2", "label"] and {len(row) for row in rows} == {3}
+        modules = [" ".join(paragraphs) for paragraphs in documents.values()]
+        for first, second, label in rows:
+            assert any(first in module and second in module for module in modules) == (label == "1")
 
 
 def test_the_same_bytes_in_another_process(output, tmp_path):
-    command = [sys.executable, "-m", "data_prep.python_docs", "--output", tmp_path / "text", "--max-mb", "0.5"]
+    command = [sys.executable, "-m", "data_prep.python_docs", "--output", tmp_path / "text", "--max-mb", "0.2"]
     subprocess.run(command, check=True, capture_output=True)
     names = ["pretrain/train.jsonl", "pretrain/heldout.jsonl", "task/train.tsv", "task/dev.tsv", "manifest.json"]
     assert [(output / name).read_bytes() for name in names] == [
@@ -177,7 +181,7 @@ def test_the_same_bytes_in_another_process(output, tmp_path):
 
 def test_a_finished_folder_is_reused_and_a_foreign_one_left_alone(output, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    main(["--output", str(output), "--max-mb", "0.5"])
+    main(["--output", str(output), "--max-mb", "0.2"])
     assert "reused" in capsys.readouterr().out
     with pytest.raises(ValueError, match="max_mb"):
         main(["--output", str(output), "--max-mb", "1"])
