@@ -102,10 +102,10 @@ def _stage3_fragments(tensors: Iterable[Tensor], names: dict, engine) -> list[Fr
 class Lamb(torch.optim.Optimizer):
     """LAMB with global state bound to a DeepSpeed engine.
 
-    Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in NVIDIA's
-    recipe, off in DeepSpeed's); `max_trust_ratio` clamps the ratio (none in the paper). Groups without weight decay
-    (biases and LayerNorm) are not adapted, as in the authors' code (`exclude_from_layer_adaptation`) and in NVIDIA's;
-    `use_nvlamb` adapts them too. A tensor whose weight or update is all zero has ratio 1.
+    Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in
+    NVIDIA's recipe, off in DeepSpeed's); `max_trust_ratio` clamps the ratio (none in the paper). Groups without weight
+    decay (biases and LayerNorm) are not adapted, as in the authors' code (`exclude_from_layer_adaptation`) and in
+    NVIDIA's; `use_nvlamb` adapts them too. A tensor whose weight or update is all zero has ratio 1.
     """
 
     def __init__(
