@@ -63,7 +63,7 @@ def pretrain(stage, output: Path) -> None:
     command = launch(
         num_ranks, "pretrain.train", "--model", "tiny", "--data", output / "shards/train",
         "--eval-data", output / "shards/heldout", "--deepspeed_config", DS_CONFIG, "--output", output / "pretrain",
-        "--tensor-parallel", num_ranks, "--eval-interval", 100,
+        "--tensor-parallel", num_ranks, "--eval-interval", 400,
         "--dropout", 0,  # hardly one pass over the text: there is nothing to overfit
     )  # fmt: skip
     stage = partial(stage, num_ranks=num_ranks)

@@ -2,7 +2,6 @@
 
 import logging
 
-import deepspeed
 import torch
 from torch import nn
 
@@ -10,6 +9,10 @@ from pretrain.config import OPTIMIZER_DEFAULTS, engine_config
 from pretrain.lamb import Lamb, param_groups
 from pretrain.layout import Layout
 
+logging.disable(logging.WARNING)  # its import warns that there is no GPU
+import deepspeed  # noqa: E402
+
+logging.disable(logging.NOTSET)
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 

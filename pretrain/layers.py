@@ -162,12 +162,12 @@ def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probabilit
 
 
 @torch.no_grad()
-def num_correct(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    """How many of the P labels have the highest of all V logits; logits: [P, V/tp], this rank's columns."""
+def is_highest(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    """[P] bool: whether the label has the highest of all V logits; logits: [P, V/tp], this rank's columns."""
+    group = layout.get_tensor_model_parallel_group()
     best, index = logits.max(-1)  # [P] each
     highest = best.clone()
-    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=layout.get_tensor_model_parallel_group())
-    mine = (best == highest) & (index + layout.tp_rank * logits.shape[1] == labels)
-    correct = mine.sum()
-    dist.all_reduce(correct, group=layout.get_tensor_model_parallel_group())
-    return correct
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    mine = ((best == highest) & (index + layout.tp_rank * logits.shape[1] == labels)).int()
+    dist.all_reduce(mine, group=group)
+    return mine > 0

@@ -24,9 +24,9 @@ from pretrain.layers import (
     derive_seed,
     dropout,
     embedding,
+    is_highest,
     is_split,
     mark_split,
-    num_correct,
     row_linear,
     self_attention,
 )
@@ -245,19 +245,20 @@ class BertForPreTraining(nn.Module):
         self.bert = BertModel(config, layout)
         self.cls = PretrainingHeads(config, layout)
 
-    def forward(
-        self, batch: PretrainingBatch, dropout_seed: tuple | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scalar sums over the micro-batch: (MLM loss in nats, MLM correct, pair loss in nats, pair correct)."""
+    def forward(self, batch: PretrainingBatch, dropout_seed: tuple | None = None) -> tuple[Tensor, ...]:
+        """Losses in nats and hits, each by itself: MLM loss [P], MLM correct [P], pair loss [B], pair correct [B].
+
+        The caller sums and divides: by the counts of the whole step when training, of the whole set when evaluating. A
+        sequence without a pair label has pair loss 0.
+        """
         hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
         masked = hidden[batch.masked_lm_positions]  # [P, H]
         logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight).float()  # [P, V/tp]
-        mlm_correct = num_correct(logits, batch.masked_lm_labels, self.layout)
-        mlm_loss = vocab_parallel_cross_entropy(logits, batch.masked_lm_labels).sum()
+        mlm_correct = is_highest(logits, batch.masked_lm_labels, self.layout)
+        mlm_loss = vocab_parallel_cross_entropy(logits, batch.masked_lm_labels)
         pair_logits = self.cls.seq_relationship(self.bert.pool(hidden, batch.sequences.cu_seqlens)).float()  # [B, 2]
-        pair_loss = F.cross_entropy(pair_logits, batch.pair_labels, ignore_index=-1, reduction="sum")
-        pair_correct = (pair_logits.argmax(-1) == batch.pair_labels).sum()
-        return mlm_loss, mlm_correct, pair_loss, pair_correct
+        pair_loss = F.cross_entropy(pair_logits, batch.pair_labels, ignore_index=-1, reduction="none")
+        return mlm_loss, mlm_correct, pair_loss, pair_logits.argmax(-1) == batch.pair_labels
 
 
 @torch.no_grad()
