@@ -1,4 +1,4 @@
-"""Pre-train BERT on masked shards under the DeepSpeed engine.
+r"""Pre-train BERT on masked shards under the DeepSpeed engine.
 
     deepspeed --module pretrain.train --model large --data DIR --eval-data DIR --deepspeed_config ds_configs/FILE.json \
         --output DIR --tensor-parallel 2
