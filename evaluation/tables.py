@@ -97,6 +97,7 @@ def pretraining_facts(name: str, folder: Path) -> dict[str, str]:
         "steps": f"{last['step']:,}",
         "MLM loss, training": f"{last['mlm_loss']:.3f}",
         "MLM loss, held out": _format(loss, ".3f"),
+        "the same on [MASK] alone": _format(final.get("mask_token_loss"), ".3f"),
         "unigram entropy": _format(entropy, ".3f"),
         "below it, nat": _format(entropy and entropy - loss, ".3f"),
         "MLM accuracy": _format(final.get("mlm_accuracy"), ".1%"),

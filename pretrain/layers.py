@@ -11,12 +11,19 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
-from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 from torch import Tensor, nn
 
-from pretrain.layout import Layout
+from pretrain.layout import Layout  # before megatron-core: it keeps that import quiet
+
+# isort: split
+from megatron.core.model_parallel_config import ModelParallelConfig
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    vocab_parallel_cross_entropy,
+)
+from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 
 
 @dataclass
@@ -75,18 +82,29 @@ def parallel_config(layout: Layout) -> ModelParallelConfig:
 def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabParallelEmbedding:
     """A table [V, H] split over its rows, [V/tp, H] a rank; V is padded so that it divides."""
     table = VocabParallelEmbedding(
-        num_embeddings, hidden_size, init_method=nn.init.zeros_, config=parallel_config(layout)
+        num_embeddings,
+        hidden_size,
+        init_method=nn.init.zeros_,
+        config=parallel_config(layout),
+        tp_group=layout.get_tensor_model_parallel_group(),
     )
     mark_split(table.weight, dim=0)
     return table
 
 
 def column_linear(in_size: int, out_size: int, layout: Layout) -> ColumnParallelLinear:
-    """[T, in] -> [T, out/tp]: the weight [out, in] is split over its rows. Megatron's f: the input's gradient is summed
-    over tp.
+    """[T, in] -> [T, out/tp]: the weight [out, in] is split over its rows.
+
+    Megatron's f: the input's gradient is summed over tp.
     """
     linear = ColumnParallelLinear(
-        in_size, out_size, config=parallel_config(layout), init_method=nn.init.zeros_, bias=True, gather_output=False
+        in_size,
+        out_size,
+        config=parallel_config(layout),
+        init_method=nn.init.zeros_,
+        bias=True,
+        gather_output=False,
+        tp_group=layout.get_tensor_model_parallel_group(),
     )
     mark_split(linear.weight, dim=0)
     mark_split(linear.bias, dim=0)
@@ -94,16 +112,19 @@ def column_linear(in_size: int, out_size: int, layout: Layout) -> ColumnParallel
 
 
 def row_linear(in_size: int, out_size: int, layout: Layout) -> RowParallelLinear:
-    """[T, in/tp] -> [T, out]: the weight [out, in] is split over its columns. Megatron's g: the output is summed over
-    tp.
+    """[T, in/tp] -> [T, out]: the weight [out, in] is split over its columns.
+
+    Megatron's g: the output is summed over tp.
     """
     linear = RowParallelLinear(
-        *(in_size, out_size),
+        in_size,
+        out_size,
         config=parallel_config(layout),
         init_method=nn.init.zeros_,
         bias=True,
         input_is_parallel=True,
         skip_bias_add=False,
+        tp_group=layout.get_tensor_model_parallel_group(),
     )
     mark_split(linear.weight, dim=1)
     return linear
@@ -159,6 +180,15 @@ def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probabilit
     )
     context = context.transpose(1, 2).reshape(batch * longest, -1)  # [B * S, N/tp * D]
     return context if index is None else context[index]
+
+
+def prediction_loss(logits: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Cross entropy in nats [P], and whether the label had the highest logit [P]; logits: this rank's [P, V/tp].
+
+    The hits come first: Megatron's cross entropy overwrites the logits.
+    """
+    correct = is_highest(logits, labels, layout)
+    return vocab_parallel_cross_entropy(logits, labels), correct
 
 
 @torch.no_grad()

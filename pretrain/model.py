@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
@@ -24,9 +23,9 @@ from pretrain.layers import (
     derive_seed,
     dropout,
     embedding,
-    is_highest,
     is_split,
     mark_split,
+    prediction_loss,
     row_linear,
     self_attention,
 )
@@ -254,8 +253,7 @@ class BertForPreTraining(nn.Module):
         hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
         masked = hidden[batch.masked_lm_positions]  # [P, H]
         logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight).float()  # [P, V/tp]
-        mlm_correct = is_highest(logits, batch.masked_lm_labels, self.layout)
-        mlm_loss = vocab_parallel_cross_entropy(logits, batch.masked_lm_labels)
+        mlm_loss, mlm_correct = prediction_loss(logits, batch.masked_lm_labels, self.layout)
         pair_logits = self.cls.seq_relationship(self.bert.pool(hidden, batch.sequences.cu_seqlens)).float()  # [B, 2]
         pair_loss = F.cross_entropy(pair_logits, batch.pair_labels, ignore_index=-1, reduction="none")
         return mlm_loss, mlm_correct, pair_loss, pair_logits.argmax(-1) == batch.pair_labels
