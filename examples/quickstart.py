@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DS_CONFIG = ROOT / "ds_configs" / "quickstart.json"
 VOCAB_SIZE = 8192
 SEEDS = (0, 1, 2)
-FINETUNING = ("--max-train-examples", "2000", "--epochs", "1", "--batch-size", "32", "--learning-rate", "3e-4")
+FINETUNING = ("--max-train-examples", "1000", "--epochs", "3", "--batch-size", "32", "--learning-rate", "3e-4")
 
 # Run as `python -c`, so that it shows what any user of transformers would get from the folder.
 LOAD_EXPORT = """
