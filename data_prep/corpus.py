@@ -34,6 +34,7 @@ from data_prep.cli import claim_output, read_json, run_cli, sha256_file, write_j
 from data_prep.documents import (
     Document,
     add_input_arguments,
+    count_skips,
     input_bytes,
     input_config,
     read_documents,
@@ -170,15 +171,11 @@ def _write_corpus(args: argparse.Namespace, files: list[Path], tokenizer: Tokeni
     dropped: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     seen: set[bytes] = set()
-
-    def skip(reason: str, place: str) -> None:
-        skipped[reason] += 1
-        bar.write(f"skipped {place}: {reason}")
-
     work = partial(_tokenise_batch, splitter_path=splitter_path, vocab_path=tokenizer.path)
     writer = IndexedDatasetWriter(Path(args.output, "corpus"), token_type(tokenizer.vocab_size))
     try:
         with tqdm(desc="tokenise", total=input_bytes(files), unit="B", unit_scale=True) as bar:
+            skip = count_skips(skipped, bar.write)
             documents = read_documents(files, args.format, args.text_key, skip, bar.update)
             for batch in ordered_map(work, _batches(documents), args.workers):
                 for document in batch:
@@ -189,9 +186,8 @@ def _write_corpus(args: argparse.Namespace, files: list[Path], tokenizer: Tokeni
                     counts["num_characters"] += document.num_characters
                     counts["num_unknown_tokens"] += int((document.token_ids == tokenizer.unk_id).sum())
         if not writer.num_documents:
-            raise ValueError(
-                f"no document is left: dropped {dict(dropped)}, skipped {dict(skipped)}; see --min-characters"
-            )
+            lost = dict(sorted((dropped + skipped).items()))
+            raise ValueError(f"no document is left: {lost}; give other input or lower --min-characters")
         writer.finish()
     finally:
         writer.close()

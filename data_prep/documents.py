@@ -20,6 +20,7 @@ import lzma
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from io import BytesIO, StringIO
@@ -156,11 +157,24 @@ def read_documents(
             (skip or _stop)(error.reason, error.place)
 
 
+def count_skips(counts: Counter[str], tell: Callable[[str], object]) -> Skip:
+    """A `skip` for `read_documents` that counts by reason and tells the first ten of each."""
+
+    def skip(reason: str, place: str) -> None:
+        counts[reason] += 1
+        if counts[reason] <= 10:
+            tell(
+                f"skipped {place}: {reason}" + (" (and so on; only counted from here)" if counts[reason] == 10 else "")
+            )
+
+    return skip
+
+
 def require_text(files: Iterable[Path], format: str, text_key: str) -> None:
     """Raise ValueError, naming the first place that cannot be read, unless `files` hold at least one document."""
     problems: list[str] = []
     documents = read_documents(files, format, text_key, lambda reason, place: problems.append(f"{place}: {reason}"))
-    if next(documents, None) is None:
+    if not any(document.text.strip() for document in documents):
         found = f"; {problems[0]}" if problems else ", only empty files"
         raise ValueError(f"the input holds no document{found}; give UTF-8 text, or name the format with --format")
 
@@ -321,6 +335,5 @@ def _read_jsonl(path: Path, progress: Progress, text_key: str, skip: Skip) -> It
         elif not isinstance(record.get(text_key), str):
             skip(f"no text under the key {text_key!r}", place)
         else:
-            yield from _bounded(
-                str(record.get("id", f"{path.name}:{number}")), record[text_key].splitlines(keepends=True)
-            )
+            lines = record[text_key].splitlines(keepends=True) or [""]
+            yield from _bounded(str(record.get("id", f"{path.name}:{number}")), lines)

@@ -8,6 +8,7 @@ The same input and options give the same bytes.
 
 import argparse
 import io
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from data_prep.cleaning import normalise, paragraphs
 from data_prep.cli import claim_output, finished_file, run_cli, write_json
 from data_prep.documents import (
     add_input_arguments,
+    count_skips,
     input_bytes,
     input_config,
     read_documents,
@@ -57,8 +59,9 @@ def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2]
-        raise ValueError(f"SentencePiece cannot make {size} pieces of this input: {reason}") from error
+        reason = str(error).rpartition("] ")[2].partition(" Please")[0].partition(" Increase")[0]
+        limit = f"; ask for {most[1]} at most" if (most := re.search(r"value <= (\d+)", str(error))) else ""
+        raise ValueError(f"SentencePiece cannot make --size {size} of this input: {reason}{limit}") from error
     return model.getvalue()
 
 
@@ -104,12 +107,8 @@ def _alphabet(sample: list[str], pipeline) -> list[str]:
 
 def _read_sample(args: argparse.Namespace, files: list[Path]) -> list[str]:
     """Cleaned paragraphs of an even sample of the input, read behind a progress bar."""
-
-    def skip(reason: str, place: str) -> None:
-        bar.write(f"skipped {place}: {reason}")
-
     with tqdm(desc="sample", total=input_bytes(files), unit="B", unit_scale=True) as bar:
-        documents = read_documents(files, args.format, args.text_key, skip, bar.update)
+        documents = read_documents(files, args.format, args.text_key, count_skips(Counter(), bar.write), bar.update)
         sample = sample_documents(documents, int(args.sample_mb * 1e6))
     return [block for piece in sample for block in paragraphs(normalise(piece.text), one_a_line=piece.is_split)]
 

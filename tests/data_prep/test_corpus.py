@@ -1,93 +1,191 @@
-"""Text files to Megatron's .bin/.idx: the bytes that megatron-core writes, for any number of workers; bad input."""
+"""The tokenised corpus: Megatron's bytes, the same for any number of workers, filters counted, nothing lost."""
 
-import bz2
-import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from data_prep import corpus
-from data_prep.cli import run_cli
+from data_prep.cli import sha256_file
 from data_prep.corpus import open_corpus
-from data_prep.vocab import train_wordpiece
+from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
+from data_prep.tokenizer import SPECIAL_TOKENS
 
-SENTENCES = [f"Sentence {i} speaks of Mr. Smith and his {i % 7} houses. It ends here." for i in range(40)]
+ROOT = Path(__file__).parents[2]
+RANDOM = np.random.default_rng(0)
+WORDS = [f"w{i}" for i in range(200)]
+
+
+def make_documents(num_documents):
+    """Documents of sentences of known words; every tenth one repeats the first."""
+    documents = []
+    for index in range(num_documents):
+        sentences = [" ".join(RANDOM.choice(WORDS, 9)).capitalize() + "." for _ in range(1 + index % 7)]
+        documents.append(" ".join(sentences) if index % 10 or not index else documents[0])
+    return documents
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
-    path.write_text("\n".join(train_wordpiece(SENTENCES, 200)) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def text_folder(tmp_path):
-    """The readers' formats, a document or more in each: JSON lines, plain text, gzip, bzip2."""
-    folder = tmp_path / "text"
-    folder.mkdir()
-    lines = [json.dumps({"id": str(i), "text": " ".join(SENTENCES[i : i + 4])}) for i in range(0, 40, 4)]
-    (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "b.txt").write_text("\n\n".join(SENTENCES[:6]))
-    (folder / "c.txt.gz").write_bytes(gzip.compress("\n\n".join(SENTENCES[6:9]).encode()))
-    (folder / "d.txt.bz2").write_bytes(bz2.compress("\n\n".join(SENTENCES[9:12]).encode()))
+def inputs(tmp_path_factory):
+    """A folder with text.jsonl (100 documents and two bad lines) and vocab/vocab.txt."""
+    folder = tmp_path_factory.mktemp("inputs")
+    lines = [json.dumps({"text": text}) for text in make_documents(100)]
+    lines[50:50] = ["no json", json.dumps({"text": ""}), json.dumps({"text": "W1."})]
+    (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "vocab").mkdir()
+    (folder / "vocab" / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, ".", *WORDS]) + "\n", encoding="utf-8")
     return folder
 
 
-def make(text_folder, vocabulary, output, *more):
-    corpus.main(["--input", str(text_folder), "--vocab", str(vocabulary), "--output", str(output), *more])
+def run(inputs, output, *options):
+    arguments = ["--input", inputs / "text.jsonl", "--vocab", inputs / "vocab", "--output", output, *options]
+    corpus.main([str(argument) for argument in arguments])
 
 
-def test_the_bytes_are_those_of_megatrons_builder(text_folder, vocabulary, tmp_path):
-    make(text_folder, vocabulary, tmp_path / "ours")
-    ours = open_corpus(tmp_path / "ours")
-    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
-    for first, last in zip(ours.document_start[:-1], ours.document_start[1:], strict=True):
-        for sentence in range(first, last):
-            tokens = ours.token_ids[ours.sentence_start[sentence] : ours.sentence_start[sentence + 1]]
-            builder.add_item(torch.from_numpy(tokens.astype(np.int64)))
-        builder.end_document()
-    builder.finalize(str(tmp_path / "theirs.idx"))
-    for suffix in ("bin", "idx"):
-        assert (tmp_path / "ours" / f"corpus.{suffix}").read_bytes() == (tmp_path / f"theirs.{suffix}").read_bytes()
-    dataset = IndexedDataset(str(tmp_path / "ours" / "corpus"))
-    assert len(dataset) == len(ours.sentence_start) - 1
-    assert np.array_equal(dataset[3], ours.token_ids[ours.sentence_start[3] : ours.sentence_start[4]])
+def hashes(folder):
+    return {path.name: sha256_file(path) for path in folder.iterdir()}
 
 
-def test_workers_do_not_change_the_bytes(text_folder, vocabulary, tmp_path):
-    make(text_folder, vocabulary, tmp_path / "one")
-    make(text_folder, vocabulary, tmp_path / "two", "--workers", "2")
-    for suffix in ("bin", "idx"):
-        one, two = ((tmp_path / name / f"corpus.{suffix}").read_bytes() for name in ("one", "two"))
-        assert one == two
+def test_documents_sentences_tokens_and_what_was_dropped(inputs, tmp_path):
+    run(inputs, tmp_path / "c", "--min-characters", "10")
+    opened = open_corpus(tmp_path / "c")
+    manifest = opened.manifest
+    assert manifest["num_documents"] == len(opened.document_start) - 1 == 91
+    assert manifest["dropped"] == {"duplicate": 9, "empty": 1, "shorter_than_min_characters": 1}
+    assert manifest["skipped"] == {"not valid JSON": 1}
+    assert manifest["num_sentences"] == len(opened.sentence_start) - 1
+    assert manifest["num_tokens"] == len(opened.token_ids) == opened.sentence_start[-1]
+    assert np.array_equal(np.diff(opened.document_start), [1 + i % 7 for i in range(100) if i % 10 or not i])
+    assert (np.diff(opened.sentence_start) == 10).all()  # nine words and the full stop
+    assert (opened.token_ids[opened.sentence_start[1:] - 1] == 5).all()
+    assert manifest["num_unknown_tokens"] == 0
+    assert {name: hashes(tmp_path / "c")[name] for name in manifest["sha256"]} == manifest["sha256"]
+    assert set(hashes(tmp_path / "c")) == {*manifest["sha256"], "config.json", "manifest.json"}
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "empty|no "), (b"\x00\x01\x02" * 1000, "bad.txt"), (b"\xff\xfe\xfa" * 99, "bad.txt")],
-)
-def test_input_that_is_no_text_exits_2_and_names_it(content, message, vocabulary, tmp_path, capsys):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    if content is not None:
-        (folder / "bad.txt").write_bytes(content)
-    argv = ["--input", str(folder), "--vocab", str(vocabulary), "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit) as stopped:
-        run_cli(corpus.main, argv)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "error:" in error
-    assert any(part in error for part in message.split("|"))
-    assert not (tmp_path / "out" / "manifest.json").exists()
+def test_the_bytes_do_not_depend_on_the_number_of_workers(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BATCH_CHARACTERS", 1_000)
+    run(inputs, tmp_path / "one")
+    run(inputs, tmp_path / "three", "--workers", "3")
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "three")
 
 
-def test_the_folder_of_another_corpus_is_refused(text_folder, vocabulary, tmp_path):
-    make(text_folder, vocabulary, tmp_path / "out")
-    before = (tmp_path / "out" / "corpus.bin").read_bytes()
-    with pytest.raises(ValueError, match="holds another run"):
-        make(text_folder, vocabulary, tmp_path / "out", "--min-characters", "50")
-    assert (tmp_path / "out" / "corpus.bin").read_bytes() == before
+def test_a_finished_corpus_is_reused_another_refused_an_interrupted_one_completed(inputs, tmp_path, capsys):
+    run(inputs, tmp_path / "c")
+    before = hashes(tmp_path / "c")
+    run(inputs, tmp_path / "c", "--workers", "2")
+    assert "reused" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="min_characters: 1 there, 2 asked for"):
+        run(inputs, tmp_path / "c", "--min-characters", "2")
+    for name in ("manifest.json", "corpus.idx"):
+        (tmp_path / "c" / name).unlink()
+    (tmp_path / "c" / "corpus.bin.tmp").write_bytes(b"half")
+    run(inputs, tmp_path / "c")
+    assert hashes(tmp_path / "c") == before
+
+
+def test_mistakes_exit_with_2_and_write_nothing(inputs, tmp_path):
+    (tmp_path / "noise.txt").write_bytes(b"a\n\xff\0")
+    (tmp_path / "empty").mkdir()
+    vocab = inputs / "vocab" / "vocab.txt"
+    (tmp_path / "short.txt").write_text(vocab.read_text(encoding="utf-8").replace("[MASK]\n", ""), encoding="utf-8")
+    for source, vocab_file, message in (
+        (tmp_path / "noise.txt", vocab, f"{tmp_path / 'noise.txt'}:2"),
+        (tmp_path / "empty", vocab, "holds no text"),
+        (inputs / "text.jsonl", tmp_path / "short.txt", "has no [MASK]"),
+    ):
+        command = [sys.executable, "-m", "data_prep.corpus", "--input", source, "--vocab", vocab_file]
+        done = subprocess.run([*command, "--output", tmp_path / "c"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert message in done.stderr
+        assert not (tmp_path / "c").exists()
+
+
+def test_a_corpus_with_no_document_left_is_told(inputs, tmp_path):
+    with pytest.raises(ValueError, match="no document is left: {'empty': 1, 'not valid JSON': 1, 'shorter_.*': 101}"):
+        run(inputs, tmp_path / "c", "--min-characters", "100000")
+    assert not list((tmp_path / "c").glob("corpus.*"))
+
+
+def test_data_prep_does_not_import_torch():
+    program = "import sys, data_prep.corpus, data_prep.vocab; sys.exit('torch' in sys.modules or 'nltk' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("vocab_size", [65_499, 65_500])
+def test_megatron_reads_ours_and_writes_the_same_bytes(tmp_path, vocab_size):
+    torch = pytest.importorskip("torch")
+    from megatron.core.datasets import indexed_dataset as megatron
+
+    assert token_type(vocab_size) is megatron.DType.optimal_dtype(vocab_size)
+    documents = [
+        RANDOM.integers(0, vocab_size, RANDOM.integers(1, 50, n).tolist()[0] * n).reshape(n, -1) for n in (3, 1, 9)
+    ]
+    ours = IndexedDatasetWriter(tmp_path / "ours", token_type(vocab_size))
+    theirs = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=token_type(vocab_size))
+    for document in documents:
+        lengths = np.full(len(document), document.shape[1])
+        ours.add_document(document.ravel(), lengths)
+        theirs.add_document(torch.from_numpy(document.ravel()), lengths.tolist())
+    ours.finish()
+    theirs.finalize(str(tmp_path / "theirs.idx"))
+    for part in ("bin", "idx"):
+        assert (tmp_path / f"ours.{part}").read_bytes() == (tmp_path / f"theirs.{part}").read_bytes()
+    dataset = megatron.IndexedDataset(str(tmp_path / "ours"))
+    assert [dataset[i].tolist() for i in range(len(dataset))] == [row.tolist() for d in documents for row in d]
+    opened = open_corpus(tmp_path / "theirs.idx")
+    assert opened.manifest is None and opened.document_start.tolist() == dataset.document_indices.tolist() == [
+        0,
+        3,
+        4,
+        13,
+    ]
+    assert np.array_equal(opened.token_ids, np.concatenate([d.ravel() for d in documents]))
+
+
+def test_golden_bytes_of_the_index(tmp_path):
+    writer = IndexedDatasetWriter(tmp_path / "x", np.uint16)
+    writer.add_document(np.array([7, 8, 9]), np.array([2, 1]))
+    writer.finish()
+    assert (tmp_path / "x.bin").read_bytes().hex() == "070008000900"
+    assert (tmp_path / "x.idx").read_bytes().hex() == (
+        "4d4d4944494458 0000 0100000000000000 08 0200000000000000 0200000000000000"
+        "02000000 01000000 0000000000000000 0400000000000000 0000000000000000 0200000000000000"
+    ).replace(" ", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.bin", "x.idx"]
+
+
+def test_a_long_index_is_written_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.indexed_dataset._CHUNK", 64)
+    lengths = RANDOM.integers(1, 9, 1_000)
+    writer = IndexedDatasetWriter(tmp_path / "x", np.int32)
+    writer.add_document(np.arange(lengths.sum()), lengths)
+    writer.finish()
+    token_ids, sequence_start, document_start = read_indexed_dataset(tmp_path / "x")
+    assert np.array_equal(np.diff(sequence_start), lengths) and np.array_equal(token_ids, np.arange(lengths.sum()))
+    assert document_start.tolist() == [0, 1_000]
+
+
+def test_damaged_datasets_are_told(tmp_path):
+    writer = IndexedDatasetWriter(tmp_path / "x", np.uint16)
+    writer.add_document(np.arange(3), np.array([2, 1]))
+    writer.finish()
+    index, tokens = (tmp_path / "x.idx").read_bytes(), (tmp_path / "x.bin").read_bytes()
+    for damaged, message in (
+        (index[:-1], "cut short"),
+        (index[:20], "not a version 1 Megatron index"),
+        (b"PK" + index[2:], "not a version 1 Megatron index"),
+        (index.replace(b"\2\0\0\0\1\0\0\0", b"\1\0\0\0\2\0\0\0"), "do not agree"),
+    ):
+        (tmp_path / "x.idx").write_bytes(damaged)
+        with pytest.raises(ValueError, match=message):
+            read_indexed_dataset(tmp_path / "x")
+    (tmp_path / "x.idx").write_bytes(index)
+    (tmp_path / "x.bin").write_bytes(tokens[:-2])
+    with pytest.raises(ValueError, match="has 4 bytes where its index says 6"):
+        read_indexed_dataset(tmp_path / "x")
+    with pytest.raises(ValueError, match=r"y\.bin does not exist"):
+        read_indexed_dataset(tmp_path / "y")

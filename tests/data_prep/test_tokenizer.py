@@ -1,70 +1,137 @@
-"""WordPiece against transformers' BertTokenizerFast, token for token; SentencePiece against its own library."""
+"""WordPiece ids equal Hugging Face's, token for token; both kinds have one face; bad vocabularies are told."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-import sentencepiece
-from transformers import BertTokenizerFast
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep import tokenizer as tokenizer_module
+from data_prep.cli import sha256_file
+from data_prep.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from data_prep.vocab import train_sentencepiece, train_wordpiece
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-TRICKY = [
-    "The naïve café – “quoted”, Über-größe!",
-    "中文 and English混在一起",
-    "tabs\tand\nnew lines\x0b\x0c and \x1c\x1d\x1e\x1f controls \x00 \ufffd \u200b joined",
-    "x = a[0]**2 + 3.14e-5; url http://a.b/c?d=e&f",
-    "word" * 60,
-    "emoji 😀 and accents e\u0301",
+DATA = Path(__file__).parents[3] / "shared" / "data"
+TEXTS = [
+    "The quick brown fox jumped over the lazy dogs, unbelievably!",
+    "Ärger in Zürich: naïve café, ΟΔΥΣΣΕΥΣ, İstanbul, ﬁne ſ K",
+    "力加勝北区 日本語と中国語 ᴵᴺᵀᵃছজটডণত 한국어 ไทย",
+    "controls \x00a\x07b\x0bc\x0cd\x1ce\x1df\x1eg\x1fh\x85i\u200bj\ufeffk\ufffdl\xadm",
+    "spaces\u00a0and\u2003more\u3000and\u2028lines\r\nand\ttabs",
+    "foo[SEP]bar [MASK] [CLS][UNK] <unk> [PAD]",
+    "e\u0301 combining \u0301 alone, a\u0315\u0300\u05ae\u0062 reordered",
+    "x" * 100 + " " + "y" * 101 + " " + "word" * 50,
     "",
-    "   ",
+    " \t\n ",
+    "🤗 emoji 👩‍👩‍👧 and $100 @home #tag ~`|^<>=+",
 ]
-TEXT = [f"The value number {i} of the café is returned as a new list, naïve or not." for i in range(200)]
 
 
-@pytest.mark.parametrize("lowercase", [True, False])
-def test_wordpiece_equals_transformers_on_tricky_text(lowercase, tmp_path):
-    path = tmp_path / "vocab.txt"
-    path.write_text("\n".join(train_wordpiece(TEXT + TRICKY, 400, lowercase)) + "\n", encoding="utf-8")
-    ours = load_tokenizer(path)
-    theirs = BertTokenizerFast(vocab=str(path), do_lower_case=lowercase)
-    assert ours.lowercase == lowercase
-    for text in TRICKY + TEXT[:5]:
-        assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], repr(text)
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory):
+    """A folder with an uncased and a cased vocab.txt and a SentencePiece model, trained on the texts."""
+    folder = tmp_path_factory.mktemp("vocabularies")
+    for name, lowercase in (("uncased", True), ("cased", False)):
+        tokens = train_wordpiece(TEXTS * 3, 400, lowercase)
+        (folder / f"{name}-vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    (folder / "spm.model").write_bytes(train_sentencepiece(TEXTS[:3] * 3, 70))
+    return folder
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not beside this repository")
-@pytest.mark.parametrize("name", ["bert-base-uncased", "bert-base-cased"])
-def test_wordpiece_equals_transformers_on_real_text(name):
-    path = SHARED / "vocab" / f"{name}-vocab.txt"
-    ours, theirs = load_tokenizer(path), BertTokenizerFast(vocab=str(path), do_lower_case="uncased" in name)
-    num_tokens = 0
-    for file in ("wikitext-2/valid.txt", "gutenberg/Joyce_Dubliners.txt"):
-        for line in (SHARED / "pretrain" / file).read_text(encoding="utf-8", errors="replace").splitlines()[:1500]:
-            ids = ours.encode(line)
-            assert ids == theirs(line, add_special_tokens=False)["input_ids"], repr(line)
-            num_tokens += len(ids)
-    assert num_tokens > 30_000
+def reference(path, lowercase):
+    """BertTokenizerFast told, as we are, that text never holds special tokens."""
+    from transformers import BertTokenizerFast
+
+    backend = BertTokenizerFast(str(path), do_lower_case=lowercase).backend_tokenizer
+    backend.encode_special_tokens = True
+    return lambda text: backend.encode(text, add_special_tokens=False).ids
 
 
-def test_sentencepiece_gives_its_librarys_ids_and_the_special_tokens_come_first(tmp_path):
-    path = tmp_path / "spm.model"
-    path.write_bytes(train_sentencepiece(TEXT, 60))
-    ours, theirs = load_tokenizer(path), sentencepiece.SentencePieceProcessor(model_file=str(path))
-    assert (ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id) == (0, 1, 2, 3, 4)
-    for text in TRICKY:
-        assert ours.encode(text) == theirs.encode(text)
-    assert train_sentencepiece(TEXT, 60) == path.read_bytes()
+def every_kind_of_character():
+    """All code points below U+3000 and every 61st above, inside words and as words."""
+    codes = [*range(0x3000), *range(0x3000, 0xD800, 61), *range(0xE000, 0x110000, 61)]
+    return [" ".join(f"a{chr(c)}b {chr(c)}" for c in codes[i : i + 50]) for i in range(0, len(codes), 50)]
 
 
-def test_a_vocabulary_without_mask_is_refused(tmp_path):
-    path = tmp_path / "vocab.txt"
-    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n")
-    with pytest.raises(ValueError, match=r"\[MASK\]"):
-        load_tokenizer(path)
+@pytest.mark.parametrize("name", ["uncased", "cased"])
+def test_wordpiece_equals_hugging_face(vocabularies, name):
+    path = vocabularies / f"{name}-vocab.txt"
+    ours, theirs = load_tokenizer(path), reference(path, name == "uncased")
+    assert ours.lowercase == (name == "uncased")
+    for text in TEXTS + every_kind_of_character():
+        expected = theirs(text)
+        assert ours.encode(text) == expected, text  # cold
+        assert ours.encode(text) == expected, text  # from the cache
 
 
-def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=str(tmp_path)):
+@pytest.mark.parametrize("name", ["uncased", "cased", "chinese"])
+def test_wordpiece_equals_hugging_face_on_real_text(name):
+    path = DATA / "vocab" / f"bert-base-{name}-vocab.txt"
+    texts = [DATA / "pretrain" / "wikitext-2" / "valid.txt", DATA / "pretrain" / "google_bert_sample_text.txt"]
+    if not path.exists():
+        pytest.skip("no shared data")
+    ours, theirs = load_tokenizer(path), reference(path, name != "cased")
+    assert ours.lowercase == (name != "cased")
+    for file in texts:
+        for line in file.read_text(encoding="utf-8").split("\n")[:1500]:
+            assert ours.encode(line) == theirs(line)
+
+
+def test_the_cache_stays_bounded(vocabularies, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "CACHE_WORDS", 10)
+    tokenizer = load_tokenizer(vocabularies / "uncased-vocab.txt")
+    words = [f"w{i}" for i in range(100)]
+    assert tokenizer.encode(" ".join(words)) == [i for word in words for i in tokenizer.encode(word)]
+    assert len(tokenizer._cache) <= 10
+    tokenizer.encode("long" * 100)
+    assert "long" * 100 not in tokenizer._cache
+
+
+@pytest.mark.parametrize("name", ["uncased-vocab.txt", "spm.model"])
+def test_both_kinds_have_one_face(vocabularies, tmp_path, name):
+    tokenizer = load_tokenizer(vocabularies / name)
+    assert tokenizer.kind == ("sentencepiece" if name == "spm.model" else "wordpiece")
+    ids = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+    assert ids == [0, 1, 2, 3, 4] and tuple(tokenizer.tokens[:5]) == SPECIAL_TOKENS
+    assert tokenizer.vocab_size == len(tokenizer.tokens) == len(tokenizer.word_start)
+    assert tokenizer.word_start.dtype == np.bool_ and tokenizer.word_start[:5].all() and not tokenizer.word_start.all()
+    assert tokenizer.decode(tokenizer.encode("The quick  brown fox")) == "the quick brown fox"
+    assert not set(tokenizer.encode("[MASK] [SEP]")) & {tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id}
+    assert tokenizer.decode([2, *tokenizer.encode("fox"), 4]) == "[CLS] fox [MASK]"
+    copy = tokenizer.save(tmp_path)
+    assert copy.name == name and load_tokenizer(tmp_path).sha256 == tokenizer.sha256 == sha256_file(copy)
+
+
+def test_sentencepiece_words_start_after_a_space_and_at_punctuation_and_cjk():
+    begins = tokenizer_module._begins_word
+    assert begins("▁fox") and begins("▁") and begins(",") and begins("力")
+    assert not begins("ing") and not begins("7") and not begins("é")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"has no \[MASK\]"),
+        ("a\nb\n", r"has no \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"),
+        ("\n".join([*SPECIAL_TOKENS, "a", "b", "a"]) + "\n", "token 'a' on lines 6 and 8"),
+        (b"\xff\xfe", r"is not UTF-8 text \(byte 0\)"),
+    ],
+)
+def test_bad_vocab_txt(tmp_path, content, message):
+    (tmp_path / "vocab.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
+
+
+def test_bad_paths(vocabularies, tmp_path):
+    with pytest.raises(ValueError, match="exactly one vocabulary .* not cased-vocab.txt, spm.model, uncased-vocab.txt"):
+        load_tokenizer(vocabularies)
+    with pytest.raises(ValueError, match="not none"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        load_tokenizer(tmp_path / "vocab.txt")
+    (tmp_path / "spm.model").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="is no SentencePiece model"):
+        load_tokenizer(tmp_path / "spm.model")
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"neither \.txt .* nor \.model"):
+        load_tokenizer(tmp_path / "vocab.json")

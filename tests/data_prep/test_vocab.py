@@ -1,0 +1,79 @@
+"""Training vocabularies: the right pieces, the same bytes every time, refusals before anything is written."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep import vocab
+from data_prep.cli import read_json, sha256_file
+from data_prep.tokenizer import SPECIAL_TOKENS, load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    """Some 150 kB of made-up words with capitals and accents."""
+    choose = random.Random(0)
+    words = ["".join(choose.choices("abcdefghijklmnopqrstuvwxyzéöñ", k=choose.randint(2, 9))) for _ in range(2_000)]
+    lines = [" ".join(choose.choices(words, k=12)).capitalize() + "." for _ in range(2_000)]
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    return path
+
+
+def run(text_file, output, *options):
+    vocab.main(["--input", str(text_file), "--output", str(output), "--size", "500", *options])
+
+
+@pytest.mark.parametrize("type_, file", vocab.TYPES.items())
+def test_every_type_trains_loads_and_repeats_in_another_process(text_file, tmp_path, type_, file):
+    run(text_file, tmp_path / "a", "--type", type_)
+    tokenizer = load_tokenizer(tmp_path / "a")
+    assert tokenizer.vocab_size == 500 and tuple(tokenizer.tokens[:5]) == SPECIAL_TOKENS and tokenizer.lowercase
+    assert read_json(tmp_path / "a" / "manifest.json")["vocab"]["sha256"] == tokenizer.sha256
+    arguments = ["--input", text_file, "--output", tmp_path / "b", "--size", "500", "--type", type_]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-m", "data_prep.vocab", *arguments], cwd=ROOT, check=True, env=environment)
+    assert sha256_file(tmp_path / "b" / file) == tokenizer.sha256
+
+
+@pytest.mark.parametrize("type_", ["sentencepiece", "wordpiece"])
+def test_cased_keeps_capitals_and_accents(text_file, tmp_path, type_):
+    run(text_file, tmp_path / "v", "--type", type_, "--cased")
+    tokenizer = load_tokenizer(tmp_path / "v")
+    assert not tokenizer.lowercase
+    assert tokenizer.encode("Éa") != tokenizer.encode("éa") != tokenizer.encode("ea")
+
+
+def test_a_finished_one_is_reused_and_another_refused(text_file, tmp_path, capsys):
+    run(text_file, tmp_path / "v")
+    before = sha256_file(tmp_path / "v" / "spm.model")
+    run(text_file, tmp_path / "v")
+    assert "reused" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="cased: False there, True asked for"):
+        run(text_file, tmp_path / "v", "--cased")
+    assert sha256_file(tmp_path / "v" / "spm.model") == before
+
+
+def test_mistakes_are_told_before_anything_is_written(text_file, tmp_path):
+    for options, message in (
+        (["--size", "7"], "--size 7 is not between"),
+        (["--sample-mb", "0"], "--sample-mb 0.0 must be"),
+        (["--format", "jsonl"], r"holds no document; .*text\.txt:1: not valid JSON"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(text_file, tmp_path / "v", *options)
+        assert not (tmp_path / "v").exists()
+
+
+def test_more_pieces_than_the_text_has_can_be_asked_for_again_with_fewer(text_file, tmp_path):
+    with pytest.raises(ValueError, match="cannot make --size 90000 .* at most"):
+        run(text_file, tmp_path / "v", "--size", "90000")
+    run(text_file, tmp_path / "v", "--size", "600")
+    with pytest.raises(ValueError, match="less than the .* special tokens and characters"):
+        vocab.train_wordpiece([text_file.read_text(encoding="utf-8")], 20)
