@@ -43,9 +43,9 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def fragments_by_partition(engine) -> dict[int, list[Fragment]]:
-    """For each tensor that the engine's optimizer updates, by `id`: the fragments of all tensors of its group, in the
-    same order on all ranks.
+def fragments_by_partition(engine) -> dict[Tensor, list[Fragment]]:
+    """For each tensor that the engine's optimizer updates: the fragments of all tensors of its group, in the same order
+    on all ranks.
 
     Without ZeRO a tensor is its own partition. ZeRO 1 and 2 state their addresses; ZeRO 3 partitions every tensor by
     itself, padding the last rank's part.
@@ -54,23 +54,19 @@ def fragments_by_partition(engine) -> dict[int, list[Fragment]]:
     optimizer = engine.optimizer
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
         groups = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)
-        return {id(flat): _stage3_fragments(tensors, names, engine) for flat, tensors in groups}
+        return {flat: _stage3_fragments(tensors, names, engine) for flat, tensors in groups}
     if hasattr(optimizer, "single_partition_of_fp32_groups"):  # ZeRO 1 and 2
         groups = zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
-        return {
-            id(flat): [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups
-        }
+        return {flat: [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups}
     if hasattr(optimizer, "fp32_groups_flat_partition"):  # ZeRO 1 in bf16 with fp32 accumulation
         groups = zip(optimizer.fp32_groups_flat_partition, optimizer.bf16_groups, strict=True)
-        return {
-            id(flat): [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups
-        }
+        return {flat: [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups}
     if hasattr(optimizer, "fp32_groups"):  # no ZeRO, 16 bit: whole fp32 copies
         groups = zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True)
         pairs = [pair for copies, tensors in groups for pair in zip(copies, tensors, strict=True)]
     else:
         pairs = [(parameter, parameter) for parameter in names]
-    return {id(copy): [Fragment(names[tensor], 0, tensor.numel(), 0, _is_split(tensor))] for copy, tensor in pairs}
+    return {copy: [Fragment(names[tensor], 0, tensor.numel(), 0, _is_split(tensor))] for copy, tensor in pairs}
 
 
 def _is_split(tensor: Tensor) -> bool:
@@ -123,9 +119,14 @@ class Lamb(torch.optim.Optimizer):
         self.bias_correction = bias_correction
         self.use_nvlamb = use_nvlamb
         self.max_trust_ratio = max_trust_ratio
-        self.trust_ratios: dict[str, Tensor] = {}  # of the last step, by tensor
+        # Made once: on a CPU the pages of a new tensor cost more than the whole step.
+        self._updates: dict[Tensor, Tensor] = {}
+        # Of the last step, by tensor: its norm, that of its update, and their ratio.
+        self.weight_norms: dict[str, Tensor] = {}
+        self.update_norms: dict[str, Tensor] = {}
+        self.trust_ratios: dict[str, Tensor] = {}
         self.fragments = {
-            id(tensor): [Fragment(str(index), 0, tensor.numel(), 0, False)]
+            tensor: [Fragment(str(index), 0, tensor.numel(), 0, False)]
             for index, tensor in enumerate(tensor for group in self.param_groups for tensor in group["params"])
             if not _is_split(tensor)
         }
@@ -136,9 +137,8 @@ class Lamb(torch.optim.Optimizer):
         `load_checkpoint`.
         """
         self.fragments = fragments_by_partition(engine)
-        self.partition_group = (
-            engine.optimizer.dp_process_group if hasattr(engine.optimizer, "dp_process_group") else None
-        )
+        self._updates.clear()
+        self.partition_group = getattr(engine.optimizer, "dp_process_group", None)
         self.split_group = engine.mpu.get_model_parallel_group() if engine.mpu is not None else None
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class Lamb(torch.optim.Optimizer):
 
     def _step_group(self, group: dict) -> None:
         flats = [tensor for tensor in group["params"] if tensor.grad is not None]
-        if any(id(flat) not in self.fragments for flat in flats):
+        if any(flat not in self.fragments for flat in flats):
             raise RuntimeError(
                 "LAMB is not bound to the tensors it is asked to update: ZeRO or tensor parallelism cut them, and trust"
                 " ratios of the pieces would be silently wrong. Call optimizer.bind(engine) after deepspeed.initialize,"
@@ -160,50 +160,62 @@ class Lamb(torch.optim.Optimizer):
             )
         if not flats:
             return
-        updates = self._directions(flats, group)
+        updates = self._adam_directions(flats, group)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, flats, alpha=group["weight_decay"])
         if group["weight_decay"] or self.use_nvlamb:
             self._adapt(flats, updates)
         torch._foreach_add_(flats, updates, alpha=-group["lr"])
 
-    def _adapt(self, flats: list[Tensor], updates: list[Tensor]) -> None:
-        """Scales each tensor's part of the updates by the trust ratio of the whole tensor."""
-        weights, steps, fragments = [], [], []
-        for flat, update in zip(flats, updates, strict=True):
-            for fragment in self.fragments[id(flat)]:
-                weights.append(flat.view(-1)[fragment.start : fragment.start + fragment.numel])
-                steps.append(update.view(-1)[fragment.start : fragment.start + fragment.numel])
-                fragments.append(fragment)
-        ratios = self._trust_ratios(weights, steps, fragments)
-        torch._foreach_mul_(steps, list(ratios.unbind()))
+    def _adam_directions(self, flats: list[Tensor], group: dict) -> list[Tensor]:
+        """r of algorithm 2, the bias-corrected first moment over the root of the second, for each flat tensor; updates
+        the moments.
 
-    def _directions(self, flats: list[Tensor], group: dict) -> list[Tensor]:
-        """The Adam direction plus decay, r + lambda w of algorithm 2, for each flat tensor; updates the moments."""
-        beta1, beta2 = group["betas"]
+        torch's fused Adam reads and writes everything once. Told to step by -1 from zero, it leaves the direction.
+        """
         for flat in flats:
             if not self.state[flat]:
-                self.state[flat].update(
-                    step=torch.zeros(()), exp_avg=torch.zeros_like(flat), exp_avg_sq=torch.zeros_like(flat)
-                )
+                zeros = {name: torch.zeros_like(flat) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[flat].update(step=torch.zeros(()), **zeros)
+            self.state[flat]["step"] = self.state[flat]["step"].to(flat.device)  # a checkpoint's is on the CPU
+            if flat not in self._updates:
+                self._updates[flat] = torch.empty_like(flat)
         states = [self.state[flat] for flat in flats]
-        grads = [flat.grad for flat in flats]
-        means = [state["exp_avg"] for state in states]
-        squares = [state["exp_avg_sq"] for state in states]
-        torch._foreach_add_([state["step"] for state in states], 1)
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
-        step = states[0]["step"].item()
-        correction1, correction2 = (1 - beta1**step, 1 - beta2**step) if self.bias_correction else (1.0, 1.0)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_div_(denominators, correction2**0.5)
-        torch._foreach_add_(denominators, group["eps"])
-        torch._foreach_mul_(denominators, correction1)
-        updates = torch._foreach_div(means, denominators)
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, flats, alpha=group["weight_decay"])
-        return updates
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        if not self.bias_correction:
+            steps = [torch.full_like(step, torch.inf) for step in steps]  # 1 - beta ** inf = 1
+        directions = [self._updates[flat] for flat in flats]
+        torch._foreach_zero_(directions)
+        torch._fused_adam_(
+            directions,
+            [flat.grad for flat in flats],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=-1.0,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=0.0,
+            amsgrad=False,
+            maximize=False,
+        )
+        return directions
 
-    def _trust_ratios(self, weights: list[Tensor], steps: list[Tensor], fragments: list[Fragment]) -> Tensor:
+    def _adapt(self, flats: list[Tensor], updates: list[Tensor]) -> None:
+        """Scales each tensor's part of the updates by the trust ratio of the whole tensor."""
+        pairs = [
+            (fragment, flat.view(-1)[part], update.view(-1)[part])
+            for flat, update in zip(flats, updates, strict=True)
+            for fragment in self.fragments[flat]
+            for part in [slice(fragment.start, fragment.start + fragment.numel)]
+        ]
+        fragments, weights, steps = map(list, zip(*pairs, strict=True))
+        torch._foreach_mul_(steps, list(self._trust_ratios(fragments, weights, steps).unbind()))
+
+    def _trust_ratios(self, fragments: list[Fragment], weights: list[Tensor], steps: list[Tensor]) -> Tensor:
         """[n] The ratio |w| / |update| of each of the n whole tensors, from this rank's parts of them."""
         squares = torch.stack(
             [torch.stack(torch._foreach_norm(parts)).double() ** 2 for parts in (weights, steps)]
@@ -216,9 +228,15 @@ class Lamb(torch.optim.Optimizer):
             shared = squares[:, columns].contiguous()
             dist.all_reduce(shared, group=self.split_group)
             squares[:, columns] = shared
-        weight_norm, update_norm = squares.sqrt().float()
-        ratios = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
+        weight_norms, update_norms = squares.sqrt().float()
+        ratios = torch.where((weight_norms > 0) & (update_norms > 0), weight_norms / update_norms, 1.0)
         if self.max_trust_ratio is not None:
             ratios = ratios.clamp(max=self.max_trust_ratio)
-        self.trust_ratios.update(zip((fragment.name for fragment in fragments), ratios, strict=True))
+        names = [fragment.name for fragment in fragments]
+        for known, values in (
+            (self.weight_norms, weight_norms),
+            (self.update_norms, update_norms),
+            (self.trust_ratios, ratios),
+        ):
+            known.update(zip(names, values, strict=True))
         return ratios

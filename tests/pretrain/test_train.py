@@ -4,6 +4,9 @@ input refused.
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from pretrain.telemetry import read_metrics
 from pretrain.train import claim_run_folder, main, make_plan, parse_args, train
 from tests.ranks import run_ranks
 
+ROOT = Path(__file__).parents[2]
 CONFIG = {
     "train_batch_size": 16,
     "train_micro_batch_size_per_gpu": 4,
@@ -154,3 +158,38 @@ def test_a_model_too_short_for_the_shards_is_refused(shard_folders, config_file,
     path.write_text(json.dumps(model | {"max_position_embeddings": 32}))
     with pytest.raises(ValueError, match="max_position_embeddings=32"):
         make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", "--model", str(path))), 1)
+
+
+KILLED_BEFORE_STEP = """
+import os, signal, sys
+from deepspeed import DeepSpeedEngine
+from pretrain.train import main
+
+calls, step = [], DeepSpeedEngine.step
+
+def step_or_die(engine, *args, **kwargs):
+    calls.append(1)
+    if len(calls) == 16:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(engine, *args, **kwargs)
+
+DeepSpeedEngine.step = step_or_die
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_killed_between_backward_and_step_the_curve_goes_on(shard_folders, config_file, tmp_path):
+    """kill -9 in step 4 of 6, its last gradients in memory; the checkpoint after step 2 is what is left."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--save-interval", "2"]
+    train_alone = [sys.executable, "-m", "pretrain.train"]
+    subprocess.run([*train_alone, *arguments(shard_folders, config_file, whole, *options)], cwd=ROOT, check=True)
+    again = arguments(shard_folders, config_file, killed, *options)
+    died = subprocess.run([sys.executable, "-c", KILLED_BEFORE_STEP, *again], cwd=ROOT)
+    assert died.returncode == -signal.SIGKILL
+    assert [row["step"] for row in read_metrics(killed, "train")] == [1, 2, 3]
+    subprocess.run([*train_alone, *again], cwd=ROOT, check=True)
+    assert losses(killed) == losses(whole)
+    expected = dict(read_tensors(find_checkpoint(whole)))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read_tensors(find_checkpoint(killed)))

@@ -1,0 +1,1 @@
+"""Measurements side by side: one command a topic, ratios of things run in turn, results committed beside them."""

@@ -1,0 +1,59 @@
+"""A step of the optimizer alone, on the tensors of a model: LAMB against torch's AdamW, in turn.
+
+    python -m benchmarks.optimizer --model base
+
+Bytes a parameter: AdamW moves 28 (reads weight, gradient and two moments, writes three); LAMB at least 40, since the
+trust ratio is known only after a first pass over the whole tensor.
+"""
+
+import torch
+
+from benchmarks.measure import compared, in_turn, parser, report
+from pretrain.config import PRESETS, load_model_config
+from pretrain.lamb import Lamb, param_groups
+from pretrain.layout import init_layout
+from pretrain.model import BertForPreTraining
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--model", default="base", choices=PRESETS, help="default: base")
+    options.add_argument("--layers", type=int, help="fewer layers than the model has, where memory is short")
+    args = options.parse_args()
+    rows = compared(in_turn(competitors(args.model, args.layers), args.repeats), "AdamW foreach")
+    report(f"optimizer-{args.model}", {f"One step of {args.model}": rows}, args.save)
+
+
+def competitors(model: str, num_layers: int | None) -> dict:
+    """A function for each optimizer that takes one step of its own copy of the tensors, with random gradients."""
+    layout = init_layout(1)
+    config = load_model_config(model, vocab_size=30_522)
+    if num_layers:
+        config = type(config)(**{**config.__dict__, "num_hidden_layers": num_layers})
+    shapes = {name: tensor.shape for name, tensor in BertForPreTraining(config, layout).named_parameters()}
+
+    def build(optimizer, **options):
+        module = torch.nn.ParameterDict()  # names tell what is not decayed
+        torch.manual_seed(0)
+        for name, shape in shapes.items():
+            module[name.replace(".", "_")] = torch.nn.Parameter(0.02 * torch.randn(shape, device=layout.device))
+        for parameter in module.values():
+            parameter.grad = torch.randn_like(parameter)
+        step = optimizer(param_groups(module, 0.01), lr=1e-3, **options).step
+
+        def run() -> None:
+            step()
+            if layout.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    return {
+        "AdamW foreach": build(torch.optim.AdamW, foreach=True),
+        "AdamW fused": build(torch.optim.AdamW, fused=True),
+        "LAMB": build(Lamb),
+    }
+
+
+if __name__ == "__main__":
+    main()
