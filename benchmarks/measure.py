@@ -1,7 +1,7 @@
 """What every benchmark shares: runs in turn, a table of ratios, and a result file that says machine, versions and date.
 
-The machine may be busy: a single time means nothing. Competitors therefore run in turn, A B C A B C, and what is compared
-is the median of each.
+The machine may be busy: a single time means nothing. Competitors therefore run in turn, A B C A B C, and what is
+compared is the median of each.
 """
 
 import argparse

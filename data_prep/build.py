@@ -22,12 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.cli import claim_output, finished_file, run_cli, write_json
-from data_prep.corpus import Corpus, open_corpus, ordered_map
+from data_prep.corpus import Corpus, open_corpus
 from data_prep.instances import PAIR_TASKS, InstanceRule, assemble, count_instances, drop_empty, make_instances
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.randomness import shuffled_positions
 from data_prep.shards import MANIFEST, make_manifest, shard_entry, write_shard
 from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.workers import ordered_map
 
 CHUNK_TOKENS = 1 << 22  # a unit of planning: some 40,000 instances of 128 tokens
 SHARD_TOKENS = 1 << 24  # 32 MB of tokens in a shard, unless --num-shards says otherwise

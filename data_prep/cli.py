@@ -13,9 +13,11 @@ A command checks all its input, then claims its output folder, then works:
         run_cli(main)
 """
 
+import argparse
 import hashlib
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,15 +92,32 @@ def _difference(held: object, asked: dict) -> str:
 
 @contextmanager
 def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open `path` for writing so that it appears whole or not at all: written as `<name>.tmp`, fsynced, renamed."""
+    """Open `path` for writing so that it appears whole or not at all: written beside, fsynced, renamed.
+
+    The temporary name is this process's own, since several hosts may make the same file of a shared folder. OSError
+    names the file; nothing is left of a file that could not be finished.
+    """
     path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
+    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
+    text = {"encoding": "utf-8", "newline": "\n"} if "b" not in mode else {}
+    try:
+        with open(partial, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what killed processes began to write in `folder`; only for who knows that no other is at work there."""
+    for path in Path(folder).glob("*.tmp"):
+        path.unlink()
 
 
 def sync_folder(folder: str | Path) -> None:
@@ -129,3 +148,22 @@ def sha256_file(path: str | Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def add_slice_arguments(parser: argparse.ArgumentParser, prepared: str) -> None:
+    """The options that spread a command over hosts: args.prepare, args.slice as (I, N) or None, args.finish.
+
+    `prepared` says what --prepare makes.
+    """
+    group = parser.add_argument_group("over many hosts", "without any of these, one process does all three steps")
+    steps = group.add_mutually_exclusive_group()
+    steps.add_argument("--prepare", action="store_true", help=f"only the first step, in one process: {prepared}")
+    steps.add_argument("--slice", type=_slice, metavar="I/N", help="only slice I of N (0 to N-1), after --prepare")
+    steps.add_argument("--finish", action="store_true", help="only the last step, in one process, after all slices")
+
+
+def _slice(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4")
+    return int(index), int(count)

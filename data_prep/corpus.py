@@ -10,16 +10,15 @@ Tokenising is done once; shards of any sequence length are built from it. DIR th
     config.json              the resolved options
     manifest.json            counts, what each filter dropped, and the sha256 of every file
 
-The bytes do not depend on the number of workers: one process reads, decides on duplicates and writes, in the order
-of the input.
+Three steps: prepare (the sentence model, from a sample of everything), tokenise part by part (see parts.py), finish
+(one process decides on duplicates in the order of the input and joins the parts). The bytes depend neither on the
+number of workers nor on that of slices, nor on how often a process was killed: the same command goes on.
 """
 
 import argparse
-import multiprocessing
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -30,22 +29,50 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.cleaning import fingerprint, normalise, paragraphs
-from data_prep.cli import claim_output, read_json, run_cli, sha256_file, write_json
+from data_prep.cli import (
+    add_slice_arguments,
+    claim_output,
+    read_json,
+    remove_leftovers,
+    run_cli,
+    sha256_file,
+    write_json,
+)
 from data_prep.documents import (
     Document,
     add_input_arguments,
-    count_skips,
     input_bytes,
     input_config,
     read_documents,
     require_text,
     sample_documents,
 )
+from data_prep.filters import (
+    NUM_PERMUTATIONS,
+    SCRUBBERS,
+    Filters,
+    NearDuplicates,
+    check_filters,
+    first_occurrences,
+    scrub,
+    signature,
+    verdict,
+)
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
+from data_prep.parts import (
+    Part,
+    Source,
+    finished_parts,
+    kept_of,
+    missing_sources,
+    part_file,
+    read_part,
+    summed_counts,
+    write_part,
+)
 from data_prep.sentences import SentenceSplitter, load_splitter, train_splitter
 from data_prep.tokenizer import Tokenizer, load_tokenizer
-
-BATCH_CHARACTERS = 500_000  # what a worker is handed at a time
+from data_prep.workers import ordered_map
 
 
 @dataclass(frozen=True)
@@ -78,81 +105,62 @@ def open_corpus(path: str | Path) -> Corpus:
     return Corpus(*read_indexed_dataset(prefix), read_json(manifest) if manifest.is_file() else None)
 
 
-class TokenisedDocument(NamedTuple):
-    """A cleaned and split document: token_ids [T], lengths [S] of its sentences, and what the filters look at."""
+class Recipe(NamedTuple):
+    """What a worker needs to turn text into parts."""
 
-    token_ids: np.ndarray
-    lengths: np.ndarray
-    num_characters: int
-    fingerprint: bytes
-
-
-def tokenise(document: Document, splitter: SentenceSplitter, tokenizer: Tokenizer) -> TokenisedDocument:
-    """Clean, split into sentences and encode one document; sentences without a token are left out."""
-    blocks = paragraphs(normalise(document.text), one_a_line=document.is_split)
-    sentences = blocks if document.is_split else [sentence for block in blocks for sentence in splitter.split(block)]
-    encoded = [ids for ids in map(tokenizer.encode, sentences) if ids]
-    lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
-    flat = np.fromiter(chain.from_iterable(encoded), token_type(tokenizer.vocab_size), int(lengths.sum()))
-    return TokenisedDocument(flat, lengths, sum(map(len, blocks)), fingerprint(blocks))
-
-
-def _tokenise_batch(batch: list[Document], splitter_path: Path, vocab_path: Path) -> list[TokenisedDocument]:
-    splitter, tokenizer = _load_models(splitter_path, vocab_path)
-    return [tokenise(document, splitter, tokenizer) for document in batch]
+    splitter: Path
+    vocab: Path
+    filters: Filters
+    parts: Path
 
 
 @lru_cache(maxsize=1)
-def _load_models(splitter_path: Path, vocab_path: Path) -> tuple[SentenceSplitter, Tokenizer]:
-    return load_splitter(splitter_path), load_tokenizer(vocab_path)
+def _load_models(splitter: Path, vocab: Path) -> tuple[SentenceSplitter, Tokenizer]:
+    return load_splitter(splitter), load_tokenizer(vocab)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch, size = [], 0
+def tokenise_part(recipe: Recipe, source: Source) -> int:
+    """Tokenise the documents of a part and write it; returns their number. This is what workers do."""
+    splitter, tokenizer = _load_models(recipe.splitter, recipe.vocab)
+    part = tokenise(source.documents, splitter, tokenizer, recipe.filters)
+    part.counts["skipped"] = dict(source.skipped)
+    write_part(part_file(recipe.parts, source.volume, source.number), part)
+    return len(source.documents)
+
+
+def tokenise(documents: list[Document], splitter: SentenceSplitter, tokenizer: Tokenizer, filters: Filters) -> Part:
+    """Clean, filter, split into sentences and encode documents; sentences without a token are left out."""
+    dropped: Counter[str] = Counter()
+    scrubbed: Counter[str] = Counter()
+    sentences: list[list[int]] = []
+    rows = []
     for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+        blocks = paragraphs(normalise(document.text), one_a_line=document.is_split)
+        blocks = scrub(blocks, filters.scrub, scrubbed)
+        if document.is_split:
+            encoded = [ids for ids in map(tokenizer.encode, blocks) if ids]
+        else:
+            encoded = [ids for block in blocks for ids in map(tokenizer.encode, splitter.split(block)) if ids]
+        if reason := verdict(blocks, filters) if encoded else "empty":
+            dropped[reason] += 1
+            continue
+        sentences += encoded
+        sketch = signature(blocks) if filters.near_duplicates else ()
+        rows.append((len(encoded), sum(map(len, blocks)), np.frombuffer(fingerprint(blocks), np.uint64), sketch))
+    lengths = np.fromiter(map(len, sentences), np.int32, len(sentences))
+    num_hashes = NUM_PERMUTATIONS if filters.near_duplicates else 0
+    return Part(
+        token_ids=np.fromiter(chain.from_iterable(sentences), token_type(tokenizer.vocab_size), int(lengths.sum())),
+        lengths=lengths,
+        num_sentences=np.array([row[0] for row in rows], np.int32),
+        num_characters=np.array([row[1] for row in rows], np.int32),
+        fingerprints=np.array([row[2] for row in rows], np.uint64).reshape(len(rows), 2),
+        signatures=np.array([row[3] for row in rows], np.uint32).reshape(len(rows), num_hashes),
+        counts={"dropped": dict(dropped), "scrubbed": dict(scrubbed)},
+    )
 
 
-def ordered_map(function: Callable, items: Iterable, num_workers: int) -> Iterator:
-    """`map` over processes, in the order of the items; at most two a worker wait, so that memory stays constant."""
-    if num_workers == 1:
-        yield from map(function, items)
-        return
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        waiting: deque = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise OSError("a worker process was killed, probably for want of memory; try fewer --workers") from error
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _verdict(document: TokenisedDocument, seen: set[bytes], min_characters: int) -> str:
-    """The name of the filter that drops a document, or "" to keep it; remembers its fingerprint."""
-    if not len(document.lengths):
-        return "empty"
-    if document.num_characters < min_characters:
-        return "shorter_than_min_characters"
-    if document.fingerprint in seen:
-        return "duplicate"
-    seen.add(document.fingerprint)
-    return ""
-
-
-def _prepare_splitter(args: argparse.Namespace, files: list[Path], path: Path) -> None:
+def prepare(args: argparse.Namespace, files: list[Path], path: Path) -> None:
     """Train the sentence model on a sample and save it, unless an interrupted run has done so."""
     if path.exists():
         print(f"{path} is there: reused")
@@ -165,28 +173,32 @@ def _prepare_splitter(args: argparse.Namespace, files: list[Path], path: Path) -
     train_splitter(block for piece in sample for block in paragraphs(normalise(piece.text))).save(path)
 
 
-def _write_corpus(args: argparse.Namespace, files: list[Path], tokenizer: Tokenizer, splitter_path: Path) -> dict:
-    """Tokenise everything into corpus.bin and corpus.idx; returns the counts for the manifest."""
-    skipped: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    seen: set[bytes] = set()
-    work = partial(_tokenise_batch, splitter_path=splitter_path, vocab_path=tokenizer.path)
-    writer = IndexedDatasetWriter(Path(args.output, "corpus"), token_type(tokenizer.vocab_size))
+def tokenise_slice(args: argparse.Namespace, files: list[Path], recipe: Recipe) -> None:
+    """Make all parts of the slice (of everything, without --slice) that are not there yet."""
+    recipe.parts.mkdir(exist_ok=True)
+    slice = args.slice or (0, 1)
+    with tqdm(desc="tokenise", total=input_bytes(files), unit="B", unit_scale=True) as bar:
+        sources = missing_sources(recipe.parts, files, args.format, args.text_key, slice, bar.write, bar.update)
+        for _ in ordered_map(partial(tokenise_part, recipe), sources, args.workers):
+            pass
+
+
+def finish(output: Path, files: list[Path], tokenizer: Tokenizer, filters: Filters) -> dict:
+    """Join the parts into corpus.bin and corpus.idx without duplicates; returns the counts for the manifest."""
+    paths = finished_parts(output / "parts", files)
+    remove_leftovers(output)
+    counts = summed_counts(map(read_part, paths))
+    dropped = counts.setdefault("dropped", Counter())
+    counts["num_characters"] = counts["num_unknown_tokens"] = 0
+    writer = IndexedDatasetWriter(output / "corpus", token_type(tokenizer.vocab_size))
     try:
-        with tqdm(desc="tokenise", total=input_bytes(files), unit="B", unit_scale=True) as bar:
-            skip = count_skips(skipped, bar.write)
-            documents = read_documents(files, args.format, args.text_key, skip, bar.update)
-            for batch in ordered_map(work, _batches(documents), args.workers):
-                for document in batch:
-                    if reason := _verdict(document, seen, args.min_characters):
-                        dropped[reason] += 1
-                        continue
-                    writer.add_document(document.token_ids, document.lengths)
-                    counts["num_characters"] += document.num_characters
-                    counts["num_unknown_tokens"] += int((document.token_ids == tokenizer.unk_id).sum())
+        for part, keep in tqdm(_without_duplicates(paths, filters, dropped), "join", len(paths), unit="part"):
+            token_ids, lengths, num_sentences = kept_of(part, keep)
+            writer.add_documents(token_ids, lengths, num_sentences)
+            counts["num_characters"] += int(part.num_characters[keep].sum())
+            counts["num_unknown_tokens"] += int((token_ids == tokenizer.unk_id).sum())
         if not writer.num_documents:
-            lost = dict(sorted((dropped + skipped).items()))
+            lost = dict(sorted((dropped + counts.get("skipped", Counter())).items()))
             raise ValueError(f"no document is left: {lost}; give other input or lower --min-characters")
         writer.finish()
     finally:
@@ -196,7 +208,28 @@ def _write_corpus(args: argparse.Namespace, files: list[Path], tokenizer: Tokeni
         "num_sentences": writer.num_sequences,
         "num_tokens": writer.num_tokens,
     }
-    return {**kept, **counts, "dropped": dict(sorted(dropped.items())), "skipped": dict(sorted(skipped.items()))}
+    return kept | {
+        name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in counts.items()
+    }
+
+
+def _without_duplicates(
+    paths: list[Path], filters: Filters, dropped: Counter[str]
+) -> Iterator[tuple[Part, np.ndarray]]:
+    """Each part with bool [D]: the documents to keep. The first of several duplicates stays."""
+    is_first = first_occurrences(np.concatenate([read_part(path).fingerprints for path in paths]))
+    index = NearDuplicates(filters.near_duplicates) if filters.near_duplicates else None
+    start = 0
+    for path in paths:
+        part = read_part(path)
+        keep = is_first[start : start + len(part.num_sentences)].copy()
+        start += len(keep)
+        dropped["duplicate"] += int((~keep).sum())
+        for document in np.flatnonzero(keep) if index else ():
+            if not index.is_new(part.signatures[document]):
+                keep[document] = False
+                dropped["near_duplicate"] += 1
+        yield part, keep
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -213,15 +246,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--workers", type=int, default=1, metavar="N", help="processes; the output is the same for any (default: 1)"
     )
     parser.add_argument(
-        "--min-characters", type=int, default=1, metavar="N", help="drop shorter documents (default: 1)"
-    )
-    parser.add_argument(
         "--punkt-mb",
         type=float,
         default=4.0,
         metavar="MB",
         help="text to train the sentence splitter on, at most 8 (default: 4)",
     )
+    default = Filters()
+    add = parser.add_argument_group("filters", "what each one drops is counted in manifest.json").add_argument
+    add("--min-characters", type=int, default=1, metavar="N", help="drop shorter documents (default: 1)")
+    add("--min-letters", type=float, default=0.0, metavar="SHARE", help="drop those with a smaller share of letters")
+    add("--max-repeated", type=float, default=1.0, metavar="SHARE", help="drop those that repeat more of their text")
+    add("--scrub", nargs="+", choices=SCRUBBERS, default=[], help="replace these by [URL], [EMAIL], [PHONE]")
+    add(
+        "--near-duplicates",
+        type=float,
+        default=default.near_duplicates,
+        metavar="SIMILARITY",
+        help="drop documents as similar as that to an earlier one, by MinHash (try 0.8); takes some 3.5 kB of memory a "
+        "document in the last step",
+    )
+    add_slice_arguments(parser, "the sentence model")
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers} must be at least 1")
@@ -234,6 +279,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    filters = Filters(
+        args.min_characters, args.min_letters, args.max_repeated, tuple(sorted(args.scrub)), args.near_duplicates
+    )
+    check_filters(filters)
     files, input_settings = input_config(args)
     tokenizer = load_tokenizer(args.vocab)
     require_text(files, args.format, args.text_key)
@@ -244,24 +293,29 @@ def main(argv: list[str] | None = None) -> None:
         "kind": tokenizer.kind,
     }
     config = {"command": "data_prep.corpus", **input_settings, "vocab": vocab}
-    config |= {"min_characters": args.min_characters, "punkt_mb": args.punkt_mb}
+    config |= {**filters._asdict(), "punkt_mb": args.punkt_mb}
     output = Path(args.output)
+    splitter = output / "punkt.json"
+    if (args.slice or args.finish) and not splitter.exists():
+        raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
     if claim_output(output, config) == "done":
+        shutil.rmtree(output / "parts", ignore_errors=True)  # killed between its last two acts
         return
-    vocab_path = tokenizer.save(output)
-    splitter_path = output / "punkt.json"
-    _prepare_splitter(args, files, splitter_path)
-    counts = _write_corpus(args, files, tokenizer, splitter_path)
-    checksums = {
-        path.name: sha256_file(path)
-        for path in (output / "corpus.bin", output / "corpus.idx", splitter_path, vocab_path)
-    }
-    manifest = {"format": "megatron-indexed-dataset", "config": config, "vocab": vocab, **counts, "sha256": checksums}
-    write_json(output / "manifest.json", manifest)
-    print(
-        ", ".join(f"{counts[f'num_{what}']:,} {what}" for what in ("documents", "sentences", "tokens"))
-        + f" in {output}"
-    )
+    all_steps = not (args.prepare or args.slice or args.finish)
+    if args.prepare or all_steps:
+        tokenizer.save(output)
+        prepare(args, files, splitter)
+    if args.slice or all_steps:
+        tokenise_slice(args, files, Recipe(splitter, output / tokenizer.path.name, filters, output / "parts"))
+    if args.finish or all_steps:
+        counts = finish(output, files, tokenizer, filters)
+        names = ("corpus.bin", "corpus.idx", splitter.name, tokenizer.path.name)
+        sha256 = {name: sha256_file(output / name) for name in names}
+        manifest = {"format": "megatron-indexed-dataset", "config": config, "vocab": vocab, **counts, "sha256": sha256}
+        write_json(output / "manifest.json", manifest)
+        shutil.rmtree(output / "parts")
+        totals = ", ".join(f"{counts[f'num_{what}']:,} {what}" for what in ("documents", "sentences", "tokens"))
+        print(f"{totals} in {output}")
 
 
 if __name__ == "__main__":

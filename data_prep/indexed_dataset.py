@@ -59,14 +59,16 @@ class IndexedDatasetWriter:
     def _partial(self, part: str) -> str:
         return f"{self.prefix}.{part}.tmp"
 
-    def add_document(self, token_ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Append a document: token ids [T] of all its sequences and their lengths [S], which sum to T."""
+    def add_documents(self, token_ids: np.ndarray, lengths: np.ndarray, num_sequences: np.ndarray) -> None:
+        """Append D documents: the token ids [T] of all their sequences, the sequences' lengths [S], which sum to T, and
+        the number of sequences of each document [D], which sum to S.
+        """
         self._tokens.write(token_ids.astype(self.dtype, copy=False).tobytes())
         self._lengths.write(lengths.astype(np.int32, copy=False).tobytes())
+        self._bounds.write((self.num_sequences + np.cumsum(num_sequences, dtype=np.int64)).tobytes())
         self.num_tokens += len(token_ids)
         self.num_sequences += len(lengths)
-        self.num_documents += 1
-        self._bounds.write(np.int64(self.num_sequences).tobytes())
+        self.num_documents += len(num_sequences)
 
     def finish(self) -> tuple[Path, Path]:
         """Write the index, fsync, rename; returns the paths of .bin and .idx."""

@@ -161,7 +161,7 @@ def test_command_line_on_a_megatron_corpus(source, tmp_path):
     writer = IndexedDatasetWriter(tmp_path / "megatron", np.uint16)
     for first, last in zip(corpus.document_start[:-1], corpus.document_start[1:], strict=True):
         bounds = corpus.sentence_start[first : last + 1]
-        writer.add_document(corpus.token_ids[bounds[0] : bounds[-1]], np.diff(bounds))
+        writer.add_documents(corpus.token_ids[bounds[0] : bounds[-1]], np.diff(bounds), [len(bounds) - 1])
     writer.finish()
     vocab = shutil.copyfile(tokenizer.path, tmp_path / "other-vocab.txt")
     command = ["--corpus", str(tmp_path / "megatron"), "--vocab", str(vocab), "--output", str(tmp_path / "shards")]

@@ -1,14 +1,18 @@
 """The tokenised corpus: Megatron's bytes, the same for any number of workers, filters counted, nothing lost."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep import corpus
+from data_prep import corpus, parts
 from data_prep.cli import sha256_file
 from data_prep.corpus import open_corpus
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
@@ -66,11 +70,121 @@ def test_documents_sentences_tokens_and_what_was_dropped(inputs, tmp_path):
     assert set(hashes(tmp_path / "c")) == {*manifest["sha256"], "config.json", "manifest.json"}
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "BATCH_CHARACTERS", 1_000)
-    run(inputs, tmp_path / "one")
-    run(inputs, tmp_path / "three", "--workers", "3")
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Some thirty parts in three volumes."""
+    monkeypatch.setattr(parts, "PART_CHARACTERS", 1_000)
+    monkeypatch.setattr(parts, "VOLUME_BYTES", 6_000)
+
+
+def cut_in_files(inputs, folder):
+    """The same documents in seven files."""
+    folder.mkdir()
+    lines = (inputs / "text.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for number in range(7):
+        (folder / f"{number}.jsonl").write_text("".join(lines[number * 15 : number * 15 + 15]), encoding="utf-8")
+    return folder
+
+
+def test_the_bytes_depend_neither_on_workers_nor_on_slices(inputs, tmp_path, small_parts):
+    text = cut_in_files(inputs, tmp_path / "text")
+    assert len(parts.volumes(sorted(text.iterdir()))) == 3
+    options = ["--input", str(text), "--scrub", "urls", "--near-duplicates", "0.9"]  # the last --input counts
+    run(inputs, tmp_path / "one", *options)
+    run(inputs, tmp_path / "three", *options, "--workers", "3")
     assert hashes(tmp_path / "one") == hashes(tmp_path / "three")
+    for num_slices in (2, 5):  # fewer than volumes, and more
+        output = tmp_path / f"{num_slices} slices"
+        run(inputs, output, *options, "--prepare")
+        for index in reversed(range(num_slices)):
+            run(inputs, output, *options, "--slice", f"{index}/{num_slices}")
+        run(inputs, output, *options, "--finish")
+        assert hashes(output) == hashes(tmp_path / "one")
+
+
+def test_steps_out_of_order_are_told(inputs, tmp_path, small_parts):
+    for step in (("--slice", "0/2"), ("--finish",)):
+        with pytest.raises(ValueError, match="not prepared: give the same command with --prepare"):
+            run(inputs, tmp_path / "c", *step)
+    assert not (tmp_path / "c").exists()
+    run(inputs, tmp_path / "c", "--prepare")
+    with pytest.raises(ValueError, match="volume 0 was not read to its end; give all its --slice commands again"):
+        run(inputs, tmp_path / "c", "--finish")
+    run(inputs, tmp_path / "c", "--slice", "0/2")
+    with pytest.raises(ValueError, match="parts are missing, the first part-00000-00001"):
+        run(inputs, tmp_path / "c", "--finish")
+    part = next((tmp_path / "c" / "parts").glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-9])
+    run(inputs, tmp_path / "c", "--slice", "1/2")
+    with pytest.raises(ValueError, match=f"{part.name} is damaged"):
+        run(inputs, tmp_path / "c", "--finish")
+    with pytest.raises(SystemExit):
+        run(inputs, tmp_path / "c", "--slice", "2/2")
+
+
+RUN_IN_SMALL_PARTS = "import sys; from data_prep import corpus, parts; parts.PART_CHARACTERS = 1_000; corpus.main()"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(inputs, tmp_path, small_parts):
+    """kill -9 of the whole process group at ten random moments, each on what the one before left."""
+    run(inputs, tmp_path / "whole")
+    command = [sys.executable, "-c", RUN_IN_SMALL_PARTS, "--input", str(inputs / "text.jsonl"), "--workers", "2"]
+    command += ["--vocab", str(inputs / "vocab"), "--output", str(tmp_path / "killed")]
+    started = time.monotonic()
+    subprocess.run([*command[:-1], str(tmp_path / "timed")], cwd=ROOT, check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    random, num_killed = np.random.default_rng(3), 0
+    while num_killed < 10:
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.2, 1.0) * seconds)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "killed")
+            continue
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        num_killed += 1
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_told_and_what_is_done_stays(inputs, tmp_path, small_parts):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a disk here")
+    try:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(220_000))
+        with pytest.raises(OSError, match="No space left") as raised:
+            run(inputs, disk / "c")
+        assert str(disk / "c") in raised.value.filename
+        assert not list((disk / "c").rglob("*.tmp"))
+        filler.unlink()
+        run(inputs, tmp_path / "whole")
+        run(inputs, disk / "c")
+        assert hashes(disk / "c") == hashes(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_that_vanishes_is_counted(inputs, tmp_path, monkeypatch):
+    text = cut_in_files(inputs, tmp_path / "text")
+    original = corpus.prepare
+
+    def prepare_then_lose_a_file(*arguments):
+        original(*arguments)
+        (text / "3.jsonl").rename(tmp_path / "gone.jsonl")
+        monkeypatch.setattr(parts, "input_bytes", lambda files: 1)
+
+    monkeypatch.setattr(corpus, "prepare", prepare_then_lose_a_file)
+    monkeypatch.setattr(corpus, "input_bytes", lambda files: 1)
+    run(inputs, tmp_path / "c", "--input", str(text))
+    assert open_corpus(tmp_path / "c").manifest["skipped"]["file is damaged or unreadable"] == 1
 
 
 def test_a_finished_corpus_is_reused_another_refused_an_interrupted_one_completed(inputs, tmp_path, capsys):
@@ -128,7 +242,7 @@ def test_megatron_reads_ours_and_writes_the_same_bytes(tmp_path, vocab_size):
     theirs = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=token_type(vocab_size))
     for document in documents:
         lengths = np.full(len(document), document.shape[1])
-        ours.add_document(document.ravel(), lengths)
+        ours.add_documents(document.ravel(), lengths, [len(lengths)])
         theirs.add_document(torch.from_numpy(document.ravel()), lengths.tolist())
     ours.finish()
     theirs.finalize(str(tmp_path / "theirs.idx"))
@@ -148,7 +262,7 @@ def test_megatron_reads_ours_and_writes_the_same_bytes(tmp_path, vocab_size):
 
 def test_golden_bytes_of_the_index(tmp_path):
     writer = IndexedDatasetWriter(tmp_path / "x", np.uint16)
-    writer.add_document(np.array([7, 8, 9]), np.array([2, 1]))
+    writer.add_documents(np.array([7, 8, 9]), np.array([2, 1]), [2])
     writer.finish()
     assert (tmp_path / "x.bin").read_bytes().hex() == "070008000900"
     assert (tmp_path / "x.idx").read_bytes().hex() == (
@@ -162,7 +276,7 @@ def test_a_long_index_is_written_in_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("data_prep.indexed_dataset._CHUNK", 64)
     lengths = RANDOM.integers(1, 9, 1_000)
     writer = IndexedDatasetWriter(tmp_path / "x", np.int32)
-    writer.add_document(np.arange(lengths.sum()), lengths)
+    writer.add_documents(np.arange(lengths.sum()), lengths, [len(lengths)])
     writer.finish()
     token_ids, sequence_start, document_start = read_indexed_dataset(tmp_path / "x")
     assert np.array_equal(np.diff(sequence_start), lengths) and np.array_equal(token_ids, np.arange(lengths.sum()))
@@ -171,7 +285,7 @@ def test_a_long_index_is_written_in_chunks(tmp_path, monkeypatch):
 
 def test_damaged_datasets_are_told(tmp_path):
     writer = IndexedDatasetWriter(tmp_path / "x", np.uint16)
-    writer.add_document(np.arange(3), np.array([2, 1]))
+    writer.add_documents(np.arange(3), np.array([2, 1]), [2])
     writer.finish()
     index, tokens = (tmp_path / "x.idx").read_bytes(), (tmp_path / "x.bin").read_bytes()
     for damaged, message in (

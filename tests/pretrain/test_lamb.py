@@ -142,7 +142,9 @@ def poisoned_step(stage: int, more: dict) -> tuple:
     """
     engine, optimizer = start_engine(stage, more)
     train_engine(engine, 2)
-    before = {flat: [flat.clone(), *(optimizer.state[flat][name].clone() for name in MOMENTS)] for flat in optimizer.fragments}
+    before = {
+        flat: [flat.clone(), *(optimizer.state[flat][name].clone() for name in MOMENTS)] for flat in optimizer.fragments
+    }
     train_engine(engine, 1, poison_step=0)
     same = all(
         torch.equal(old, new)

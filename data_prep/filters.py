@@ -1,0 +1,138 @@
+"""What is left out of a corpus, and what is hidden in it: pure functions on the cleaned blocks of a document.
+
+All are off unless asked for, but for empty documents and exact duplicates. The rules look at letters and repetition
+only, so they hold for any language. Near-duplicates are found by MinHash (Broder 1997) with the `datasketch` library.
+"""
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_PERMUTATIONS = 128
+SHINGLE_WORDS = 5
+# A word, or a Chinese or Japanese character, which do without spaces.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+SCRUBBERS = {
+    "urls": (re.compile(r"\b(?:https?://|www\.)[^\s<>\"']+[^\s<>\"'.,;:!?)\]]"), "[URL]"),
+    "emails": (re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[EMAIL]"),
+    # An international prefix or an area code in brackets, or groups parted by one kind of separator: no bare numbers.
+    "phones": (
+        re.compile(
+            r"(?<![\w.-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){1,4}"
+            r"|\(\d{2,5}\) ?\d{2,4}(?:[ .-]\d{2,4}){1,2}|\d{3}([.-])\d{3}\1\d{4})(?![\w-])"
+        ),
+        "[PHONE]",
+    ),
+}
+
+
+class Filters(NamedTuple):
+    """Which documents a corpus keeps, and what is scrubbed from them; the defaults keep all.
+
+    min_characters   fewest characters of a document
+    min_letters      least share of letters among its visible characters (Rae et al. 2021, appendix A1.1, ask for 80 %
+                     of words with a letter)
+    max_repeated     greatest share of its characters in paragraphs that stood there before (the same, 20 %)
+    scrub            of "urls", "emails", "phones": replaced by [URL], [EMAIL], [PHONE]
+    near_duplicates  Jaccard similarity from which the later of two documents is dropped; None: exact duplicates only
+    """
+
+    min_characters: int = 1
+    min_letters: float = 0.0
+    max_repeated: float = 1.0
+    scrub: tuple[str, ...] = ()
+    near_duplicates: float | None = None
+
+
+def check_filters(filters: Filters) -> None:
+    """Raise ValueError for the first value outside its rule."""
+    for name in ("min_letters", "max_repeated"):
+        if not 0 <= getattr(filters, name) <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(filters, name)} is not a share from 0 to 1")
+    if filters.near_duplicates is not None and not 0.5 <= filters.near_duplicates < 1:
+        raise ValueError(
+            f"--near-duplicates {filters.near_duplicates} must be at least 0.5 and less than 1; 0.8 is usual"
+        )
+
+
+def scrub(blocks: list[str], kinds: tuple[str, ...], counts: Counter[str]) -> list[str]:
+    """The blocks with addresses and numbers replaced, counted as `scrubbed_<kind>`."""
+    for kind in SCRUBBERS:  # URLs first: an address may stand inside one
+        if kind in kinds:
+            pattern, placeholder = SCRUBBERS[kind]
+            blocks, found = (
+                zip(*(pattern.subn(placeholder, block) for block in blocks), strict=True) if blocks else ((), ())
+            )
+            counts[f"scrubbed_{kind}"] += sum(found)
+    return list(blocks)
+
+
+def verdict(blocks: list[str], filters: Filters) -> str:
+    """The name of the rule that drops a document, or "" to keep it."""
+    num_characters = sum(map(len, blocks))
+    if num_characters < filters.min_characters:
+        return "shorter_than_min_characters"
+    if filters.min_letters and _share_of_letters(blocks) < filters.min_letters:
+        return "fewer_than_min_letters"
+    if filters.max_repeated < 1 and _share_repeated(blocks) > filters.max_repeated:
+        return "more_than_max_repeated"
+    return ""
+
+
+def _share_of_letters(blocks: list[str]) -> float:
+    visible = sum(len(block) - block.count(" ") for block in blocks)
+    return sum(map(str.isalpha, "".join(blocks))) / max(1, visible)
+
+
+def _share_repeated(blocks: list[str]) -> float:
+    seen, repeated = set(), 0
+    for block in blocks:
+        repeated += len(block) if block in seen else 0
+        seen.add(block)
+    return repeated / max(1, sum(map(len, blocks)))
+
+
+def shingles(blocks: list[str]) -> set[str]:
+    """All runs of SHINGLE_WORDS words of a document, in lower case; one shorter run if it has fewer words."""
+    words = _WORD.findall(" ".join(blocks).lower())
+    return {" ".join(words[at : at + SHINGLE_WORDS]) for at in range(max(1, len(words) - SHINGLE_WORDS + 1))}
+
+
+def signature(blocks: list[str]) -> np.ndarray:
+    """MinHash of a document's shingles, uint32 [NUM_PERMUTATIONS]: the share of equal entries estimates similarity."""
+    from datasketch import MinHash
+
+    sketch = MinHash(NUM_PERMUTATIONS, scheme="affine32")
+    sketch.update_batch([shingle.encode() for shingle in shingles(blocks)])
+    return sketch.hashvalues
+
+
+def first_occurrences(fingerprints: np.ndarray) -> np.ndarray:
+    """bool [D]: whether no earlier document has the same fingerprint; fingerprints uint64 [D, 2]."""
+    order = np.lexsort((fingerprints[:, 1], fingerprints[:, 0]))  # stable: equal ones stay in order
+    ranked = fingerprints[order]
+    is_first = np.ones(len(order), bool)
+    is_first[order[1:]] = (ranked[1:] != ranked[:-1]).any(axis=1)
+    return is_first
+
+
+class NearDuplicates:
+    """The index of the documents kept so far. It holds about 3.5 kB a document, in the one process that decides."""
+
+    def __init__(self, similarity: float) -> None:
+        from datasketch import MinHashLSH
+
+        self.index, self.size = MinHashLSH(similarity, NUM_PERMUTATIONS), 0
+
+    def is_new(self, signature: np.ndarray) -> bool:
+        """Whether no kept document is as similar as that; if so, it is kept."""
+        from datasketch import MinHash
+
+        sketch = MinHash(hashvalues=signature, scheme="affine32")
+        if self.index.query(sketch):
+            return False
+        self.index.insert(self.size, sketch, check_duplication=False)
+        self.size += 1
+        return True
