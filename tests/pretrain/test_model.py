@@ -159,7 +159,7 @@ def assert_equals_hugging_face(config: ModelConfig, batch: PretrainingBatch, ten
     ids=lambda change: " ".join(change.values()) or "bert",
 )
 def test_equals_hugging_face(lengths, change):
-    """Measured: MEASURED_HF."""
+    """Measured: loss 2.6e-7, gradients 7.8e-7, hidden states 2.1e-7 relative."""
     assert_equals_hugging_face(dataclasses.replace(CONFIG, **change), make_batch(lengths, CONFIG))
 
 
@@ -193,7 +193,7 @@ def test_what_pads_the_vocabulary_takes_no_part(tensor_parallel):
 )
 @pytest.mark.parametrize("tensor_parallel", [2, 4])
 def test_tensor_parallel_equals_one_rank(tensor_parallel, sequence_parallel, recompute, model_type):
-    """Measured: MEASURED_TP; every rank of a group has the same loss."""
+    """Measured: loss 7.5e-8, gradients 6.9e-7, hidden states 2e-7 relative; every rank of a group has the same loss."""
     config = dataclasses.replace(CONFIG, model_type=model_type)
     batch = make_batch(LENGTHS, config)
     ((loss, gradients, hidden_states),) = run_ranks(loss_and_gradients, 1, batch, config)
