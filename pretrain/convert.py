@@ -24,17 +24,20 @@ from pretrain.checkpoint import find_checkpoint, read_tensors, run_folder_of
 from pretrain.config import ModelConfig, load_model_config
 from pretrain.data import pack_sequences
 from pretrain.layout import init_layout
-from pretrain.model import BertForPreTraining, load_weights
+from pretrain.model import BertForPreTraining, load_weights, sinusoidal_positions
 
 TOLERANCE = 1e-4  # largest difference of a hidden state in the check; float32 and another order of sums give about 5e-6
 
 
 def trimmed_tensors(checkpoint: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Whole float32 weights by name, without the rows that pad the vocabulary."""
+    """Whole float32 weights by name, without the rows that pad the vocabulary, with positions that are no weights."""
     tensors = {}
     for name, tensor in read_tensors(checkpoint):
         in_vocabulary = name.endswith(("word_embeddings.weight", "predictions.bias"))
         tensors[name] = tensor[: config.vocab_size].clone() if in_vocabulary else tensor.contiguous()
+    if config.position_embedding_type == "sinusoidal":
+        table = sinusoidal_positions(config.max_position_embeddings, config.hidden_size)
+        tensors["bert.embeddings.position_embeddings.weight"] = table
     return tensors
 
 

@@ -31,6 +31,12 @@ def test_the_vocabulary_is_padded_to_128_by_tp():
         ({"hidden_dropout_prob": 1.5}, "not a probability"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a positive"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
+        (
+            {"position_embedding_type": "sinusoidal", "hidden_size": 33, "num_attention_heads": 3},
+            "hidden_size=33 is odd",
+        ),
+        ({"model_type": "roberta"}, "model_type='roberta' is unknown"),
+        ({"pair_task": "nps"}, "pair_task='nps' is unknown"),
     ],
 )
 def test_a_wrong_model_file_is_refused(change, message, tmp_path):

@@ -32,15 +32,18 @@ def train_curve(
     accumulation=ACCUMULATION,
     stock=False,
 ):
-    """(losses, whole final weights); `stock` takes each flat partition for one tensor, as an unaware LAMB does."""
-    layout = init_layout(tensor_parallel)
-    model = BertForPreTraining(MODEL, layout)
+    """(losses, whole final weights); `more` adds to the DeepSpeed file, `zero` to its ZeRO block; `stock` takes each
+    flat partition for one tensor, as an unaware LAMB does.
+    """
+    layout = init_layout(tensor_parallel, more.pop("sequence_parallel", False))
+    model = BertForPreTraining(MODEL, layout, more.pop("recompute", "none"))
     init_weights(model, seed=1)
     config = {
         "train_batch_size": BATCH_SIZE,
         "train_micro_batch_size_per_gpu": BATCH_SIZE // (layout.dp_size * accumulation),
         "gradient_clipping": 0.5,  # active: the norm is above it in most steps
-        "zero_optimization": {"stage": stage, **more.pop("zero", {})},
+        # Small tensors are cut too.
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **more.pop("zero", {})},
         "optimizer": {"type": "Lamb", "params": {"lr": 1e-2}},
         **more,
     }
@@ -77,10 +80,12 @@ def weight_error(weights: dict, expected: dict) -> float:
     return max(float(np.abs(weights[name][:rows] - expected[name][:rows]).max()) for name in weights)
 
 
-QUICK = [(2, 1, 1, {}), (2, 1, 3, {}), (1, 2, 1, {}), (2, 2, 2, {})]
+SPLIT_TOKENS = {"sequence_parallel": True}
+QUICK = [(2, 1, 1, {}), (2, 1, 3, {}), (1, 2, 1, {}), (1, 2, 2, {**SPLIT_TOKENS, "recompute": "full"})]
 SLOW = [
     *[(2, 1, 0, {}), (2, 1, 2, {}), (4, 1, 1, {}), (4, 1, 2, {}), (4, 1, 3, {}), (1, 2, 0, {})],
-    *[(2, 2, 1, {}), (2, 2, 3, {}), (1, 4, 1, {})],
+    *[(2, 2, 1, {}), (2, 2, 2, {}), (2, 2, 3, {}), (1, 4, 1, {}), (1, 4, 1, SPLIT_TOKENS)],
+    *[(1, 2, 1, SPLIT_TOKENS), (2, 2, 2, {**SPLIT_TOKENS, "recompute": "selective"}), (2, 1, 3, {"recompute": "full"})],
     (2, 1, 2, {"zero": {"round_robin_gradients": True}}),
     (2, 1, 3, {"zero": {"sub_group_size": 50_000}}),
     (2, 1, 2, {"zero": {"offload_optimizer": {"device": "cpu"}}}),
@@ -88,7 +93,11 @@ SLOW = [
 
 
 def layout_name(value) -> str:
-    return next(iter(value.get("zero", {"": 0}))) if isinstance(value, dict) else str(value)
+    return (
+        "+".join(key for part in (value, value.get("zero", {})) for key in part if key != "zero") or "plain"
+        if isinstance(value, dict)
+        else str(value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +110,7 @@ def test_every_layout_has_the_curve_of_one_process(
 ):
     """Predictions vary in number, accumulation 2, clipping. Measured: losses MEASURED relative, weights MEASURED."""
     world_size = data_parallel * tensor_parallel
-    arguments = (tensor_parallel, stage, str(shard_folders[0]), str(tmp_path), more)
+    arguments = (tensor_parallel, stage, str(shard_folders[0]), str(tmp_path), more)  # pickled: each rank has a copy
     losses, weights = run_ranks(train_curve, world_size, *arguments)[0]
     expected_losses, expected_weights = one_process
     loss_error = max(abs(loss / expected - 1) for loss, expected in zip(losses, expected_losses, strict=True))

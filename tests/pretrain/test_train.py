@@ -50,7 +50,7 @@ def arguments(shard_folders, config_file, output, *more: str) -> list[str]:
 def run_training(argv: list[str]) -> None:
     """What `main` does on warm ranks, whose process group must outlive the run."""
     args = parse_args(argv)
-    layout = init_layout(args.tensor_parallel)
+    layout = init_layout(args.tensor_parallel, args.sequence_parallel)
     plan = make_plan(args, layout.dp_size * layout.tp_size)
     if layout.rank == 0:
         claim_run_folder(plan)
@@ -63,14 +63,20 @@ def losses(output: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "tensor_parallel", "stage"),
-    [(2, 2, 1), (2, 1, 2), (2, 1, 3), (1, 1, 0)],
-    ids=["tp2 zero1", "dp2 zero2", "dp2 zero3", "zero0"],
+    ("world_size", "tensor_parallel", "stage", "flags"),
+    [
+        (2, 2, 1, []),
+        (2, 2, 2, ["--sequence-parallel", "--recompute", "selective"]),
+        (2, 1, 2, []),
+        (2, 1, 3, ["--recompute", "full"]),
+        (1, 1, 0, []),
+    ],
+    ids=["tp2 zero1", "tp2 zero2 split tokens", "dp2 zero2", "dp2 zero3", "zero0"],
 )
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
-    world_size, tensor_parallel, stage, shard_folders, config_file, tmp_path
+    world_size, tensor_parallel, stage, flags, shard_folders, config_file, tmp_path
 ):
-    more = ["--tensor-parallel", str(tensor_parallel), "--set", f"zero_optimization.stage={stage}"]
+    more = [*flags, "--tensor-parallel", str(tensor_parallel), "--set", f"zero_optimization.stage={stage}"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     run_ranks(run_training, world_size, arguments(shard_folders, config_file, whole, *more))
     run_ranks(run_training, world_size, arguments(shard_folders, config_file, halves, *more, "--stop-after", "3"))
@@ -102,6 +108,11 @@ def test_held_out_averages_do_not_depend_on_the_layout(shard_folders, config_fil
     [
         (["--tensor-parallel", "3"], 3, "num_attention_heads=2 cannot be split over --tensor-parallel 3"),
         (["--tensor-parallel", "2"], 3, "3 ranks cannot form groups"),
+        (
+            ["--sequence-parallel"],
+            1,
+            "splits tokens over the ranks of --tensor-parallel, which is 1",
+        ),
         (["--set", "train_batch_size=15"], 2, "train_batch_size=15 is not a multiple"),
         (["--set", "gradient_cliping=1"], 1, "did you mean 'gradient_clipping'"),
         (["--set", "optimizer.params.learning_rate=1"], 1, "unknown key 'learning_rate'"),
@@ -144,6 +155,28 @@ def test_shards_with_another_vocabulary_are_refused(shard_folders, config_file, 
     vocabulary.write_bytes(vocabulary.read_bytes() + b"x")
     with pytest.raises(ValueError, match="vocabulary"):
         make_plan(parse_args(arguments((other, shard_folders[1]), config_file, tmp_path / "run")), 1)
+
+
+def without_pair_task(folder: Path, copy: Path) -> Path:
+    """The same shards, told as if they held no pairs."""
+    shutil.copytree(folder, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["config"]["pair_task"] = "none"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def test_the_data_decides_whether_there_is_a_pair_head(shard_folders, config_file, tmp_path):
+    """Without one the pooler would get no gradient, and weight decay would shrink it: so there is none."""
+    plain = without_pair_task(shard_folders[0], tmp_path / "train")
+    with pytest.raises(ValueError, match="has pair_task=nsp, but .* has pair_task=none"):
+        make_plan(parse_args(arguments((plain, shard_folders[1]), config_file, tmp_path / "run")), 1)
+    folders = plain, without_pair_task(shard_folders[1], tmp_path / "heldout")
+    run_ranks(run_training, 1, arguments(folders, config_file, tmp_path / "run", "--steps", "2"))
+    names = [name for name, _ in read_tensors(find_checkpoint(tmp_path / "run"))]
+    assert names and not [name for name in names if "pooler" in name or "seq_relationship" in name]
+    assert json.loads((tmp_path / "run/config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+    assert "pair_loss" not in read_metrics(tmp_path / "run", "train")[-1]
 
 
 def test_a_model_too_short_for_the_shards_is_refused(shard_folders, config_file, tmp_path):
