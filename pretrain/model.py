@@ -9,6 +9,7 @@ parameters of their own (one LAMB trust ratio each) and are concatenated in the 
 all-reduce of the input's gradient.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -302,19 +303,25 @@ def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], optional: tuple[str, ...] = ()) -> list[str]:
     """Fills a module from whole tensors by name, sliced for this rank; ValueError names what is missing, left over or
     of another shape.
+
+    Parameters whose names begin with one of `optional` may be missing: they stay as they are, and are returned.
     """
     config, layout = module.bert.config, module.bert.layout
     parameters = dict(module.named_parameters())
-    missing, extra = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    absent = [name for name in parameters if name not in tensors]
+    missing = [name for name in absent if not name.startswith(optional)]
+    extra = sorted(tensors.keys() - parameters.keys())
     if missing or extra:
         raise ValueError(f"the checkpoint does not fit the model: missing {missing[:5]}, left over {extra[:5]}")
-    for name, parameter in parameters.items():
+    for name in parameters.keys() - absent:
+        parameter, tensor = parameters[name], tensors[name]
         expected = whole_shape(parameter, name, config, layout)
-        if list(tensors[name].shape) != expected:
+        if list(tensor.shape) != expected:
             raise ValueError(
-                f"the checkpoint does not fit the model: {name} is {list(tensors[name].shape)}, expected {expected}"
+                f"the checkpoint does not fit the model: {name} is {list(tensor.shape)}, expected {expected}"
             )
-        parameter.copy_(slice_tensor(tensors[name], parameter, layout))
+        parameter.copy_(slice_tensor(tensor, parameter, layout))
+    return absent
