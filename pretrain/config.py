@@ -22,12 +22,24 @@ PRESETS = {
     "1.3b": (24, 2048, 32),
     "3.9b": (48, 2560, 40),
 }
-ACTIVATIONS = ("gelu", "gelu_new", "relu")
+PRE_LAYER_NORM_PRESETS = ("1.3b", "3.9b")  # larger than BERT-large, post-LayerNorm does not train (Shoeybi, figure 7)
+CHOICES = {
+    "hidden_act": ("gelu", "gelu_new", "relu"),
+    "model_type": ("bert", "megatron-bert"),
+    "position_embedding_type": ("absolute", "sinusoidal"),
+    "pair_task": ("nsp", "sop", "none"),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a BERT, by the names of Hugging Face's `BertConfig` (Devlin et al. 2019, section 3)."""
+    """The shape of a BERT, by the names of Hugging Face's `BertConfig` (Devlin et al. 2019, section 3).
+
+    `model_type` says where LayerNorm stands, as it does for Hugging Face: after each residual sum in "bert", before
+    each block and after the last in "megatron-bert" (Shoeybi et al. 2019, section 5.3). Two fields are ours: positions
+    are learned ("absolute") or "sinusoidal" (Vaswani et al. 2017, 3.5), and `pair_task` says what the pair head
+    predicts; the data decides it, and with "none" there is neither pooler nor pair head.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -41,6 +53,9 @@ class ModelConfig:
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
+    model_type: str = "bert"
+    position_embedding_type: str = "absolute"
+    pair_task: str = "nsp"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -55,8 +70,22 @@ class ModelConfig:
                 f"model config: hidden_size={self.hidden_size} cannot be split over num_attention_heads="
                 f"{self.num_attention_heads}; choose one of {fitting} heads"
             )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"model config: hidden_act={self.hidden_act!r} is unknown; choose one of {ACTIVATIONS}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"model config: {name}={getattr(self, name)!r} is unknown; choose one of {choices}")
+        if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(
+                f"model config: hidden_size={self.hidden_size} is odd; sinusoidal positions are pairs of sine and"
+                " cosine: choose an even size or position_embedding_type='absolute'"
+            )
+
+    @property
+    def pre_layer_norm(self) -> bool:
+        return self.model_type == "megatron-bert"
+
+    @property
+    def has_pair_head(self) -> bool:
+        return self.pair_task != "none"
 
     @property
     def head_size(self) -> int:
@@ -88,12 +117,15 @@ class ModelConfig:
         tokens = float(sum(int(length) for length in lengths))
         pairs = float(sum(int(length) ** 2 for length in lengths))
         encoder = layers * (2 * tokens * (4 * hidden**2 + 2 * hidden * self.intermediate_size) + 4 * pairs * hidden)
-        heads = num_predictions * 2 * hidden * (hidden + self.vocab_size) + len(lengths) * 2 * hidden**2
-        return 3 * (encoder + heads)
+        heads = num_predictions * 2 * hidden * (hidden + self.vocab_size)
+        pooler = len(lengths) * 2 * hidden**2 if self.has_pair_head else 0
+        return 3 * (encoder + heads + pooler)
 
     def to_json(self) -> dict:
-        """Hugging Face's config.json for `BertForPreTraining`."""
-        return {"architectures": ["BertForPreTraining"], "model_type": "bert", **dataclasses.asdict(self)}
+        """Hugging Face's config.json, of `BertForPreTraining` or its like."""
+        family = "MegatronBert" if self.pre_layer_norm else "Bert"
+        heads = "ForPreTraining" if self.has_pair_head else "ForMaskedLM"
+        return {"architectures": [family + heads], **dataclasses.asdict(self)}
 
 
 def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -> ModelConfig:
@@ -107,7 +139,8 @@ def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -
         if vocab_size is None:
             raise ValueError(f"model preset {name!r} needs a vocabulary: its size is not part of the preset")
         layers, hidden, heads = PRESETS[name]
-        return ModelConfig(vocab_size, hidden, layers, heads, 4 * hidden)
+        model_type = "megatron-bert" if name in PRE_LAYER_NORM_PRESETS else "bert"
+        return ModelConfig(vocab_size, hidden, layers, heads, 4 * hidden, model_type=model_type)
     path = Path(name)
     if not path.is_file():
         raise ValueError(
@@ -119,10 +152,6 @@ def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -
     missing = sorted(required - values.keys())
     if missing:
         raise ValueError(f"{path}: missing {', '.join(missing)}; a Hugging Face BERT config.json has them")
-    if values.get("position_embedding_type", "absolute") != "absolute":
-        raise ValueError(
-            f"{path}: position_embedding_type={values['position_embedding_type']!r}; only 'absolute' is built here"
-        )
     config = ModelConfig(**{key: value for key, value in values.items() if key in known})
     if vocab_size is not None and config.vocab_size < vocab_size:
         raise ValueError(

@@ -101,10 +101,12 @@ def largest_difference(folder: Path) -> float:
     segments = sequences.segment_ids.view(4, longest)
     outputs = theirs(input_ids=torch.from_numpy(ids), token_type_ids=segments, output_hidden_states=True)
     pairs = [(outputs.hidden_states[-1], hidden)]
-    if not drawn:
-        logits = ours.cls.predictions(hidden, ours.bert.embeddings.word_embeddings.weight)[:, : config.vocab_size]
+    if not any(name.startswith("cls.predictions") for name in drawn):
+        logits = ours.cls.predictions(hidden, ours.bert.embeddings.word_embeddings.weight)
+        pairs.append((outputs.prediction_logits, logits[:, : config.vocab_size]))
+    if config.has_pair_head and not drawn:
         pair_logits = ours.cls.seq_relationship(ours.bert.pool(hidden, sequences.cu_seqlens))
-        pairs += [(outputs.prediction_logits, logits), (outputs.seq_relationship_logits, pair_logits)]
+        pairs.append((outputs.seq_relationship_logits, pair_logits))
     return max((theirs - ours.view_as(theirs)).abs().max().item() for theirs, ours in pairs)
 
 
@@ -122,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to write; empty or missing")
     args = parser.parse_args(argv)
     weights = open_weights(args.checkpoint)
-    missing = missing_heads(weights, weights.config)
+    missing = missing_heads(weights)
     tokenizer = vocabulary.load_tokenizer(weights.home)
     identity = {"weights": weights.identity(), "checkpoint": weights.path.name, "vocab": tokenizer.sha256}
     if claim_output(args.output, identity, name="convert", done_file="model.safetensors") == "done":
@@ -136,7 +138,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(
             f"{args.output}: the converted model differs from the checkpoint by {difference:.1e}, more than {TOLERANCE}"
         )
-    num_parameters = sum(math.prod(tensor_table(weights.config)[name].shape) for name in weights)
+    num_parameters = sum(
+        math.prod(whole.shape) for name, whole in tensor_table(weights.config).items() if name in weights
+    )
     lacking = f"; it has no {', '.join(missing)}" if missing else ""
     print(f"{weights.path} -> {args.output}: {num_parameters:,} parameters, outputs within {difference:.1e}{lacking}")
 

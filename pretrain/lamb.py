@@ -38,8 +38,8 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     `exclude_from_weight_decay`).
     """
     decayed, plain = [], []
-    for name, parameter in module.named_parameters():
-        (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
+    for parameter in module.parameters():
+        (plain if parameter.ndim == 1 else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 

@@ -21,6 +21,8 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
 )
 from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
@@ -76,6 +78,7 @@ def parallel_config(layout: Layout) -> ModelParallelConfig:
         use_cpu_initialization=True,
         perform_initialization=False,
         params_dtype=torch.float32,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
     )
 
 
@@ -93,10 +96,7 @@ def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabPar
 
 
 def column_linear(in_size: int, out_size: int, layout: Layout) -> ColumnParallelLinear:
-    """[T, in] -> [T, out/tp]: the weight [out, in] is split over its rows.
-
-    Megatron's f: the input's gradient is summed over tp.
-    """
+    """Weight [out, in] and bias split over rows, for `column_product`."""
     linear = ColumnParallelLinear(
         in_size,
         out_size,
@@ -112,10 +112,7 @@ def column_linear(in_size: int, out_size: int, layout: Layout) -> ColumnParallel
 
 
 def row_linear(in_size: int, out_size: int, layout: Layout) -> RowParallelLinear:
-    """[T, in/tp] -> [T, out]: the weight [out, in] is split over its columns.
-
-    Megatron's g: the output is summed over tp.
-    """
+    """Weight [out, in] split over columns, whole bias, for `row_product`."""
     linear = RowParallelLinear(
         in_size,
         out_size,
@@ -143,9 +140,9 @@ def is_split(parameter: Tensor) -> bool:
     return getattr(parameter, "tensor_model_parallel", False)
 
 
-def column_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
-    """[T, in] x [out/tp, in] -> [T, out/tp], with Megatron's f: what `column_linear` computes, for weights that stand
-    elsewhere.
+def whole_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
+    """[T, in] x [out/tp, in] -> [T, out/tp], with Megatron's f: the input is whole on every rank, and its gradient is
+    summed over tp.
     """
     return linear_with_grad_accumulation_and_async_allreduce(
         x,
@@ -158,28 +155,199 @@ def column_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> T
     )
 
 
+def column_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
+    """[T, in], or [T/tp, in] under sequence parallelism, x [out/tp, in] -> [T, out/tp]: into a tensor-parallel
+    region.
+    """
+    if layout.sequence_parallel:
+        return GatheredProduct.apply(x, weight, bias, layout.get_tensor_model_parallel_group())
+    return whole_product(x, weight, bias, layout)
+
+
+def row_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
+    """[T, in/tp] x [out, in/tp] -> [T, out], or [T/tp, out] under sequence parallelism: out of a tensor-parallel
+    region, summed over tp (Megatron's g).
+    """
+    partial, group = F.linear(x, weight), layout.get_tensor_model_parallel_group()
+    if layout.sequence_parallel:
+        return ReduceScatter.apply(partial, group) + shared(bias, layout)
+    return reduce_from_tensor_model_parallel_region(partial, group) + bias
+
+
+# Sequence parallelism (Korthikanti et al. 2022, section 4.2.2). Megatron's own mappings allocate with
+# `torch.cuda.current_device()`, so these stand in for them; they are the same on every device.
+
+
+def all_gather(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
+    """Starts to gather [T/tp, ...] into [T, ...]; to be waited for."""
+    whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
+    return whole, dist.all_gather_single(whole, x.contiguous(), group=group, async_op=True)
+
+
+def reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
+    """Starts to sum [T, ...] over tp into each rank's [T/tp, ...]; to be waited for."""
+    rows = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
+    return rows, dist.reduce_scatter_single(rows, x.contiguous(), group=group, async_op=True)
+
+
+def finished(started: tuple[Tensor, dist.Work]) -> Tensor:
+    """The result of a collective, once it is there."""
+    tensor, work = started
+    work.wait()
+    return tensor
+
+
+class GatheredProduct(torch.autograd.Function):
+    """gather(x) [T, in] x weight [out/tp, in] + bias: keeps this rank's rows of x alone and gathers them again for the
+    weight's gradient, hidden behind the input's (Korthikanti et al. 2022, section 4.2.2).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.group = group
+        return F.linear(finished(all_gather(x, group)), weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, weight = ctx.saved_tensors
+        whole = all_gather(x, ctx.group)
+        x_gradient = gradient @ weight  # [T, in], this rank's part of the sum
+        whole = finished(whole)
+        x_gradient = reduce_scatter(x_gradient, ctx.group)
+        weight_gradient = gradient.t() @ whole
+        return finished(x_gradient), weight_gradient, gradient.sum(0), None
+
+
+class ReduceScatter(torch.autograd.Function):
+    """[T, H] partial sums -> [T/tp, H]; back, rows are gathered."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return finished(reduce_scatter(x, group))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return finished(all_gather(gradient, ctx.group)), None
+
+
+class OwnRows(torch.autograd.Function):
+    """[T, H], the same on all ranks -> this rank's [T/tp, H]; back, rows are gathered."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.chunk(group.size())[group.rank()].clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return finished(all_gather(gradient, ctx.group)), None
+
+
+class AllRows(torch.autograd.Function):
+    """[T/tp, H] -> [T, H] for what all ranks compute alike; back, each takes its own rows, since all have the whole
+    gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return finished(all_gather(x, group))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient.chunk(ctx.group.size())[ctx.group.rank()].contiguous(), None
+
+
+def split_tokens(hidden: Tensor, layout: Layout) -> Tensor:
+    """[T, H] -> [T/tp, H] under sequence parallelism, zero rows making T divisible; else as it is."""
+    if not layout.sequence_parallel:
+        return hidden
+    padded = F.pad(hidden, (0, 0, 0, -len(hidden) % layout.tp_size))
+    return OwnRows.apply(padded, layout.get_tensor_model_parallel_group())
+
+
+def join_tokens(hidden: Tensor, num_tokens: int, layout: Layout) -> Tensor:
+    """[T/tp, H] -> [T, H] under sequence parallelism, without the rows that made T divisible; else as it is."""
+    if not layout.sequence_parallel:
+        return hidden
+    return AllRows.apply(hidden, layout.get_tensor_model_parallel_group())[:num_tokens]
+
+
+def shared(parameter: Tensor, layout: Layout) -> Tensor:
+    """A whole parameter used on split tokens: under sequence parallelism each rank's gradient is that of its own rows,
+    and autograd sums them over tp before ZeRO partitions them (DeepSpeed has no such step).
+    """
+    if not layout.sequence_parallel:
+        return parameter
+    return copy_to_tensor_model_parallel_region(parameter, layout.get_tensor_model_parallel_group())
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over H, on [T, H] or, under sequence parallelism, on [T/tp, H] (Ba et al. 2016)."""
+
+    def __init__(self, hidden_size: int, eps: float, layout: Layout):
+        super().__init__(hidden_size, eps)
+        self.layout = layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = shared(self.weight, self.layout), shared(self.bias, self.layout)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probability: float, seed: tuple | None) -> Tensor:
-    """Scaled dot-product attention inside each sequence (Vaswani et al. 2017, 3.2.1).
+    """Scaled dot-product attention inside each sequence (Vaswani et al. 2017, 3.2.1), on the path that the device has.
 
     qkv: [T, 3 * N/tp * D], queries, keys and values side by side; `num_heads` is N/tp. Returns [T, N/tp * D].
     `probability` is the dropout of the attention weights; heads are split over tp, so `seed` must name the tp rank.
+    """
+    num_rows, num_tokens = len(qkv), len(sequences.token_ids)
+    qkv = qkv[:num_tokens].view(num_tokens, 3, num_heads, -1)  # [T, 3, N/tp, D]
+    probability = probability if seed is not None else 0.0
+    if probability > 0:
+        torch.manual_seed(derive_seed(*seed))
+    attend = unpadded_attention if qkv.is_cuda else padded_attention
+    context = attend(qkv, sequences, probability).reshape(num_tokens, -1)  # [T, N/tp * D]
+    return F.pad(context, (0, 0, 0, num_rows - num_tokens))  # rows that only make T divisible
+
+
+def padded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
+    """Attention over the rectangle [B, S] with its padding masked; [T, 3, N/tp, D] -> [T, N/tp, D]. Any device, any
+    precision.
     """
     index = sequences.padded_index
     batch, longest = sequences.num_sequences, sequences.max_seqlen
     mask = None
     if index is not None:
-        qkv = qkv.new_zeros(batch * longest, qkv.shape[1]).index_copy(0, index, qkv)  # [B * S, 3 * N/tp * D]
+        qkv = qkv.new_zeros(batch * longest, *qkv.shape[1:]).index_copy(0, index, qkv)  # [B * S, 3, N/tp, D]
         lengths = torch.diff(sequences.cu_seqlens)
         mask = (torch.arange(longest, device=qkv.device) < lengths[:, None])[:, None, None]  # [B, 1, 1, S]
-    query, key, value = qkv.view(batch, longest, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, N/tp, S, D]
-    active = seed is not None and probability > 0
-    if active:
-        torch.manual_seed(derive_seed(*seed))
-    context = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=probability if active else 0.0
-    )
-    context = context.transpose(1, 2).reshape(batch * longest, -1)  # [B * S, N/tp * D]
+    query, key, value = qkv.unflatten(0, (batch, longest)).permute(2, 0, 3, 1, 4)  # each [B, N/tp, S, D]
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=probability)
+    context = context.transpose(1, 2).flatten(0, 1)  # [B * S, N/tp, D]
     return context if index is None else context[index]
+
+
+def unpadded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
+    """The same by torch's variable-length kernels, no padding computed; [T, 3, N/tp, D] -> [T, N/tp, D].
+
+    Jagged tensors reach the flash kernel in bf16 and fp16 and the memory-efficient one in fp32, both with dropout,
+    which `torch.nn.attention.varlen` does not offer. The CPU has no such kernel: there torch goes from sequence to
+    sequence, correct but slower than padding.
+    """
+    offsets = sequences.cu_seqlens.long()
+    query, key, value = (
+        torch.nested.nested_tensor_from_jagged(
+            part,
+            offsets,
+            min_seqlen=1,
+            max_seqlen=sequences.max_seqlen,  # bounds, so that nothing waits for the device
+        ).transpose(1, 2)
+        for part in qkv.transpose(0, 1).contiguous()  # each [T, N/tp, D] -> [B, N/tp, lengths, D]
+    )
+    context = F.scaled_dot_product_attention(query, key, value, dropout_p=probability)
+    return context.transpose(1, 2).values()
 
 
 def prediction_loss(logits: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class Layout:
     dp_rank: int
     tp_rank: int
     device: torch.device
+    sequence_parallel: bool = False  # activations between tensor-parallel products are split over tp, by tokens
 
     @property
     def rank(self) -> int:
@@ -114,16 +115,31 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def check_layout(world_size: int, tensor_parallel: int) -> None:
-    """Raises ValueError unless the ranks form a whole dp x tp grid."""
+def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool = False) -> None:
+    """Raises ValueError unless the ranks form a whole dp x tp grid, with a tp to split sequences over if that is
+    wanted.
+    """
     if tensor_parallel < 1 or world_size % tensor_parallel:
         fitting = [n for n in range(1, world_size + 1) if world_size % n == 0]
         raise ValueError(
             f"{world_size} ranks cannot form groups of --tensor-parallel {tensor_parallel}; choose from {fitting}"
         )
+    if sequence_parallel and tensor_parallel == 1:
+        raise ValueError(
+            "--sequence-parallel splits tokens over the ranks of --tensor-parallel, which is 1; set it to 2 or more, or"
+            " leave --sequence-parallel out"
+        )
 
 
-def init_layout(tensor_parallel: int = 1) -> Layout:
+def make_deterministic() -> None:
+    """Makes the GPU repeat itself bit for bit, at some cost in speed; to be called before its first product. The CPU
+    does so anyway.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS with one fixed workspace
+    torch.use_deterministic_algorithms(True)
+
+
+def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False) -> Layout:
     """Joins the process group (gloo on CPUs, NCCL on GPUs) and builds the grid; may be called again for another grid of
     the same ranks.
     """
@@ -146,4 +162,4 @@ def init_layout(tensor_parallel: int = 1) -> Layout:
     )
     dp_size = ranks["WORLD_SIZE"] // tensor_parallel
     dp_rank, tp_rank = divmod(ranks["RANK"], tensor_parallel)
-    return Layout(dp_size, tensor_parallel, dp_rank, tp_rank, device)
+    return Layout(dp_size, tensor_parallel, dp_rank, tp_rank, device, sequence_parallel and tensor_parallel > 1)

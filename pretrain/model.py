@@ -1,23 +1,27 @@
-"""BERT with its masked-language-model and next-sentence heads (Devlin et al. 2019), split over tensor-parallel ranks as
-Megatron splits a transformer (Shoeybi et al. 2019, section 3). At tp 1 the same code is an ordinary BERT.
+"""BERT with its masked-language-model and pair heads (Devlin et al. 2019), split over tensor-parallel ranks as Megatron
+splits a transformer (Shoeybi et al. 2019, section 3). At tp 1 the same code is an ordinary BERT.
 
 Shape legend, used everywhere: B batch, S sequence, P predicted positions, T tokens of an unpadded batch, H hidden, N
-heads, D head, F feed-forward, V vocabulary; `/tp` marks a dimension split over the tensor-parallel ranks.
+heads, D head, F feed-forward, V vocabulary; `/tp` marks a dimension split over the tensor-parallel ranks. Between
+tensor-parallel products, activations written [T, H] are [T/tp, H] under sequence parallelism.
 
-Parameters are named as in Hugging Face's `BertForPreTraining`, so a conversion only merges slices. Q, K and V are
-parameters of their own (one LAMB trust ratio each) and are concatenated in the forward pass: one product, one
-all-reduce of the input's gradient.
+Parameters are named as in Hugging Face's `BertForPreTraining`, with pre-LayerNorm as in `MegatronBertForPreTraining`,
+so a conversion only merges slices. Q, K and V are parameters of their own (one LAMB trust ratio each) and are
+concatenated in the forward pass: one product, one all-reduce of the input's gradient.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
 from pretrain.layers import (
+    LayerNorm,
     Sequences,
     column_linear,
     column_product,
@@ -25,12 +29,18 @@ from pretrain.layers import (
     dropout,
     embedding,
     is_split,
+    join_tokens,
     mark_split,
     prediction_loss,
     row_linear,
+    row_product,
     self_attention,
+    split_tokens,
+    whole_product,
 )
 from pretrain.layout import Layout
+
+RECOMPUTE = ("none", "selective", "full")
 
 
 def activation(x: Tensor, name: str) -> Tensor:
@@ -38,25 +48,62 @@ def activation(x: Tensor, name: str) -> Tensor:
     return F.relu(x) if name == "relu" else F.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
 
 
+def call(function, *args, recompute: bool):
+    """function(*args); with `recompute` what its backward pass needs is not kept but computed again (Chen et al. 2016).
+
+    Dropout seeds itself, so no generator's state has to be kept either, and the gradients are the same bit for bit.
+    """
+    if not recompute:
+        return function(*args)
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def layer_norm(config: ModelConfig, layout: Layout, here: bool) -> nn.Module:
+    """LayerNorm if it stands `here` in this kind of BERT, else nothing."""
+    return LayerNorm(config.hidden_size, config.layer_norm_eps, layout) if here else nn.Identity()
+
+
+def sinusoidal_positions(num_positions: int, hidden_size: int) -> Tensor:
+    """[num_positions, H] Sine and cosine by turns (Vaswani et al. 2017, section 3.5), divided by sqrt(H): the paper
+    multiplies the words by it (3.4), but here they are the decoder's weights too.
+    """
+    rates = 10000.0 ** (-torch.arange(0, hidden_size, 2, dtype=torch.float64) / hidden_size)  # [H/2]
+    angles = torch.arange(num_positions)[:, None] * rates  # [num_positions, H/2]
+    return (torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1) / math.sqrt(hidden_size)).float()
+
+
+class SinusoidalPositions(nn.Module):
+    """Positions that are not learned, in the place of those that are."""
+
+    def __init__(self, num_positions: int, hidden_size: int):
+        super().__init__()
+        self.register_buffer("weight", sinusoidal_positions(num_positions, hidden_size), persistent=False)
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return self.weight[position_ids]
+
+
 class Embeddings(nn.Module):
     """Words, positions and segments -> [T, H]."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
-        self.config = config
+        self.config, self.layout = config, layout
         self.word_embeddings = embedding(
             config.padded_vocab_size(layout.tp_size), config.hidden_size, layout
         )  # [V/tp, H]
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        positions = SinusoidalPositions if config.position_embedding_type == "sinusoidal" else nn.Embedding
+        self.position_embeddings = positions(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.LayerNorm = layer_norm(config, layout, here=not config.pre_layer_norm)
 
     def forward(self, sequences: Sequences, seed: tuple | None) -> Tensor:
         hidden = (
             self.word_embeddings(sequences.token_ids)
             + self.position_embeddings(sequences.position_ids)
             + self.token_type_embeddings(sequences.segment_ids)
-        )  # [T, H]
+        )
+        hidden = split_tokens(hidden, self.layout)  # [T, H]
         return dropout(self.LayerNorm(hidden), self.config.hidden_dropout_prob, seed and (*seed, "embeddings"))
 
 
@@ -69,6 +116,7 @@ class SelfAttention(nn.Module):
         self.query = column_linear(config.hidden_size, config.hidden_size, layout)  # [H/tp, H]
         self.key = column_linear(config.hidden_size, config.hidden_size, layout)
         self.value = column_linear(config.hidden_size, config.hidden_size, layout)
+        self.recompute = False
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         projections = (self.query, self.key, self.value)
@@ -77,20 +125,21 @@ class SelfAttention(nn.Module):
         qkv = column_product(hidden, weight, bias, self.layout)  # [T, 3 * H/tp]
         seed = seed and (*seed, "attention", self.layout.tp_rank)
         num_heads = self.config.num_attention_heads // self.layout.tp_size
-        return self_attention(qkv, num_heads, sequences, self.config.attention_probs_dropout_prob, seed)  # [T, H/tp]
+        probability = self.config.attention_probs_dropout_prob
+        return call(self_attention, qkv, num_heads, sequences, probability, seed, recompute=self.recompute)  # [T, H/tp]
 
 
 class ResidualOutput(nn.Module):
-    """Row-parallel projection back to H, dropout, residual, LayerNorm (post-LayerNorm, as in the paper)."""
+    """Row-parallel projection back to H, dropout, residual, and LayerNorm where it comes last (as in the paper)."""
 
     def __init__(self, in_size: int, config: ModelConfig, layout: Layout):
         super().__init__()
-        self.config = config
+        self.config, self.layout = config, layout
         self.dense = row_linear(in_size, config.hidden_size, layout)  # [H, in/tp]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.LayerNorm = layer_norm(config, layout, here=not config.pre_layer_norm)
 
     def forward(self, x: Tensor, residual: Tensor, seed: tuple | None) -> Tensor:
-        projected, _ = self.dense(x)  # [T, in/tp] -> [T, H]
+        projected = row_product(x, self.dense.weight, self.dense.bias, self.layout)  # [T, in/tp] -> [T, H]
         return self.LayerNorm(dropout(projected, self.config.hidden_dropout_prob, seed) + residual)
 
 
@@ -99,11 +148,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
+        self.ln = layer_norm(config, layout, here=config.pre_layer_norm)
         self.self = SelfAttention(config, layout)
         self.output = ResidualOutput(config.hidden_size, config, layout)
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
-        return self.output(self.self(hidden, sequences, seed), hidden, seed and (*seed, "attention output"))  # [T, H]
+        context = self.self(self.ln(hidden), sequences, seed)  # [T, H/tp]
+        return self.output(context, hidden, seed and (*seed, "attention output"))  # [T, H]
 
 
 class Intermediate(nn.Module):
@@ -111,11 +162,11 @@ class Intermediate(nn.Module):
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
-        self.config = config
+        self.config, self.layout = config, layout
         self.dense = column_linear(config.hidden_size, config.intermediate_size, layout)  # [F/tp, H]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        expanded, _ = self.dense(hidden)  # [T, H] -> [T, F/tp]
+        expanded = column_product(hidden, self.dense.weight, self.dense.bias, self.layout)  # [T, H] -> [T, F/tp]
         return activation(expanded, self.config.hidden_act)
 
 
@@ -125,12 +176,13 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
         self.attention = Attention(config, layout)
+        self.ln = layer_norm(config, layout, here=config.pre_layer_norm)
         self.intermediate = Intermediate(config, layout)
         self.output = ResidualOutput(config.intermediate_size, config, layout)
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         hidden = self.attention(hidden, sequences, seed)
-        return self.output(self.intermediate(hidden), hidden, seed and (*seed, "output"))
+        return self.output(self.intermediate(self.ln(hidden)), hidden, seed and (*seed, "output"))
 
 
 class Encoder(nn.Module):
@@ -139,11 +191,13 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, layout) for _ in range(config.num_hidden_layers))
+        self.ln = layer_norm(config, layout, here=config.pre_layer_norm)
+        self.recompute = False
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         for index, layer in enumerate(self.layer):
-            hidden = layer(hidden, sequences, seed and (*seed, index))
-        return hidden
+            hidden = call(layer, hidden, sequences, seed and (*seed, index), recompute=self.recompute)
+        return self.ln(hidden)
 
 
 class Pooler(nn.Module):
@@ -158,20 +212,23 @@ class Pooler(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings, encoder, pooler."""
+    """Embeddings, encoder, and a pooler if something reads it: without a gradient, weight decay would shrink it."""
 
-    def __init__(self, config: ModelConfig, layout: Layout):
+    def __init__(self, config: ModelConfig, layout: Layout, add_pooling_layer: bool = True):
         super().__init__()
         config.check_tensor_parallel(layout.tp_size)
         self.config, self.layout = config, layout
         self.embeddings = Embeddings(config, layout)
         self.encoder = Encoder(config, layout)
-        self.pooler = Pooler(config)
+        self.pooler = Pooler(config) if add_pooling_layer else None
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
         """Hidden states of the last layer, [T, H]. `dropout_seed` makes the masks; None switches dropout off."""
+        if dropout_seed and self.layout.sequence_parallel:
+            dropout_seed = (*dropout_seed, self.layout.tp_rank)  # ranks hold different tokens
         hidden = self.embeddings(sequences, dropout_seed)
-        return self.encoder(hidden, sequences, dropout_seed)
+        hidden = self.encoder(hidden, sequences, dropout_seed)
+        return join_tokens(hidden, len(sequences.token_ids), self.layout)
 
     def pool(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, H] -> [B, H]: the pooled [CLS] of each sequence."""
@@ -203,7 +260,7 @@ class Predictions(nn.Module):
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
         """[P, H] and [V/tp, H] -> logits [P, V/tp]; what only pads the vocabulary is -inf, out of the softmax."""
-        logits = column_product(self.transform(hidden), word_embeddings, self.bias, self.layout)
+        logits = whole_product(self.transform(hidden), word_embeddings, self.bias, self.layout)
         num_real = self.config.vocab_size - self.layout.tp_rank * logits.shape[1]
         if num_real < logits.shape[1]:
             padding = torch.arange(logits.shape[1], device=logits.device) >= num_real
@@ -212,12 +269,12 @@ class Predictions(nn.Module):
 
 
 class PretrainingHeads(nn.Module):
-    """Masked-language-model and next-sentence heads."""
+    """Masked-language-model head and, if there is a pair task, its head."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
         self.predictions = Predictions(config, layout)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2) if config.has_pair_head else None
 
 
 @dataclass
@@ -237,24 +294,34 @@ class PretrainingBatch:
 
 
 class BertForPreTraining(nn.Module):
-    """BERT with both heads; the MLM head runs on the masked positions alone."""
+    """BERT with its heads; the MLM head runs on the masked positions alone.
 
-    def __init__(self, config: ModelConfig, layout: Layout):
+    `recompute` trades time for memory: "selective" computes the attention core again in the backward pass (Korthikanti
+    et al. 2022, section 5), "full" whole layers.
+    """
+
+    def __init__(self, config: ModelConfig, layout: Layout, recompute: str = "none"):
         super().__init__()
         self.layout = layout
-        self.bert = BertModel(config, layout)
+        self.bert = BertModel(config, layout, add_pooling_layer=config.has_pair_head)
         self.cls = PretrainingHeads(config, layout)
+        self.bert.encoder.recompute = recompute == "full"
+        for layer in self.bert.encoder.layer:
+            layer.attention.self.recompute = recompute == "selective"
 
     def forward(self, batch: PretrainingBatch, dropout_seed: tuple | None = None) -> tuple[Tensor, ...]:
         """Losses in nats and hits, each by itself: MLM loss [P], MLM correct [P], pair loss [B], pair correct [B].
 
         The caller sums and divides: by the counts of the whole step when training, of the whole set when evaluating. A
-        sequence without a pair label has pair loss 0.
+        sequence without a pair label has pair loss 0, and so has every one of a model without a pair head.
         """
         hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
         masked = hidden[batch.masked_lm_positions]  # [P, H]
         logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight).float()  # [P, V/tp]
         mlm_loss, mlm_correct = prediction_loss(logits, batch.masked_lm_labels, self.layout)
+        if self.cls.seq_relationship is None:
+            nothing = torch.zeros_like(batch.pair_labels)
+            return mlm_loss, mlm_correct, nothing.float(), nothing.bool()
         pair_logits = self.cls.seq_relationship(self.bert.pool(hidden, batch.sequences.cu_seqlens)).float()  # [B, 2]
         pair_loss = F.cross_entropy(pair_logits, batch.pair_labels, ignore_index=-1, reduction="none")
         return mlm_loss, mlm_correct, pair_loss, pair_logits.argmax(-1) == batch.pair_labels
@@ -271,7 +338,7 @@ def init_weights(module: nn.Module, seed: int) -> None:
     for name, parameter in module.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
-        elif "LayerNorm" in name:
+        elif parameter.ndim == 1:
             parameter.fill_(1.0)
         else:
             generator = torch.Generator().manual_seed(derive_seed(seed, name))
@@ -311,9 +378,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], optional: tup
     """
     config, layout = module.bert.config, module.bert.layout
     parameters = dict(module.named_parameters())
+    constants = {name for name, _ in module.named_buffers()}  # sinusoidal positions: a file may hold them
     absent = [name for name in parameters if name not in tensors]
     missing = [name for name in absent if not name.startswith(optional)]
-    extra = sorted(tensors.keys() - parameters.keys())
+    extra = sorted(tensors.keys() - parameters.keys() - constants)
     if missing or extra:
         raise ValueError(f"the checkpoint does not fit the model: missing {missing[:5]}, left over {extra[:5]}")
     for name in parameters.keys() - absent:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pretrain.config import ModelConfig
 
+POSITIONS = "bert.embeddings.position_embeddings.weight"  # if sinusoidal no parameter, but in files all the same
 # What fine-tuned or partly saved models may lack: it can be learned anew while the encoder is kept.
 HEADS = ("cls.", "bert.pooler.")
 
@@ -25,26 +26,33 @@ class Whole(NamedTuple):
 
 
 def tensor_table(config: ModelConfig) -> dict[str, Whole]:
-    """All parameters of `BertForPreTraining` by name, in its own order."""
+    """All parameters of the model by name, in its own order."""
     hidden, wide, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    before = hidden if config.pre_layer_norm else 0
+    after = hidden - before
     table = {"bert.embeddings.word_embeddings.weight": Whole((vocab, hidden), 0)}
-    table["bert.embeddings.position_embeddings.weight"] = Whole((config.max_position_embeddings, hidden), None)
+    if config.position_embedding_type == "absolute":
+        table[POSITIONS] = Whole((config.max_position_embeddings, hidden), None)
     table["bert.embeddings.token_type_embeddings.weight"] = Whole((config.type_vocab_size, hidden), None)
-    table |= _layer_norm("bert.embeddings", hidden)
+    table |= _layer_norm("bert.embeddings.LayerNorm", after)
     for index in range(config.num_hidden_layers):
         layer = f"bert.encoder.layer.{index}"
+        table |= _layer_norm(f"{layer}.attention.ln", before)
         for name in ("query", "key", "value"):
             table |= _linear(f"{layer}.attention.self.{name}", hidden, hidden, split=0)
         table |= _linear(f"{layer}.attention.output.dense", hidden, hidden, split=1)
-        table |= _layer_norm(f"{layer}.attention.output", hidden)
+        table |= _layer_norm(f"{layer}.attention.output.LayerNorm", after)
+        table |= _layer_norm(f"{layer}.ln", before)
         table |= _linear(f"{layer}.intermediate.dense", wide, hidden, split=0)
         table |= _linear(f"{layer}.output.dense", hidden, wide, split=1)
-        table |= _layer_norm(f"{layer}.output", hidden)
-    table |= _linear("bert.pooler.dense", hidden, hidden)
+        table |= _layer_norm(f"{layer}.output.LayerNorm", after)
+    table |= _layer_norm("bert.encoder.ln", before)
+    if config.has_pair_head:
+        table |= _linear("bert.pooler.dense", hidden, hidden)
     table["cls.predictions.bias"] = Whole((vocab,), 0)
     table |= _linear("cls.predictions.transform.dense", hidden, hidden)
-    table |= _layer_norm("cls.predictions.transform", hidden)
-    return table | _linear("cls.seq_relationship", 2, hidden)
+    table |= _layer_norm("cls.predictions.transform.LayerNorm", hidden)
+    return table | (_linear("cls.seq_relationship", 2, hidden) if config.has_pair_head else {})
 
 
 def _linear(name: str, out_size: int, in_size: int, split: int | None = None) -> dict[str, Whole]:
@@ -54,7 +62,8 @@ def _linear(name: str, out_size: int, in_size: int, split: int | None = None) ->
 
 
 def _layer_norm(name: str, size: int) -> dict[str, Whole]:
-    return {f"{name}.LayerNorm.weight": Whole((size,), None), f"{name}.LayerNorm.bias": Whole((size,), None)}
+    """Two vectors; none where no LayerNorm stands (size 0)."""
+    return {f"{name}.{part}": Whole((size,), None) for part in ("weight", "bias") if size}
 
 
 def is_vocabulary(name: str) -> bool:

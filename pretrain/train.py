@@ -29,12 +29,12 @@ from pretrain.config import (
 )
 from pretrain.data import StepBatch, evaluation_batches, training_batches
 from pretrain.engine import initialize_engine
-from pretrain.layout import Layout, check_layout, init_layout, rank_environment
-from pretrain.model import BertForPreTraining, init_weights, load_weights
+from pretrain.layout import Layout, check_layout, init_layout, make_deterministic, rank_environment
+from pretrain.model import RECOMPUTE, BertForPreTraining, init_weights, load_weights
 from pretrain.schedule import learning_rate
 from pretrain.telemetry import RunLog, Throughput, trust_ratio_summary
 from pretrain.tensors import HEADS
-from pretrain.weights import Weights, check_same_vocabulary, missing_heads, open_weights
+from pretrain.weights import Weights, start_weights
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -51,6 +51,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     need.add_argument("--output", required=True, type=Path, help="run folder: checkpoints, metrics.jsonl, TensorBoard")
     need.add_argument(
         "--tensor-parallel", type=int, default=1, help="ranks that share one copy of the model (default 1)"
+    )
+    need.add_argument(
+        "--sequence-parallel",
+        action="store_true",
+        help="split the activations between tensor-parallel products over those ranks too: less memory",
+    )
+    need.add_argument(
+        "--recompute",
+        choices=RECOMPUTE,
+        default="none",
+        help="what backward computes again instead of keeping it: attention (selective) or whole layers (full)",
+    )
+    need.add_argument(
+        "--deterministic", action="store_true", help="a GPU repeats itself bit for bit, more slowly; a CPU always does"
     )
     need.add_argument(
         "--init-from",
@@ -128,7 +142,7 @@ class Plan:
 
 def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     """Reads and checks all input; raises ValueError before anything is written or any process group starts."""
-    check_layout(world_size, args.tensor_parallel)
+    check_layout(world_size, args.tensor_parallel, args.sequence_parallel)
     for name in ("steps", "stop_after", "log_interval", "eval_interval", "save_interval", "keep_checkpoints"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -142,6 +156,7 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     if args.dropout is not None:
         dropout = {"hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
         model = dataclasses.replace(model, **dropout)
+    model = dataclasses.replace(model, pair_task=shards.manifest["config"]["pair_task"])
     model.check_tensor_parallel(args.tensor_parallel)
     seq_length = shards.manifest["config"]["seq_length"]
     if seq_length > model.max_position_embeddings:
@@ -154,15 +169,13 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
             raise ValueError(
                 f"{args.eval_data} and {args.data} have different vocabularies; build both with the same file"
             )
-        if eval_shards.manifest["config"]["seq_length"] != seq_length:
-            found = eval_shards.manifest["config"]["seq_length"]
-            raise ValueError(
-                f"{args.eval_data}: sequences of {found}, but {args.data} has {seq_length}; build both alike"
-            )
-    start = open_weights(args.init_from) if args.init_from else None
-    if start:
-        missing_heads(start, model)
-        check_same_vocabulary(start, vocab)
+        for key in ("seq_length", "pair_task"):
+            found, expected = (part.manifest["config"][key] for part in (eval_shards, shards))
+            if found != expected:
+                raise ValueError(
+                    f"{args.eval_data} has {key}={found}, but {args.data} has {key}={expected}; build both alike"
+                )
+    start = start_weights(args.init_from, model, vocab) if args.init_from else None
     return Plan(args, model, deepspeed, shards, eval_shards, start)
 
 
@@ -179,7 +192,7 @@ def claim_run_folder(plan: Plan) -> None:
 def train(plan: Plan, layout: Layout) -> None:
     """The loop: batch, forward, backward, step, log, evaluate, save, stop."""
     args, output = plan.args, plan.args.output
-    module = BertForPreTraining(plan.model, layout)
+    module = BertForPreTraining(plan.model, layout, args.recompute)
     init_weights(module, args.seed)
     drawn = load_weights(module, plan.start, optional=HEADS) if plan.start else []
     engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
@@ -289,10 +302,11 @@ def evaluate(module: BertForPreTraining, shards: Shards, micro_batch_size: int, 
 def describe(plan: Plan, layout: Layout) -> str:
     """One line on what runs where."""
     stage = plan.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    more = ", sequence parallel" * layout.sequence_parallel + f", recompute {plan.args.recompute}"
     return (
         f"{plan.args.model}, batch {plan.deepspeed['train_batch_size']}, {plan.total_steps} steps, data parallel"
-        f" {layout.dp_size} x tensor parallel {layout.tp_size}, ZeRO {stage}, {plan.deepspeed['optimizer']['type']},"
-        f" on {layout.device.type}"
+        f" {layout.dp_size} x tensor parallel {layout.tp_size}{more}, ZeRO {stage},"
+        f" {plan.deepspeed['optimizer']['type']}, on {layout.device.type}"
     )
 
 
@@ -309,7 +323,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)  # the first rank of this host says why
     if (args.output / "finished.json").exists():
         return
-    layout = init_layout(args.tensor_parallel)
+    if args.deterministic:
+        make_deterministic()
+    layout = init_layout(args.tensor_parallel, args.sequence_parallel)
     train(plan, layout)
     layout.close()
 

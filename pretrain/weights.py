@@ -5,6 +5,7 @@ A Hugging Face folder is what programs exchange, so there is no second format of
 all three, `pretrain.train --init-from` and `evaluation.finetune --checkpoint` start from any of them.
 """
 
+import dataclasses
 import json
 import pickle
 import zipfile
@@ -21,8 +22,10 @@ from data_prep.cli import finished_file, sha256_file
 from pretrain.checkpoint import find_checkpoint, run_folder_of, tensor_reader
 from pretrain.config import ModelConfig, load_model_config
 from pretrain.google import CONFIG_FILE, find_google_checkpoint, google_readers
-from pretrain.tensors import HEADS, is_vocabulary, tensor_table
+from pretrain.model import sinusoidal_positions
+from pretrain.tensors import HEADS, POSITIONS, Whole, is_vocabulary, tensor_table
 
+FREE = ("initializer_range", "pair_task")  # what may change with the training data and the start
 TIED_DECODER = "cls.predictions.decoder.weight"  # Hugging Face's second name of the word embedding
 
 
@@ -70,6 +73,8 @@ def open_weights(path: str | Path) -> Weights:
     config = load_model_config(home / "config.json")
     names, read = tensor_reader(checkpoint)
     readers = {name: partial(_read_unpadded, read, name, config.vocab_size) for name in names}
+    if config.position_embedding_type == "sinusoidal":
+        readers[POSITIONS] = partial(sinusoidal_positions, config.max_position_embeddings, config.hidden_size)
     files = (home / "run.json", checkpoint / "checkpoint.json")  # a run's weights are a function of these
     return Weights(checkpoint, home, config, files, readers)
 
@@ -130,30 +135,46 @@ def _check_tied(readers: dict[str, Callable[[], Tensor]], path: Path) -> None:
         raise ValueError(f"{path}: {TIED_DECODER} is not the word embedding; an untied decoder is not built here")
 
 
-def missing_heads(weights: Weights, config: ModelConfig) -> list[str]:
-    """Names of the head tensors that a model of `config` has and `weights` has not: they are drawn from the seed.
+def start_weights(path: str | Path, config: ModelConfig, vocab: dict) -> Weights:
+    """Weights for a model of `config` whose data has the vocabulary `vocab` (of a shard folder's manifest).
 
-    Raises ValueError for a model of another shape, an encoder that is not complete, and tensors left over; by name.
+    Heads that the model has not are left away; heads that the weights have not are drawn by the caller. Raises
+    ValueError for weights of another shape, an encoder that is not complete, tensors left over, by name, and another
+    vocabulary.
     """
-    for field in vars(config):
-        there, here = getattr(weights.config, field), getattr(config, field)
-        if there != here and not field.endswith("_prob") and field != "initializer_range":
+    weights = open_weights(path)
+    for field in dataclasses.fields(config):
+        there, here = getattr(weights.config, field.name), getattr(config, field.name)
+        if there != here and field.name not in FREE and not field.name.endswith("_prob"):
             raise ValueError(
-                f"{weights.path} has {field}={there}, the model has {here}; give the weights' own config to --model"
+                f"{path} has {field.name}={there}, the model has {here}; give the weights' own config to --model"
             )
-    expected = tensor_table(config).keys()
-    missing, extra = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
+    _check_same_vocabulary(weights, vocab)
+    expected = tensor_table(config)
+    readers = {name: read for name, read in weights.readers.items() if name in expected or not name.startswith(HEADS)}
+    weights = dataclasses.replace(weights, config=config, readers=readers)
+    missing_heads(weights)
+    return weights
+
+
+def missing_heads(weights: Weights) -> list[str]:
+    """Names of the head tensors that its model has and `weights` has not.
+
+    Raises ValueError by name for an encoder that is not complete and for tensors that are no part of BERT.
+    """
+    expected = tensor_table(weights.config)
+    missing = [name for name in expected if name not in weights]
     if lost := [name for name in missing if not name.startswith(HEADS)]:
-        raise ValueError(f"{weights.path} lacks {len(lost)} tensors of the encoder, such as {', '.join(lost[:3])}")
-    if extra:
-        raise ValueError(f"{weights.path} has {len(extra)} tensors that BERT has not: {', '.join(extra[:3])}")
+        raise ValueError(f"{weights.path} lacks {len(lost)} tensors of the encoder: {', '.join(lost[:5])}")
+    if extra := [name for name in weights if name not in expected and name != POSITIONS]:
+        raise ValueError(f"{weights.path} has {len(extra)} tensors that BERT has not: {', '.join(extra[:5])}")
     return missing
 
 
-def check_same_vocabulary(weights: Weights, vocab: dict) -> None:
+def _check_same_vocabulary(weights: Weights, vocab: dict) -> None:
     """Raises ValueError unless the vocabulary beside the weights is the shards' (`vocab` of their manifest).
 
-    Folders without a vocabulary file are taken as they are: `missing_heads` compares the size.
+    Folders without a vocabulary file are taken as they are: their size is compared with the rest of the shape.
     """
     held = [path for pattern in ("*.model", "*vocab.txt") for path in weights.home.glob(pattern)]
     if held and vocab["sha256"] not in map(sha256_file, held):
@@ -168,7 +189,8 @@ def write_safetensors(path: Path, weights: Weights) -> None:
 
     8 bytes of header length, a JSON header, the tensors without gaps (the format's own specification).
     """
-    table = tensor_table(weights.config)
+    config = weights.config
+    table = {POSITIONS: Whole((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name in weights:
         shape = table[name].shape

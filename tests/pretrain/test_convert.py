@@ -16,11 +16,11 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoToke
 from data_prep.tokenizer import load_tokenizer
 from pretrain import convert
 from pretrain.checkpoint import find_checkpoint, read_tensors
-from pretrain.config import load_model_config
+from pretrain.config import ModelConfig
 from pretrain.google import google_name
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining
-from pretrain.tensors import HEADS, rank_shape, tensor_table
+from pretrain.tensors import HEADS, POSITIONS, rank_shape, tensor_table
 from pretrain.train import make_plan, parse_args
 from pretrain.weights import missing_heads, open_weights, write_safetensors
 from tests.pretrain.test_train import CONFIG, arguments, run_training
@@ -187,7 +187,7 @@ def test_every_kind_of_folder_is_read(kind, format, vocabulary, tmp_path):
     prefix = "bert." if kind == "BertModel" else ""
     assert weights.keys() == {prefix + name for name in original}
     assert all(torch.equal(weights[prefix + name], original[name]) for name in original)
-    missing = missing_heads(weights, load_model_config(tmp_path / "config.json"))
+    missing = missing_heads(weights)
     lacks = {"BertForPreTraining": 0, "BertForMaskedLM": 4, "BertModel": 7}  # pooler and pair head; all of cls
     assert len(missing) == lacks[kind] and all(name.startswith(HEADS) for name in missing)
 
@@ -266,13 +266,31 @@ def parameter_shapes(config, tensor_parallel: int) -> dict[str, tuple[int, ...]]
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
-def test_the_table_of_tensors_is_the_models(tensor_parallel, vocabulary, tmp_path):
-    save_hugging_face(tmp_path, "BertForPreTraining", vocabulary)
-    config = load_model_config(tmp_path / "config.json")
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"model_type": "megatron-bert"}, {"position_embedding_type": "sinusoidal", "pair_task": "none"}],
+    ids=str,
+)
+def test_the_table_of_tensors_is_the_models(tensor_parallel, variant):
+    config = ModelConfig(500, 64, 2, 4, 128, max_position_embeddings=64, **variant)
     shapes = run_ranks(parameter_shapes, tensor_parallel, config, tensor_parallel)[0]
     table = tensor_table(config)
     assert shapes == {name: rank_shape(name, whole, config, tensor_parallel) for name, whole in table.items()}
     assert list(shapes) == list(table)
+
+
+@pytest.mark.parametrize(
+    "variant", [{"model_type": "megatron-bert"}, {"position_embedding_type": "sinusoidal"}], ids=str
+)
+def test_other_kinds_of_bert_are_exported(variant, shard_folders, tmp_path):
+    """`convert` compares all outputs with transformers before it ends."""
+    config = ModelConfig(500, 64, 2, 4, 128, max_position_embeddings=64, **variant)
+    (tmp_path / "model.json").write_text(json.dumps(config.to_json()))
+    (tmp_path / "ds.json").write_text(json.dumps(CONFIG))
+    more = ["--model", str(tmp_path / "model.json"), "--steps", "1", "--tensor-parallel", "2"]
+    run_ranks(run_training, 2, arguments(shard_folders, tmp_path / "ds.json", tmp_path / "run", *more))
+    run_ranks(convert.main, 1, ["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "hf")])
+    assert open_weights(tmp_path / "hf").keys() == {*tensor_table(config), POSITIONS}
 
 
 # Names as they stand in google-research/bert's modeling.py and run_pretraining.py and in its released files.
