@@ -8,25 +8,19 @@ All that can be wrong with it is found by `find_start`, before anything is writt
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.tokenizer import Tokenizer, load_tokenizer
-from pretrain.checkpoint import find_checkpoint, run_folder_of
 from pretrain.config import ModelConfig, load_model_config
-from pretrain.convert import trimmed_tensors
 from pretrain.model import init_weights, load_weights
-
-HUGGING_FACE_WEIGHTS = "model.safetensors"
+from pretrain.weights import Weights, open_weights
 
 
 @dataclass(frozen=True)
 class Start:
-    """An encoder to start from. `weights` is a checkpoint folder, a safetensors file, or None: drawn at random from
-    each seed.
-    """
+    """An encoder to start from. Without `weights` it is drawn at random from each seed."""
 
-    weights: Path | None
+    weights: Weights | None
     config: ModelConfig
     tokenizer: Tokenizer
 
@@ -51,16 +45,19 @@ def find_start(checkpoint: str, model: str | None, vocab: Path | None) -> Start:
             f"--checkpoint {checkpoint}: no such folder; name a pretraining run, one of its checkpoints or a "
             "Hugging Face folder, or random, majority or ngram"
         )
-    is_hugging_face = (folder / HUGGING_FACE_WEIGHTS).is_file()
-    weights = folder / HUGGING_FACE_WEIGHTS if is_hugging_face else find_checkpoint(folder)
-    home = folder if is_hugging_face else run_folder_of(weights)
-    tokenizer = load_tokenizer(home)
+    weights = open_weights(folder)
+    tokenizer = load_tokenizer(weights.home)
     if vocab is not None and load_tokenizer(vocab).sha256 != tokenizer.sha256:
         raise ValueError(
             f"--vocab {vocab} is not the vocabulary of {checkpoint}, which is {tokenizer.path.name} with sha256 "
             f"{tokenizer.sha256[:12]}...: its ids would mean other words; leave --vocab out"
         )
-    return Start(weights, load_model_config(home / "config.json", tokenizer.vocab_size), tokenizer)
+    if weights.config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"{folder}: vocab_size={weights.config.vocab_size} is less than the {tokenizer.vocab_size} tokens of"
+            f" {tokenizer.path.name}; it must hold every id"
+        )
+    return Start(weights, weights.config, tokenizer)
 
 
 def read_encoder(start: Start) -> dict[str, Tensor]:
@@ -70,28 +67,12 @@ def read_encoder(start: Start) -> dict[str, Tensor]:
     """
     if start.weights is None:
         return {}
-    is_file = start.weights.is_file()
-    tensors = hugging_face_tensors(start.weights) if is_file else trimmed_tensors(start.weights, start.config)
-    encoder = {name: tensor for name, tensor in tensors.items() if name.startswith("bert.")}
+    encoder = {name: start.weights[name] for name in start.weights if name.startswith("bert.")}
     if "bert.embeddings.word_embeddings.weight" not in encoder:
         raise ValueError(
-            f"{start.weights} holds no bert.embeddings.word_embeddings.weight: it is no checkpoint of a BERT"
+            f"{start.weights.path} holds no bert.embeddings.word_embeddings.weight: it is no checkpoint of a BERT"
         )
     return encoder
-
-
-def hugging_face_tensors(path: Path) -> dict[str, Tensor]:
-    """Float32 tensors of a safetensors file under today's names.
-
-    A folder saved from `BertModel` has no prefix `bert.`; files of 2018 call LayerNorm's weight gamma and its bias
-    beta, and hold the constant position_ids.
-    """
-    tensors = {}
-    for name, tensor in load_file(path).items():
-        name = name if name.startswith(("bert.", "cls.", "classifier.")) else f"bert.{name}"
-        if not name.endswith("position_ids"):
-            tensors[name.replace(".gamma", ".weight").replace(".beta", ".bias")] = tensor.float()
-    return tensors
 
 
 def fill_model(model: nn.Module, encoder: dict[str, Tensor], seed: int) -> list[str]:

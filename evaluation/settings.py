@@ -135,7 +135,7 @@ def resolve_settings(args: argparse.Namespace, task: TextTask, start: Start | No
         )
     return {
         **settings,
-        "weights": start.weights and str(start.weights),
+        "weights": start.weights and str(start.weights.path),
         "model": start.config.to_json(),
         "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
         **{name: getattr(args, name) for name in ("epochs", "batch_size", "max_seq_length")},

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -125,19 +125,29 @@ def load_checkpoint(engine, layout: Layout, folder: Path) -> int:
     return description["step"]
 
 
-@torch.no_grad()
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, whole float32 weight) of every tensor of a checkpoint, at any layout and ZeRO stage; one at a time in
     memory.
 
     Slices are merged over tensor-parallel ranks; rows that pad the vocabulary are still there.
     """
+    names, read = tensor_reader(folder)
+    for name in names:
+        yield name, read(name)
+
+
+def tensor_reader(folder: Path) -> tuple[list[str], Callable[[str], Tensor]]:
+    """The names of a checkpoint's tensors, and a function name -> whole float32 weight."""
     description = read_json(folder / "checkpoint.json")
     readers = [_rank_reader(folder, description, tp_rank) for tp_rank in range(description["tp_size"])]
-    for name, tensor in description["tensors"].items():
+
+    @torch.no_grad()
+    def read(name: str) -> Tensor:
         slices = [reader(name) for reader in readers]
-        dim = tensor["partition_dim"]
-        yield name, slices[0].detach().clone() if dim is None else torch.cat(slices, dim)
+        dim = description["tensors"][name]["partition_dim"]
+        return slices[0].detach().clone() if dim is None else torch.cat(slices, dim)
+
+    return list(description["tensors"]), read
 
 
 def _rank_reader(folder: Path, description: dict, tp_rank: int):

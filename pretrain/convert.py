@@ -3,42 +3,28 @@ both agree.
 
     python -m pretrain.convert --checkpoint RUN_OR_CHECKPOINT --output DIR
 
-Reads a checkpoint of any tensor-parallel and ZeRO layout, without a GPU and without the optimizer's moments in memory.
-Our parameters already have Hugging Face's names, so a conversion merges slices and cuts the rows that pad the
-vocabulary.
+Reads a checkpoint of any tensor-parallel and ZeRO layout without a GPU, one tensor at a time; the optimizer's moments
+are never read. Google's TensorFlow checkpoints and older Hugging Face folders come in the same way. The other direction
+needs no conversion: `pretrain.train --init-from` starts from a Hugging Face folder as it is.
 """
 
 import argparse
-import shutil
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
 
 import data_prep.tokenizer as vocabulary
-from data_prep.cli import claim_output, run_cli, sha256_file, write_json
-from pretrain.checkpoint import find_checkpoint, read_tensors, run_folder_of
-from pretrain.config import ModelConfig, load_model_config
+from data_prep.cli import claim_output, run_cli, write_json
 from pretrain.data import pack_sequences
 from pretrain.layout import init_layout
-from pretrain.model import BertForPreTraining, load_weights, sinusoidal_positions
+from pretrain.model import BertForPreTraining, load_weights
+from pretrain.tensors import HEADS, tensor_table
+from pretrain.weights import missing_heads, open_weights, write_safetensors
 
-TOLERANCE = 1e-4  # largest difference of a hidden state in the check; float32 and another order of sums give about 5e-6
-
-
-def trimmed_tensors(checkpoint: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Whole float32 weights by name, without the rows that pad the vocabulary, with positions that are no weights."""
-    tensors = {}
-    for name, tensor in read_tensors(checkpoint):
-        in_vocabulary = name.endswith(("word_embeddings.weight", "predictions.bias"))
-        tensors[name] = tensor[: config.vocab_size].clone() if in_vocabulary else tensor.contiguous()
-    if config.position_embedding_type == "sinusoidal":
-        table = sinusoidal_positions(config.max_position_embeddings, config.hidden_size)
-        tensors["bert.embeddings.position_embeddings.weight"] = table
-    return tensors
+TOLERANCE = 1e-4  # largest difference in the check; float32 and another order of sums give about 1e-5
 
 
 def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
@@ -96,24 +82,32 @@ def save_tokenizer(tokenizer: vocabulary.Tokenizer, folder: Path, max_length: in
 
 
 @torch.no_grad()
-def largest_difference(folder: Path, tensors: dict[str, Tensor], config: ModelConfig) -> float:
-    """Largest difference of a hidden state between the saved folder, as transformers loads it, and our model, on random
-    ids.
+def largest_difference(folder: Path) -> float:
+    """Largest difference between the saved folder as transformers loads it and our model, on random ids: of the hidden
+    states, and of both heads' logits where the folder has heads.
     """
     from transformers import AutoModelForPreTraining
 
-    layout = init_layout()
-    ours = BertForPreTraining(config, layout)
-    load_weights(ours, tensors)
+    weights = open_weights(folder)
+    config = weights.config
+    ours = BertForPreTraining(config, init_layout())
+    drawn = load_weights(ours, weights, optional=HEADS)
     theirs = AutoModelForPreTraining.from_pretrained(folder).eval()
     rng = np.random.default_rng(0)
     longest = min(64, config.max_position_embeddings)
     ids = rng.integers(0, config.vocab_size, (4, longest))
     sequences = pack_sequences(ids.reshape(-1), np.full(4, longest), np.full(4, longest // 2))
-    hidden = ours.bert(sequences).view(4, longest, -1)
+    hidden = ours.bert(sequences)  # [T, H]
     segments = sequences.segment_ids.view(4, longest)
     outputs = theirs(input_ids=torch.from_numpy(ids), token_type_ids=segments, output_hidden_states=True)
-    return (outputs.hidden_states[-1] - hidden).abs().max().item()
+    pairs = [(outputs.hidden_states[-1], hidden)]
+    if not any(name.startswith("cls.predictions") for name in drawn):
+        logits = ours.cls.predictions(hidden, ours.bert.embeddings.word_embeddings.weight)
+        pairs.append((outputs.prediction_logits, logits[:, : config.vocab_size]))
+    if config.has_pair_head and not drawn:
+        pair_logits = ours.cls.seq_relationship(ours.bert.pool(hidden, sequences.cu_seqlens))
+        pairs.append((outputs.seq_relationship_logits, pair_logits))
+    return max((theirs - ours.view_as(theirs)).abs().max().item() for theirs, ours in pairs)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,33 +115,34 @@ def main(argv: list[str] | None = None) -> None:
         prog="pretrain.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, help="a run folder (its newest checkpoint) or a checkpoint folder"
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="a run folder (its newest checkpoint), a checkpoint folder, a Hugging Face folder, or Google's with a"
+        " bert_model.ckpt in it",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write; empty or missing")
     args = parser.parse_args(argv)
-    checkpoint = find_checkpoint(args.checkpoint)
-    run_folder = run_folder_of(checkpoint)
-    config = load_model_config(run_folder / "config.json")
-    tokenizer = vocabulary.load_tokenizer(run_folder)
-    identity = {"checkpoint": checkpoint.name, "run": sha256_file(run_folder / "run.json"), "vocab": tokenizer.sha256}
+    weights = open_weights(args.checkpoint)
+    missing = missing_heads(weights)
+    tokenizer = vocabulary.load_tokenizer(weights.home)
+    identity = {"weights": weights.identity(), "checkpoint": weights.path.name, "vocab": tokenizer.sha256}
     if claim_output(args.output, identity, name="convert", done_file="model.safetensors") == "done":
         return
-    tensors = trimmed_tensors(checkpoint, config)
-    write_json(args.output / "config.json", config.to_json() | {"pad_token_id": tokenizer.pad_id})
-    save_tokenizer(tokenizer, args.output, config.max_position_embeddings)
-    partial = args.output / "model.safetensors.tmp"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    shutil.move(partial, args.output / "model.safetensors")
-    difference = largest_difference(args.output, tensors, config)
-    num_parameters = sum(tensor.numel() for tensor in tensors.values())
-    print(
-        f"{checkpoint} -> {args.output}: {num_parameters:,} parameters; hidden states within {difference:.1e} of ours"
-    )
+    write_json(args.output / "config.json", weights.config.to_json() | {"pad_token_id": tokenizer.pad_id})
+    save_tokenizer(tokenizer, args.output, weights.config.max_position_embeddings)
+    write_safetensors(args.output / "model.safetensors", weights)
+    difference = largest_difference(args.output)
     if difference > TOLERANCE:
         (args.output / "model.safetensors").rename(args.output / "model.safetensors.wrong")
         raise ValueError(
             f"{args.output}: the converted model differs from the checkpoint by {difference:.1e}, more than {TOLERANCE}"
         )
+    num_parameters = sum(
+        math.prod(whole.shape) for name, whole in tensor_table(weights.config).items() if name in weights
+    )
+    lacking = f"; it has no {', '.join(missing)}" if missing else ""
+    print(f"{weights.path} -> {args.output}: {num_parameters:,} parameters, outputs within {difference:.1e}{lacking}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ from megatron.core.tensor_parallel import (
 from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 
 
+# torch 2.13 gave these collectives new names and warns of the old ones.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 @dataclass
 class Sequences:
     """A micro-batch of B sequences without padding, as the encoder reads it."""
@@ -181,13 +186,13 @@ def row_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tens
 def all_gather(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
     """Starts to gather [T/tp, ...] into [T, ...]; to be waited for."""
     whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
-    return whole, dist.all_gather_single(whole, x.contiguous(), group=group, async_op=True)
+    return whole, all_gather_single(whole, x.contiguous(), group=group, async_op=True)
 
 
 def reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
     """Starts to sum [T, ...] over tp into each rank's [T/tp, ...]; to be waited for."""
     rows = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
-    return rows, dist.reduce_scatter_single(rows, x.contiguous(), group=group, async_op=True)
+    return rows, reduce_scatter_single(rows, x.contiguous(), group=group, async_op=True)
 
 
 def finished(started: tuple[Tensor, dist.Work]) -> Tensor:

@@ -11,6 +11,7 @@ concatenated in the forward pass: one product, one all-reduce of the input's gra
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -369,21 +370,26 @@ def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], optional: tuple[str, ...] = ()) -> list[str]:
     """Fills a module from whole tensors by name, sliced for this rank; ValueError names what is missing, left over or
     of another shape.
+
+    Parameters whose names begin with one of `optional` may be missing: they stay as they are, and are returned.
     """
     config, layout = module.bert.config, module.bert.layout
     parameters = dict(module.named_parameters())
     constants = {name for name, _ in module.named_buffers()}  # sinusoidal positions: a file may hold them
-    missing = sorted(parameters.keys() - tensors.keys())
+    absent = [name for name in parameters if name not in tensors]
+    missing = [name for name in absent if not name.startswith(optional)]
     extra = sorted(tensors.keys() - parameters.keys() - constants)
     if missing or extra:
         raise ValueError(f"the checkpoint does not fit the model: missing {missing[:5]}, left over {extra[:5]}")
-    for name, parameter in parameters.items():
+    for name in parameters.keys() - absent:
+        parameter, tensor = parameters[name], tensors[name]
         expected = whole_shape(parameter, name, config, layout)
-        if list(tensors[name].shape) != expected:
+        if list(tensor.shape) != expected:
             raise ValueError(
-                f"the checkpoint does not fit the model: {name} is {list(tensors[name].shape)}, expected {expected}"
+                f"the checkpoint does not fit the model: {name} is {list(tensor.shape)}, expected {expected}"
             )
-        parameter.copy_(slice_tensor(tensors[name], parameter, layout))
+        parameter.copy_(slice_tensor(tensor, parameter, layout))
+    return absent

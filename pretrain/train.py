@@ -30,9 +30,11 @@ from pretrain.config import (
 from pretrain.data import StepBatch, evaluation_batches, training_batches
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, check_layout, init_layout, make_deterministic, rank_environment
-from pretrain.model import RECOMPUTE, BertForPreTraining, init_weights
+from pretrain.model import RECOMPUTE, BertForPreTraining, init_weights, load_weights
 from pretrain.schedule import learning_rate
 from pretrain.telemetry import RunLog, Throughput, trust_ratio_summary
+from pretrain.tensors import HEADS
+from pretrain.weights import Weights, start_weights
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -63,6 +65,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     need.add_argument(
         "--deterministic", action="store_true", help="a GPU repeats itself bit for bit, more slowly; a CPU always does"
+    )
+    need.add_argument(
+        "--init-from",
+        type=Path,
+        help="weights to start from, at step 0: a Hugging Face folder, a run or checkpoint of ours, or Google's"
+        " bert_model.ckpt; default: drawn from the seed",
     )
     need.add_argument("--dropout", type=float, help="of hidden states and attention; default: the model's own, 0.1")
     run = parser.add_argument_group("length and rhythm")
@@ -109,6 +117,7 @@ class Plan:
     deepspeed: dict
     shards: Shards
     eval_shards: Shards | None
+    start: Weights | None
 
     @property
     def total_steps(self) -> int:
@@ -121,13 +130,14 @@ class Plan:
     def identity(self) -> dict:
         """What makes two runs the same: not the layout, nor how a batch is cut, nor how often something is written."""
         same = ("train_batch_size", "optimizer", "scheduler", "gradient_clipping")
-        return {
+        values = {
             "model": dataclasses.asdict(self.model),
             "data": sha256_file(self.args.data / "manifest.json"),
             "vocab": self.shards.manifest["vocab"]["sha256"],
             "deepspeed": {key: self.deepspeed.get(key) for key in same},
             "seed": self.args.seed,
         }
+        return values if self.start is None else values | {"init_from": self.start.identity()}
 
 
 def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
@@ -165,7 +175,8 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
                 raise ValueError(
                     f"{args.eval_data} has {key}={found}, but {args.data} has {key}={expected}; build both alike"
                 )
-    return Plan(args, model, deepspeed, shards, eval_shards)
+    start = start_weights(args.init_from, model, vocab) if args.init_from else None
+    return Plan(args, model, deepspeed, shards, eval_shards, start)
 
 
 def claim_run_folder(plan: Plan) -> None:
@@ -183,12 +194,15 @@ def train(plan: Plan, layout: Layout) -> None:
     args, output = plan.args, plan.args.output
     module = BertForPreTraining(plan.model, layout, args.recompute)
     init_weights(module, args.seed)
+    drawn = load_weights(module, plan.start, optional=HEADS) if plan.start else []
     engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
     saved = list_checkpoints(output)
     first = load_checkpoint(engine, layout, saved[-1]) if saved else 0
     last = min(plan.total_steps, args.stop_after or plan.total_steps)
     log = RunLog(output, layout, first, plan.total_steps)
     log.say(f"{'resumed after' if saved else 'starting at'} step {first}: {describe(plan, layout)}")
+    if drawn and not saved:
+        log.say(f"{plan.start.path} has no {', '.join(drawn)}: drawn from seed {args.seed}")
     throughput = Throughput(plan.model, layout)
     schedule, peak_lr = plan.deepspeed["scheduler"]["params"], plan.deepspeed["optimizer"]["params"]["lr"]
     entropy = unigram_entropy(plan.eval_shards) if plan.eval_shards and layout.rank == 0 else None

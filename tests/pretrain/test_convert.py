@@ -1,43 +1,105 @@
-"""A trained checkpoint of two tensor-parallel ranks as a Hugging Face folder: same weights, same ids, same answers."""
+"""Weights in and out: checkpoints of any layout to Hugging Face's folders, and back from what others publish."""
 
+import importlib.util
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig, pipeline
 
 from data_prep.tokenizer import load_tokenizer
 from pretrain import convert
 from pretrain.checkpoint import find_checkpoint, read_tensors
+from pretrain.config import ModelConfig
+from pretrain.google import google_name
+from pretrain.layout import init_layout
+from pretrain.model import BertForPreTraining
+from pretrain.tensors import HEADS, POSITIONS, rank_shape, tensor_table
+from pretrain.train import make_plan, parse_args
+from pretrain.weights import missing_heads, open_weights, write_safetensors
 from tests.pretrain.test_train import CONFIG, arguments, run_training
 from tests.ranks import run_ranks
+
+VOCABULARIES = Path(__file__).parents[3] / "shared" / "data" / "vocab"
+SHAPE = BertConfig(
+    vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+    max_position_embeddings=64,
+)  # fmt: skip
+KINDS = ("BertForPreTraining", "BertForMaskedLM", "BertModel")
 
 
 @pytest.fixture(scope="module")
 def exported(shard_folders, tmp_path_factory):
+    """A run of four ranks, tensor parallel 2 x data parallel 2, ZeRO 2, and its Hugging Face folder."""
     folder = tmp_path_factory.mktemp("convert")
-    (folder / "ds.json").write_text(json.dumps(CONFIG))
+    (folder / "ds.json").write_text(json.dumps(CONFIG | {"zero_optimization": {"stage": 2}}))
     more = ["--tensor-parallel", "2", "--steps", "2"]
-    run_ranks(run_training, 2, arguments(shard_folders, folder / "ds.json", folder / "run", *more))
+    run_ranks(run_training, 4, arguments(shard_folders, folder / "ds.json", folder / "run", *more))
     run_ranks(convert.main, 1, ["--checkpoint", str(folder / "run"), "--output", str(folder / "hf")])
     return folder / "run", folder / "hf"
 
 
 def test_the_weights_are_the_checkpoints(exported):
     run, folder = exported
-    theirs = AutoModelForMaskedLM.from_pretrained(folder).state_dict()
+    theirs = AutoModelForPreTraining.from_pretrained(folder).state_dict()
     for name, tensor in read_tensors(find_checkpoint(run)):
-        if name in theirs:  # the masked-language model has neither pooler nor pair head
-            assert torch.equal(theirs[name], tensor[: len(theirs[name])]), name
+        assert torch.equal(theirs[name], tensor[: len(theirs[name])]), name
 
 
-def test_the_tokenizer_gives_our_ids(exported, shard_folders):
+def logits_of_checkpoint(run: Path, ids: np.ndarray) -> np.ndarray:
+    """Our masked-language-model logits [B, S, V], straight from a checkpoint."""
+    from pretrain.data import pack_sequences
+    from pretrain.model import load_weights
+
+    weights = open_weights(run)
+    model = BertForPreTraining(weights.config, init_layout())
+    load_weights(model, weights)
+    lengths = np.full(len(ids), ids.shape[1])
+    hidden = model.bert(pack_sequences(ids.reshape(-1), lengths, lengths))
+    logits = model.cls.predictions(hidden, model.bert.embeddings.word_embeddings.weight)
+    return logits[:, : weights.config.vocab_size].view(*ids.shape, -1).detach().numpy()
+
+
+def test_its_logits_are_ours(exported):
+    """Measured: 2e-6 on logits of size 1."""
+    run, folder = exported
+    ids = np.random.default_rng(1).integers(0, 500, (3, 40))
+    (ours,) = run_ranks(logits_of_checkpoint, 1, run, ids)
+    with torch.no_grad():
+        theirs = AutoModelForMaskedLM.from_pretrained(folder).eval()(input_ids=torch.from_numpy(ids)).logits.numpy()
+    assert np.abs(ours - theirs).max() < 1e-5
+
+
+def test_the_tokenizer_gives_our_ids(exported):
     _, folder = exported
     theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
     texts = ["The  function returns\ta new list.", "x = a[0] + 3.14e-5", "naïve café – “quoted” 中文", " leading", ""]
     for text in texts:
         assert theirs(text)["input_ids"] == [ours.cls_id, *ours.encode(text), ours.sep_id], text
+
+
+@pytest.mark.skipif(not VOCABULARIES.is_dir(), reason="no public vocabularies beside the repository")
+@pytest.mark.parametrize("name", ["uncased", "cased", "chinese"])
+def test_public_vocabularies_give_berts_ids(name, tmp_path):
+    """Against the tokenizer that transformers itself makes of the vocabulary."""
+    vocab = VOCABULARIES / f"bert-base-{name}-vocab.txt"
+    tokenizer = load_tokenizer(vocab)
+    convert.save_tokenizer(tokenizer, tmp_path, max_length=512)
+    ours = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = transformers.BertTokenizer(str(vocab), do_lower_case=name != "cased")
+    for text in (
+        "Paris is the Capital of France, isn't it?",
+        "naïve CAFÉ",
+        "北京是中国的首都。",
+        "unaffable  \t words",
+    ):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
 
 
 def test_fill_mask_answers(exported):
@@ -46,7 +108,253 @@ def test_fill_mask_answers(exported):
     assert len(answers) == 5 and all(np.isfinite(answer["score"]) for answer in answers)
 
 
+def anonymous_mib() -> float:
+    """This process's own memory; pages of mapped files are the system's to drop."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def streamed_peak(run: Path, output: Path) -> tuple[float, float]:
+    """(largest growth while a checkpoint is written as safetensors, size of its weights), both in MiB."""
+    weights, before, peak = open_weights(run), anonymous_mib(), 0.0
+    readers = dict(weights.readers)
+
+    def watched(name: str) -> torch.Tensor:
+        nonlocal peak
+        tensor = readers[name]()
+        peak = max(peak, anonymous_mib())
+        return tensor
+
+    weights.readers.update({name: (lambda name=name: watched(name)) for name in readers})
+    write_safetensors(output, weights)
+    return peak - before, output.stat().st_size / 2**20
+
+
+def test_a_conversion_holds_one_tensor_at_a_time(shard_folders, tmp_path):
+    """`mini` with four layers: 13 MiB of weights, 26 of moments; the largest tensor has 1 MiB. Measured: 2 MiB."""
+    (tmp_path / "ds.json").write_text(json.dumps(CONFIG))
+    more = ["--model", "mini", "--steps", "1", "--tensor-parallel", "2"]
+    run_ranks(run_training, 2, arguments(shard_folders, tmp_path / "ds.json", tmp_path / "run", *more))
+    ((growth, size),) = run_ranks(streamed_peak, 1, tmp_path / "run", tmp_path / "model.safetensors")
+    assert size > 12
+    assert growth < 5
+
+
+def save_hugging_face(folder: Path, kind: str, vocabulary: Path, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A random model of transformers as a folder with a vocabulary; its tensors."""
+    torch.manual_seed(seed)
+    model = getattr(transformers, kind)(SHAPE)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(folder)
+    shutil.copy(vocabulary, folder)
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture
+def vocabulary(shard_folders) -> Path:
+    (path,) = shard_folders[0].glob("*.model")
+    return path
+
+
+@pytest.mark.parametrize(("tensor_parallel", "stage"), [(4, 0), (2, 3)])
+def test_hugging_face_to_us_and_back_is_byte_identical(tensor_parallel, stage, shard_folders, vocabulary, tmp_path):
+    """A step of learning rate 0 on four ranks leaves the weights as they came."""
+    original = save_hugging_face(tmp_path / "hf", "BertForPreTraining", vocabulary)
+    (tmp_path / "ds.json").write_text(json.dumps(CONFIG | {"zero_optimization": {"stage": stage}}))
+    more = ["--model", str(tmp_path / "hf/config.json"), "--init-from", str(tmp_path / "hf"), "--steps", "1"]
+    more += ["--tensor-parallel", str(tensor_parallel), "--set", "optimizer.params.lr=0"]
+    run_ranks(run_training, 4, arguments(shard_folders, tmp_path / "ds.json", tmp_path / "run", *more))
+    run_ranks(convert.main, 1, ["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "back")])
+    back = load_file(tmp_path / "back/model.safetensors")
+    assert back.keys() == original.keys()
+    assert all(back[name].numpy().tobytes() == original[name].numpy().tobytes() for name in original)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", ["safetensors", "bin", "bin of 2018"])
+def test_every_kind_of_folder_is_read(kind, format, vocabulary, tmp_path):
+    original = save_hugging_face(tmp_path, kind, vocabulary)
+    if format != "safetensors":
+        old = format == "bin of 2018"
+        names = {name: name.replace("LayerNorm.weight", "LayerNorm.gamma") if old else name for name in original}
+        tensors = {names[name]: tensor for name, tensor in original.items()}
+        tensors["embeddings.position_ids" if kind == "BertModel" else "bert.embeddings.position_ids"] = torch.arange(64)
+        torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
+        (tmp_path / "model.safetensors").unlink()
+    weights = open_weights(tmp_path)
+    prefix = "bert." if kind == "BertModel" else ""
+    assert weights.keys() == {prefix + name for name in original}
+    assert all(torch.equal(weights[prefix + name], original[name]) for name in original)
+    missing = missing_heads(weights)
+    lacks = {"BertForPreTraining": 0, "BertForMaskedLM": 4, "BertModel": 7}  # pooler and pair head; all of cls
+    assert len(missing) == lacks[kind] and all(name.startswith(HEADS) for name in missing)
+
+
+def test_fresh_heads_are_drawn_and_told(shard_folders, vocabulary, tmp_path):
+    original = save_hugging_face(tmp_path / "hf", "BertModel", vocabulary)
+    (tmp_path / "ds.json").write_text(json.dumps(CONFIG))
+    more = ["--model", str(tmp_path / "hf/config.json"), "--steps", "1", "--set", "optimizer.params.lr=0"]
+    for name, start in (("drawn", []), ("started", ["--init-from", str(tmp_path / "hf")])):
+        run_ranks(run_training, 1, arguments(shard_folders, tmp_path / "ds.json", tmp_path / name, *more, *start))
+    drawn, started = open_weights(tmp_path / "drawn"), open_weights(tmp_path / "started")
+    for name in started:
+        expected = drawn[name] if name.startswith("cls.") else original[name.removeprefix("bert.")]
+        assert torch.equal(started[name], expected), name
+
+
+def edit(folder: Path, change) -> None:
+    """Rewrites a folder's tensors after `change`."""
+    from safetensors.torch import save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("bert.encoder.layer.1.output.dense.bias"), "lacks 1 tensors.*layer.1.output.dense.bias"),
+        (lambda t: t.update({"qa_outputs.bias": torch.zeros(2)}), "1 tensors that BERT has not: qa_outputs.bias"),
+        (lambda t: t.update({"cls.predictions.decoder.weight": torch.zeros(500, 64)}), "untied decoder"),
+    ],
+)
+def test_wrong_tensors_are_named(change, message, shard_folders, vocabulary, tmp_path):
+    save_hugging_face(tmp_path / "hf", "BertForPreTraining", vocabulary)
+    edit(tmp_path / "hf", change)
+    refuse(shard_folders, tmp_path, message, model=tmp_path / "hf/config.json")
+
+
+def test_another_shape_is_named(shard_folders, vocabulary, tmp_path):
+    save_hugging_face(tmp_path / "hf", "BertForPreTraining", vocabulary)
+    refuse(shard_folders, tmp_path, "hidden_size=64, the model has 128", model="tiny")
+
+
+def test_another_vocabulary_is_named(shard_folders, vocabulary, tmp_path):
+    save_hugging_face(tmp_path / "hf", "BertForPreTraining", vocabulary)
+    (tmp_path / "hf" / vocabulary.name).write_bytes(vocabulary.read_bytes() + b" ")
+    refuse(shard_folders, tmp_path, "ids would mean other words", model=tmp_path / "hf/config.json")
+
+
+def test_a_broken_file_is_named(shard_folders, vocabulary, tmp_path):
+    save_hugging_face(tmp_path / "hf", "BertForPreTraining", vocabulary)
+    path = tmp_path / "hf/model.safetensors"
+    os.truncate(path, path.stat().st_size - 4)
+    refuse(shard_folders, tmp_path, "model.safetensors: no weights can be read", model=tmp_path / "hf/config.json")
+
+
+def refuse(shard_folders, folder: Path, message: str, model: Path | str) -> None:
+    (folder / "ds.json").write_text(json.dumps(CONFIG))
+    more = ["--model", str(model), "--init-from", str(folder / "hf")]
+    args = parse_args(arguments(shard_folders, folder / "ds.json", folder / "run", *more))
+    with pytest.raises(ValueError, match=message):
+        make_plan(args, 1)
+    assert not (folder / "run").exists()
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint here"):
         convert.main(["--checkpoint", str(tmp_path), "--output", str(tmp_path / "hf")])
     assert not (tmp_path / "hf").exists()
+
+
+def parameter_shapes(config, tensor_parallel: int) -> dict[str, tuple[int, ...]]:
+    model = BertForPreTraining(config, init_layout(tensor_parallel))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"model_type": "megatron-bert"}, {"position_embedding_type": "sinusoidal", "pair_task": "none"}],
+    ids=str,
+)
+def test_the_table_of_tensors_is_the_models(tensor_parallel, variant):
+    config = ModelConfig(500, 64, 2, 4, 128, max_position_embeddings=64, **variant)
+    shapes = run_ranks(parameter_shapes, tensor_parallel, config, tensor_parallel)[0]
+    table = tensor_table(config)
+    assert shapes == {name: rank_shape(name, whole, config, tensor_parallel) for name, whole in table.items()}
+    assert list(shapes) == list(table)
+
+
+@pytest.mark.parametrize(
+    "variant", [{"model_type": "megatron-bert"}, {"position_embedding_type": "sinusoidal"}], ids=str
+)
+def test_other_kinds_of_bert_are_exported(variant, shard_folders, tmp_path):
+    """`convert` compares all outputs with transformers before it ends."""
+    config = ModelConfig(500, 64, 2, 4, 128, max_position_embeddings=64, **variant)
+    (tmp_path / "model.json").write_text(json.dumps(config.to_json()))
+    (tmp_path / "ds.json").write_text(json.dumps(CONFIG))
+    more = ["--model", str(tmp_path / "model.json"), "--steps", "1", "--tensor-parallel", "2"]
+    run_ranks(run_training, 2, arguments(shard_folders, tmp_path / "ds.json", tmp_path / "run", *more))
+    run_ranks(convert.main, 1, ["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "hf")])
+    assert open_weights(tmp_path / "hf").keys() == {*tensor_table(config), POSITIONS}
+
+
+# Names as they stand in google-research/bert's modeling.py and run_pretraining.py and in its released files.
+GOOGLE_NAMES = {
+    "bert.embeddings.word_embeddings.weight": "bert/embeddings/word_embeddings",
+    "bert.embeddings.LayerNorm.weight": "bert/embeddings/LayerNorm/gamma",
+    "bert.encoder.layer.0.attention.self.query.weight": "bert/encoder/layer_0/attention/self/query/kernel",
+    "bert.encoder.layer.11.attention.output.LayerNorm.bias": "bert/encoder/layer_11/attention/output/LayerNorm/beta",
+    "bert.encoder.layer.3.intermediate.dense.bias": "bert/encoder/layer_3/intermediate/dense/bias",
+    "bert.pooler.dense.weight": "bert/pooler/dense/kernel",
+    "cls.predictions.bias": "cls/predictions/output_bias",
+    "cls.predictions.transform.dense.weight": "cls/predictions/transform/dense/kernel",
+    "cls.predictions.transform.LayerNorm.weight": "cls/predictions/transform/LayerNorm/gamma",
+    "cls.seq_relationship.weight": "cls/seq_relationship/output_weights",
+    "cls.seq_relationship.bias": "cls/seq_relationship/output_bias",
+}
+
+
+def test_google_names():
+    assert {name: google_name(name) for name in GOOGLE_NAMES} == GOOGLE_NAMES
+
+
+@pytest.fixture
+def google_folder(vocabulary, tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A folder as google-research/bert releases them, written by TensorFlow, and the same tensors of transformers."""
+    tensorflow = pytest.importorskip("tensorflow", reason="no TensorFlow; it is the extra [tensorflow]")
+    folder = tmp_path / "google"
+    original = save_hugging_face(folder, "BertForPreTraining", vocabulary)
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").rename(folder / "bert_config.json")
+    variables = {"global_step": np.int64(1_000_000)}
+    for name, tensor in original.items():
+        is_kernel = google_name(name).endswith("/kernel")
+        variables[google_name(name)] = tensor.numpy().T if is_kernel else tensor.numpy()
+        variables[google_name(name) + "/adam_m"] = np.zeros_like(variables[google_name(name)])
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(folder / "bert_model.ckpt"),
+        tensor_names=list(variables),
+        shape_and_slices=[""] * len(variables),
+        tensors=[tensorflow.constant(value) for value in variables.values()],
+    )
+    return folder, original
+
+
+@pytest.mark.parametrize("name", ["", "bert_model.ckpt"])
+def test_googles_checkpoint_becomes_a_hugging_face_folder(name, google_folder, tmp_path):
+    folder, original = google_folder
+    run_ranks(convert.main, 1, ["--checkpoint", str(folder / name), "--output", str(tmp_path / "hf")])
+    converted = load_file(tmp_path / "hf/model.safetensors")
+    assert converted.keys() == original.keys()
+    assert all(torch.equal(converted[name], original[name]) for name in original)
+
+
+def test_without_tensorflow_the_extra_is_named(tmp_path):
+    if importlib.util.find_spec("tensorflow"):
+        pytest.skip("TensorFlow is installed")
+    (tmp_path / "bert_model.ckpt.index").touch()
+    (tmp_path / "bert_config.json").write_text(json.dumps(SHAPE.to_dict()))
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[tensorflow\]'"):
+        open_weights(tmp_path)
+
+
+def test_one_of_several_tensorflow_checkpoints_must_be_named(tmp_path):
+    for step in (10, 20):
+        (tmp_path / f"model.ckpt-{step}.index").touch()
+    with pytest.raises(ValueError, match="several TensorFlow checkpoints"):
+        open_weights(tmp_path)

@@ -1,0 +1,64 @@
+"""Google's TensorFlow checkpoints of BERT (google-research/bert), read tensor by tensor under Hugging Face's names.
+
+A released folder holds bert_config.json, vocab.txt and `bert_model.ckpt.{index,data-00000-of-00001,meta}`. TensorFlow
+is needed only here: `pip install -e '.[tensorflow]'`. Its optimizer's moments (adam_m, adam_v) are never read.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CONFIG_FILE = "bert_config.json"
+
+
+def find_google_checkpoint(path: Path) -> Path | None:
+    """The prefix such as DIR/bert_model.ckpt that a user means by it or by its folder; None where there is none.
+
+    Raises ValueError for a folder with several, or without bert_config.json.
+    """
+    found = sorted(path.glob("*.ckpt*.index")) if path.is_dir() else sorted(path.parent.glob(f"{path.name}.index"))
+    if not found:
+        return None
+    if len(found) > 1:
+        names = ", ".join(index.name.removesuffix(".index") for index in found)
+        raise ValueError(f"{path} holds several TensorFlow checkpoints ({names}); name one of them")
+    if not (found[0].parent / CONFIG_FILE).is_file():
+        raise ValueError(f"{found[0].parent}: a TensorFlow checkpoint without {CONFIG_FILE}; copy it there too")
+    return found[0].with_suffix("")
+
+
+def google_readers(prefix: Path, names: list[str]) -> dict[str, Callable[[], Tensor]]:
+    """Readers of those of `names` (Hugging Face's) that the checkpoint holds."""
+    try:
+        import tensorflow  # half a gigabyte that nothing else here needs
+    except ImportError:
+        raise ValueError(
+            f"{prefix} is a TensorFlow checkpoint; to read it, install TensorFlow: pip install -e '.[tensorflow]'"
+        ) from None
+    checkpoint = tensorflow.train.load_checkpoint(str(prefix))
+    return {name: partial(_read, checkpoint, name) for name in names if checkpoint.has_tensor(google_name(name))}
+
+
+def _read(checkpoint, name: str) -> Tensor:
+    """One tensor; TensorFlow multiplies from the left, so its kernels stand transposed."""
+    tensor = torch.from_numpy(checkpoint.get_tensor(google_name(name)))
+    return tensor.t().contiguous() if google_name(name).endswith("/kernel") else tensor
+
+
+def google_name(name: str) -> str:
+    """Google's name of a tensor: bert.encoder.layer.0.output.dense.weight -> bert/encoder/layer_0/output/dense/kernel.
+
+    Embeddings are variables without a suffix, and the two heads' last weights stand directly in their scope.
+    """
+    name = re.sub(r"\.layer\.(\d+)", r".layer_\1", name)
+    name = re.sub(r"(_embeddings)\.weight$", r"\1", name)
+    name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)
+    name = re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name)
+    name = re.sub(r"cls\.(predictions|seq_relationship)\.bias$", r"cls.\1.output_bias", name)
+    name = re.sub(r"seq_relationship\.weight$", "seq_relationship.output_weights", name)
+    name = re.sub(r"\.weight$", ".kernel", name)
+    return name.replace(".", "/")

@@ -1,0 +1,207 @@
+"""Weights by name, from wherever they lie, one tensor in memory at a time: a Hugging Face folder, a run or checkpoint
+of ours, Google's TensorFlow checkpoint. And their way back into a safetensors file.
+
+A Hugging Face folder is what programs exchange, so there is no second format of ours: `pretrain.convert` makes one from
+all three, `pretrain.train --init-from` and `evaluation.finetune --checkpoint` start from any of them.
+"""
+
+import dataclasses
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from data_prep.cli import finished_file, sha256_file
+from pretrain.checkpoint import find_checkpoint, run_folder_of, tensor_reader
+from pretrain.config import ModelConfig, load_model_config
+from pretrain.google import CONFIG_FILE, find_google_checkpoint, google_readers
+from pretrain.model import sinusoidal_positions
+from pretrain.tensors import HEADS, POSITIONS, Whole, is_vocabulary, tensor_table
+
+FREE = ("initializer_range", "pair_task")  # what may change with the training data and the start
+TIED_DECODER = "cls.predictions.decoder.weight"  # Hugging Face's second name of the word embedding
+
+
+@dataclass(frozen=True)
+class Weights(Mapping[str, Tensor]):
+    """Whole float32 tensors under Hugging Face's names; each is read when it is asked for, and not kept."""
+
+    path: Path  # what the user named, made precise: a checkpoint folder, a Hugging Face folder, Google's prefix
+    home: Path  # the folder with the vocabulary
+    config: ModelConfig
+    files: tuple[Path, ...]  # by whose bytes the weights are known
+    readers: dict[str, Callable[[], Tensor]]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.readers[name]().float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+    def identity(self) -> dict[str, str]:
+        """File name -> sha256."""
+        return {path.name: sha256_file(path) for path in self.files}
+
+
+def open_weights(path: str | Path) -> Weights:
+    """Weights of a Hugging Face folder, a run (its newest checkpoint), a checkpoint folder, or Google's folder or
+    `bert_model.ckpt`.
+
+    Raises ValueError where there are none, and for a file that cannot be read.
+    """
+    path = Path(path)
+    if files := hugging_face_files(path):
+        readers = our_names(_file_readers(files))
+        _check_tied(readers, path)
+        return Weights(path, path, load_model_config(path / "config.json"), tuple(files), readers)
+    if prefix := find_google_checkpoint(path):
+        config = load_model_config(prefix.parent / CONFIG_FILE)
+        index = prefix.with_name(prefix.name + ".index")  # it holds a checksum of every tensor
+        return Weights(prefix, prefix.parent, config, (index,), google_readers(prefix, tensor_table(config)))
+    checkpoint = find_checkpoint(path)
+    home = run_folder_of(checkpoint)
+    config = load_model_config(home / "config.json")
+    names, read = tensor_reader(checkpoint)
+    readers = {name: partial(_read_unpadded, read, name, config.vocab_size) for name in names}
+    if config.position_embedding_type == "sinusoidal":
+        readers[POSITIONS] = partial(sinusoidal_positions, config.max_position_embeddings, config.hidden_size)
+    files = (home / "run.json", checkpoint / "checkpoint.json")  # a run's weights are a function of these
+    return Weights(checkpoint, home, config, files, readers)
+
+
+def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) -> Tensor:
+    """A tensor of a checkpoint without the rows that pad the vocabulary."""
+    return read(name)[:vocab_size] if is_vocabulary(name) else read(name)
+
+
+def hugging_face_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face folder: safetensors, whole or in parts, or else pytorch_model.bin."""
+    patterns = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
+    return next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+
+
+def _file_readers(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
+    """Readers of all tensors of weight files under the names there; safetensors and zipped pickles are mapped."""
+    readers = {}
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                handle = safe_open(path, "pt")
+                readers |= {name: partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118
+            else:
+                mapped = zipfile.is_zipfile(path)  # files older than torch 1.6 are no zip archives
+                tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+                readers |= {name: partial(tensors.__getitem__, name) for name in tensors}
+        except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path}: no weights can be read from it ({reason}); copy it again") from error
+    return readers
+
+
+def our_names(readers: dict) -> dict:
+    """The same values under today's names of `BertForPreTraining`.
+
+    A folder saved from `BertModel` has no prefix `bert.`; files of 2018 call LayerNorm's weight gamma and its bias
+    beta, and hold the constant position_ids; the decoder's bias has two names.
+    """
+    prefix = "" if any(name.startswith("bert.") for name in readers) else "bert."
+    renamed = {}
+    for name, value in readers.items():
+        if name.endswith("position_ids"):
+            continue
+        name = (
+            name.replace(".gamma", ".weight")
+            .replace(".beta", ".bias")
+            .replace("predictions.decoder.b", "predictions.b")
+        )
+        renamed[name if name.startswith("cls.") else prefix + name] = value
+    return renamed
+
+
+def _check_tied(readers: dict[str, Callable[[], Tensor]], path: Path) -> None:
+    """Drops the decoder if it is the word embedding, as in BERT; ValueError if it is another matrix."""
+    decoder = readers.pop(TIED_DECODER, None)
+    if decoder and not torch.equal(decoder(), readers["bert.embeddings.word_embeddings.weight"]()):
+        raise ValueError(f"{path}: {TIED_DECODER} is not the word embedding; an untied decoder is not built here")
+
+
+def start_weights(path: str | Path, config: ModelConfig, vocab: dict) -> Weights:
+    """Weights for a model of `config` whose data has the vocabulary `vocab` (of a shard folder's manifest).
+
+    Heads that the model has not are left away; heads that the weights have not are drawn by the caller. Raises
+    ValueError for weights of another shape, an encoder that is not complete, tensors left over, by name, and another
+    vocabulary.
+    """
+    weights = open_weights(path)
+    for field in dataclasses.fields(config):
+        there, here = getattr(weights.config, field.name), getattr(config, field.name)
+        if there != here and field.name not in FREE and not field.name.endswith("_prob"):
+            raise ValueError(
+                f"{path} has {field.name}={there}, the model has {here}; give the weights' own config to --model"
+            )
+    _check_same_vocabulary(weights, vocab)
+    expected = tensor_table(config)
+    readers = {name: read for name, read in weights.readers.items() if name in expected or not name.startswith(HEADS)}
+    weights = dataclasses.replace(weights, config=config, readers=readers)
+    missing_heads(weights)
+    return weights
+
+
+def missing_heads(weights: Weights) -> list[str]:
+    """Names of the head tensors that its model has and `weights` has not.
+
+    Raises ValueError by name for an encoder that is not complete and for tensors that are no part of BERT.
+    """
+    expected = tensor_table(weights.config)
+    missing = [name for name in expected if name not in weights]
+    if lost := [name for name in missing if not name.startswith(HEADS)]:
+        raise ValueError(f"{weights.path} lacks {len(lost)} tensors of the encoder: {', '.join(lost[:5])}")
+    if extra := [name for name in weights if name not in expected and name != POSITIONS]:
+        raise ValueError(f"{weights.path} has {len(extra)} tensors that BERT has not: {', '.join(extra[:5])}")
+    return missing
+
+
+def _check_same_vocabulary(weights: Weights, vocab: dict) -> None:
+    """Raises ValueError unless the vocabulary beside the weights is the shards' (`vocab` of their manifest).
+
+    Folders without a vocabulary file are taken as they are: their size is compared with the rest of the shape.
+    """
+    held = [path for pattern in ("*.model", "*vocab.txt") for path in weights.home.glob(pattern)]
+    if held and vocab["sha256"] not in map(sha256_file, held):
+        raise ValueError(
+            f"{held[0]} is not the vocabulary of the shards, {vocab['file']} with sha256 {vocab['sha256'][:12]}...: ids"
+            f" would mean other words; build the shards with --vocab {weights.home}"
+        )
+
+
+def write_safetensors(path: Path, weights: Weights) -> None:
+    """Writes the file that `safetensors` would, without having more than one tensor in memory; whole or not at all.
+
+    8 bytes of header length, a JSON header, the tensors without gaps (the format's own specification).
+    """
+    config = weights.config
+    table = {POSITIONS: Whole((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in weights:
+        shape = table[name].shape
+        begin, end = end, end + 4 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with finished_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in weights:
+            tensor = weights[name].contiguous()
+            if tuple(tensor.shape) != table[name].shape:
+                raise ValueError(f"{weights.path}: {name} is {list(tensor.shape)}, expected {list(table[name].shape)}")
+            file.write(tensor.numpy().data)
