@@ -27,7 +27,6 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 
-
 # torch 2.13 gave these collectives new names and warns of the old ones.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -143,6 +142,11 @@ def mark_split(parameter: nn.Parameter, dim: int) -> None:
 def is_split(parameter: Tensor) -> bool:
     """Whether the parameter is a slice of a tensor that is split over tp."""
     return getattr(parameter, "tensor_model_parallel", False)
+
+
+def local_shape(parameter: Tensor) -> list[int]:
+    """Shape of this tensor-parallel rank's slice; ZeRO 3 leaves an empty tensor and the shape beside it."""
+    return list(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def whole_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:

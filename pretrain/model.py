@@ -30,6 +30,7 @@ from pretrain.layers import (
     embedding,
     is_split,
     join_tokens,
+    local_shape,
     mark_split,
     prediction_loss,
     row_linear,
@@ -350,7 +351,7 @@ def init_weights(module: nn.Module, seed: int) -> None:
 
 def whole_shape(parameter: Tensor, name: str, config: ModelConfig, layout: Layout) -> list[int]:
     """Shape of the tensor that `parameter` is a slice of, without the rows that pad the vocabulary."""
-    shape = list(parameter.shape)
+    shape = local_shape(parameter)
     if is_split(parameter):
         shape[parameter.partition_dim] *= layout.tp_size
     if name.endswith(("word_embeddings.weight", "predictions.bias")):
@@ -362,7 +363,7 @@ def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
     """This rank's slice of a whole tensor, the vocabulary padded with zero rows."""
     if not is_split(parameter):
         return whole
-    dim, size = parameter.partition_dim, parameter.shape[parameter.partition_dim]
+    dim, size = parameter.partition_dim, local_shape(parameter)[parameter.partition_dim]
     missing = size * layout.tp_size - whole.shape[dim]
     if missing:
         whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])])
