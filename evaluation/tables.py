@@ -135,13 +135,14 @@ def data_table(manifests: dict[str, dict]) -> Table:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Parameters of BERT with both pretraining heads: the tied decoder counted once, the vocabulary not padded."""
+    """Parameters of BERT with its pretraining heads: the tied decoder counted once, the vocabulary not padded."""
     hidden, inner = config.hidden_size, config.intermediate_size
     dense, layer_norm = hidden * (hidden + 1), 2 * hidden
-    embeddings = (config.vocab_size + config.max_position_embeddings + config.type_vocab_size) * hidden + layer_norm
+    num_positions = config.max_position_embeddings if config.position_embedding_type == "absolute" else 0
+    embeddings = (config.vocab_size + num_positions + config.type_vocab_size) * hidden + layer_norm
     layer = 4 * dense + inner * (hidden + 1) + hidden * (inner + 1) + 2 * layer_norm
     masked_lm_head = dense + layer_norm + config.vocab_size
-    pooler_and_pair_head = dense + 2 * (hidden + 1)
+    pooler_and_pair_head = dense + 2 * (hidden + 1) if config.has_pair_head else 0
     return embeddings + config.num_hidden_layers * layer + masked_lm_head + pooler_and_pair_head
 
 

@@ -22,7 +22,7 @@ PRESETS = {
     "1.3b": (24, 2048, 32),
     "3.9b": (48, 2560, 40),
 }
-PRE_LAYER_NORM_PRESETS = ("1.3b", "3.9b")  # larger than BERT-large, post-LayerNorm does not train (Shoeybi, figure 7)
+PRE_LAYER_NORM_PRESETS = ("1.3b", "3.9b")  # beyond BERT-large, post-LayerNorm is unstable (Shoeybi et al., section 5.3)
 CHOICES = {
     "hidden_act": ("gelu", "gelu_new", "relu"),
     "model_type": ("bert", "megatron-bert"),

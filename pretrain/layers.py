@@ -1,8 +1,17 @@
 """Megatron's parallel layers as this model uses them, attention, and dropout that needs no generator state.
 
 Shapes follow the legend in model.py. Activations are flat: [T, H], the T real tokens of a micro-batch behind one
-another, so padding is never computed; only attention, which needs a rectangle, pads to [B, S] and drops the padding
-again.
+another, so padding is never computed. Attention has two paths, and the device decides (`self_attention`):
+
+    unpadded_attention    GPU   variable-length kernels: flash in bf16 and fp16, memory-efficient in float32; dropout
+    padded_attention      CPU   the rectangle [B, S] with a mask, for this step alone; any precision; dropout
+
+What Megatron needs CUDA for is its sequence parallelism; ours stands here, the same on every device.
+
+Dropout masks are functions of a seed. Hidden states have the same masks at every tensor-parallel size; under sequence
+parallelism, over the heads of attention and over data-parallel ranks they differ, being drawn for what a rank holds.
+Masks that no layout changes would have to be drawn by sample and head and handed to attention: that rules out its fused
+kernels, which number their random bits within a call, and costs B * N * S * S bytes a layer.
 """
 
 import hashlib

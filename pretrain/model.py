@@ -99,12 +99,10 @@ class Embeddings(nn.Module):
         self.LayerNorm = layer_norm(config, layout, here=not config.pre_layer_norm)
 
     def forward(self, sequences: Sequences, seed: tuple | None) -> Tensor:
-        hidden = (
-            self.word_embeddings(sequences.token_ids)
-            + self.position_embeddings(sequences.position_ids)
-            + self.token_type_embeddings(sequences.segment_ids)
-        )
-        hidden = split_tokens(hidden, self.layout)  # [T, H]
+        words = self.word_embeddings(sequences.token_ids)
+        positions = self.position_embeddings(sequences.position_ids).type_as(words)  # DeepSpeed casts weights alone
+        segments = self.token_type_embeddings(sequences.segment_ids)
+        hidden = split_tokens(words + positions + segments, self.layout)  # [T, H]
         return dropout(self.LayerNorm(hidden), self.config.hidden_dropout_prob, seed and (*seed, "embeddings"))
 
 

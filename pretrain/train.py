@@ -302,7 +302,9 @@ def evaluate(module: BertForPreTraining, shards: Shards, micro_batch_size: int, 
 def describe(plan: Plan, layout: Layout) -> str:
     """One line on what runs where."""
     stage = plan.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    more = ", sequence parallel" * layout.sequence_parallel + f", recompute {plan.args.recompute}"
+    more = ", sequence parallel" if layout.sequence_parallel else ""
+    if plan.args.recompute != "none":
+        more += f", {plan.args.recompute} recomputation"
     return (
         f"{plan.args.model}, batch {plan.deepspeed['train_batch_size']}, {plan.total_steps} steps, data parallel"
         f" {layout.dp_size} x tensor parallel {layout.tp_size}{more}, ZeRO {stage},"

@@ -1,5 +1,6 @@
 """Model shapes and DeepSpeed files: presets, Hugging Face files, and messages that name value, rule and way out."""
 
+import dataclasses
 import json
 
 import pytest
@@ -17,6 +18,17 @@ GOOD = {
 def test_bert_base_has_the_published_number_of_matrix_products():
     """BERT-large at 128 tokens with 20 predictions costs about 0.241 TFLOP forward and backward a sequence."""
     assert load_model_config("large", 30522).training_flops([128], 20) == pytest.approx(0.241e12, rel=0.02)
+
+
+@pytest.mark.parametrize(("preset", "family"), [("large", "Bert"), ("3.9b", "MegatronBert")])
+def test_a_config_names_the_class_that_hugging_face_loads(preset, family, tmp_path):
+    """Beyond large, LayerNorm comes first; without a pair task there is only the masked-language-model head."""
+    config = load_model_config(preset, 100)
+    assert config.to_json()["architectures"] == [f"{family}ForPreTraining"]
+    plain = dataclasses.replace(config, pair_task="none")
+    assert plain.to_json()["architectures"] == [f"{family}ForMaskedLM"]
+    (tmp_path / "config.json").write_text(json.dumps(plain.to_json()))
+    assert load_model_config(tmp_path / "config.json") == plain
 
 
 def test_the_vocabulary_is_padded_to_128_by_tp():

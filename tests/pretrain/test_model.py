@@ -276,6 +276,16 @@ def test_dropout_is_a_function_of_its_seed():
     assert len({without, first, other}) == 3
 
 
+def test_hidden_dropout_does_not_depend_on_tensor_parallelism():
+    config = dataclasses.replace(CONFIG, attention_probs_dropout_prob=0.0)
+    (one, *_), (two, *_) = (
+        run_ranks(loss_and_gradients, size, make_batch(LENGTHS, config), config, None, size, False, "none", (1, 2))
+        for size in (1, 2)
+    )
+    assert two[0] == pytest.approx(one[0], rel=1e-6)
+    assert_same_gradients(two[1], one[1])
+
+
 def deterministic_step() -> None:
     make_deterministic()
     try:

@@ -32,6 +32,15 @@ CONFIG = {
 }
 
 
+SMALL_MODEL = {
+    "vocab_size": 600,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
 @pytest.fixture
 def config_file(tmp_path) -> Path:
     path = tmp_path / "config.json"
@@ -182,6 +191,17 @@ def test_shards_with_another_vocabulary_are_refused(shard_folders, config_file, 
         make_plan(parse_args(arguments((other, shard_folders[1]), config_file, tmp_path / "run")), 1)
 
 
+def test_bf16_with_all_that_saves_memory_follows_float32(shard_folders, config_file, tmp_path):
+    """Pre-LayerNorm and sinusoidal positions, which are no weights. Measured: 2.8e-5 relative."""
+    model = SMALL_MODEL | {"model_type": "megatron-bert", "position_embedding_type": "sinusoidal"}
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    common = ["--model", str(tmp_path / "model.json"), "--dropout", "0"]
+    run_ranks(run_training, 1, arguments(shard_folders, config_file, tmp_path / "plain", *common))
+    saving = ["--tensor-parallel", "2", "--sequence-parallel", "--recompute", "full", "--set", "bf16.enabled=true"]
+    run_ranks(run_training, 2, arguments(shard_folders, config_file, tmp_path / "saving", *common, *saving))
+    assert losses(tmp_path / "saving") == pytest.approx(losses(tmp_path / "plain"), rel=2e-4)
+
+
 def without_pair_task(folder: Path, copy: Path) -> Path:
     """The same shards, told as if they held no pairs."""
     shutil.copytree(folder, copy)
@@ -205,15 +225,8 @@ def test_the_data_decides_whether_there_is_a_pair_head(shard_folders, config_fil
 
 
 def test_a_model_too_short_for_the_shards_is_refused(shard_folders, config_file, tmp_path):
-    model = {
-        "vocab_size": 600,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
     path = tmp_path / "model.json"
-    path.write_text(json.dumps(model | {"max_position_embeddings": 32}))
+    path.write_text(json.dumps(SMALL_MODEL | {"max_position_embeddings": 32}))
     with pytest.raises(ValueError, match="max_position_embeddings=32"):
         make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", "--model", str(path))), 1)
 
