@@ -1,13 +1,13 @@
 """CLI: a tokenised corpus to masked shards, the same bytes for any number of workers.
 
-    count    how many instances each chunk of documents gives: so each chunk knows where its numbers begin
-    plan     workers write each chunk's instances in shuffled order             -> OUTPUT/plan/chunk-*.npy
+    prepare  how many instances each chunk of documents gives, so that each knows where its numbers begin;
+             workers write each chunk's instances in shuffled order             -> OUTPUT/plan/chunk-*.npy
     write    workers collect a shard's share of every chunk, copy and mask it   -> OUTPUT/shard-*.safetensors
     finish   the plan is removed, manifest.json is written
 
 Chunks have a fixed size and the shuffle is a formula (`randomness.permuted`), so no step depends on who does it, and
-none holds more than a chunk or a shard in memory. A finished file is never made twice: the same command goes on after
-an interruption.
+none holds more than a chunk or a shard in memory; the corpus' bounds take 8 bytes a sentence. A finished file is never
+made twice: the same command goes on after an interruption. Slice I of N writes every N-th shard.
 """
 
 import argparse
@@ -21,7 +21,15 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.cli import claim_output, finished_file, run_cli, write_json
+from data_prep.cli import (
+    add_slice_arguments,
+    claim_output,
+    finished_file,
+    read_json,
+    remove_leftovers,
+    run_cli,
+    write_json,
+)
 from data_prep.corpus import Corpus, open_corpus
 from data_prep.instances import PAIR_TASKS, InstanceRule, assemble, count_instances, drop_empty, make_instances
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
@@ -79,6 +87,9 @@ class Job(NamedTuple):
     def num_sequences(self) -> int:
         return int(self.chunk_start[-1])
 
+    def shard_size(self, shard: int) -> int:
+        return int(self.shard_start[shard + 1] - self.shard_start[shard])
+
     def chunk_file(self, chunk: int) -> Path:
         return self.output / "plan" / f"chunk-{chunk:05d}.npy"
 
@@ -92,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     check_config(config)
     corpus = open_corpus(args.corpus)
     tokenizer = load_tokenizer(args.vocab or args.corpus)
-    build(corpus, tokenizer, args.output, config, num_shards=args.num_shards, workers=args.workers)
+    steps = {"prepare": args.prepare, "slice": args.slice, "finish": args.finish}
+    build(corpus, tokenizer, args.output, config, num_shards=args.num_shards, workers=args.workers, **steps)
 
 
 def build(
@@ -103,8 +115,14 @@ def build(
     *,
     num_shards: int | None = None,
     workers: int = 1,
+    prepare: bool = False,
+    slice: tuple[int, int] | None = None,
+    finish: bool = False,
 ) -> None:
-    """Write the shard folder `output` (see data_prep.shards). Raises ValueError before anything is written."""
+    """Write the shard folder `output` (see data_prep.shards), or do one step of it: prepare, slice (I, N) or finish.
+
+    Raises ValueError before anything is written.
+    """
     output = Path(output)
     check_config(config)
     for name, number in (("num_shards", num_shards), ("workers", workers)):
@@ -114,7 +132,15 @@ def build(
     bounds = drop_empty(corpus.sentence_start, corpus.document_start)
     check_size(np.diff(bounds[1]), config.pair_task)
     chunks = cut_into_chunks(*bounds, config.duplicates)
-    counts = [count_instances(*bounds, chunk, config.instance_rule) for chunk in tqdm(chunks, "count", unit="chunk")]
+    prepared = output / "plan" / "prepared.json"
+    if (slice or finish) and not (prepared.exists() or (output / MANIFEST).exists()):
+        raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
+    if prepared.exists():
+        counts = read_json(prepared)
+    else:
+        counts = [
+            count_instances(*bounds, chunk, config.instance_rule) for chunk in tqdm(chunks, "count", unit="chunk")
+        ]
     num_sequences = sum(counts)
     num_shards = num_shards or default_num_shards(num_sequences, config.seq_length)
     if num_shards > num_sequences:
@@ -123,6 +149,7 @@ def build(
         )
     identity = {"vocab": _describe_vocab(tokenizer), "corpus": _describe_corpus(corpus)}
     if claim_output(output, asdict(config) | {"num_shards": num_shards} | identity, done_file=MANIFEST) == "done":
+        shutil.rmtree(output / "plan", ignore_errors=True)  # killed between its last two acts
         return
 
     job = Job(
@@ -142,23 +169,39 @@ def build(
         chunk_start=np.concatenate([[0], np.cumsum(counts)]),
         shard_start=np.arange(num_shards + 1) * num_sequences // num_shards,
     )
-    _share_bounds(output / "plan", *bounds)
-    entries = _run(job, chunks, workers)
-    tokenizer.save(output)
-    shutil.rmtree(output / "plan")
-    write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
+    all_steps = not (prepare or slice or finish)
+    if (prepare or all_steps) and not prepared.exists():
+        _share_bounds(output / "plan", *bounds)
+        plan = ordered_map(partial(plan_chunk, job), enumerate(chunks), workers)
+        for _ in tqdm(plan, "plan", len(chunks), unit="chunk"):
+            pass
+        tokenizer.save(output)
+        write_json(prepared, counts)
+    if slice or all_steps:
+        index, count = slice or (0, 1)
+        _write_shards(job, range(index, num_shards, count), workers)
+    if finish or all_steps:
+        entries = _finished_entries(job, workers)
+        remove_leftovers(output)
+        write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
+        shutil.rmtree(output / "plan")
 
 
-def _run(job: Job, chunks: list[range], workers: int) -> list[dict]:
-    """Plan all chunks, then fill all shards; returns the shards' manifest entries."""
-    for _ in tqdm(ordered_map(partial(plan_chunk, job), enumerate(chunks), workers), "plan", len(chunks), unit="chunk"):
-        pass
-    entries = []
-    with tqdm(desc="write", total=job.num_sequences, unit="seq", unit_scale=True) as bar:
-        for entry in ordered_map(partial(fill_shard, job), range(len(job.shard_start) - 1), workers):
-            entries.append(entry)
-            bar.update(entry["num_sequences"])
-    return entries
+def _write_shards(job: Job, shards: range, workers: int) -> None:
+    with tqdm(desc="write", total=int(sum(map(job.shard_size, shards))), unit="seq", unit_scale=True) as bar:
+        for num_sequences in ordered_map(partial(fill_shard, job), shards, workers):
+            bar.update(num_sequences)
+
+
+def _finished_entries(job: Job, workers: int) -> list[dict]:
+    """The manifest's entries of all shards. Raises ValueError where slices have not written theirs yet."""
+    files = [job.shard_file(shard) for shard in range(len(job.shard_start) - 1)]
+    if absent := [file.name for file in files if not file.exists()]:
+        raise ValueError(
+            f"{job.output} is not complete: {len(absent)} of {len(files)} shards are missing, the first {absent[0]}; "
+            "give all its --slice commands again (what is done is not done again), then --finish"
+        )
+    return list(tqdm(ordered_map(shard_entry, files, workers), "checksum", len(files), unit="shard"))
 
 
 def cut_into_chunks(sentence_start: np.ndarray, document_start: np.ndarray, duplicates: int) -> list[range]:
@@ -187,11 +230,11 @@ def plan_chunk(job: Job, numbered_chunk: tuple[int, range]) -> None:
         np.save(file, instances[np.argsort(instances["position"])])
 
 
-def fill_shard(job: Job, shard: int) -> dict:
-    """Write one shard and return its manifest entry."""
+def fill_shard(job: Job, shard: int) -> int:
+    """Write one shard, unless it is there; returns the number of its sequences."""
     path = job.shard_file(shard)
     if path.exists():
-        return shard_entry(path)
+        return job.shard_size(shard)
     instances = _instances_of_shard(job, shard)
     token_ids = np.memmap(job.token_file, job.token_dtype, mode="r")
     blocks = [
@@ -201,7 +244,8 @@ def fill_shard(job: Job, shard: int) -> dict:
     columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     for counts, starts in (("lengths", "sequence_start"), ("num_predictions", "prediction_start")):
         columns[starts] = np.concatenate([[0], np.cumsum(columns.pop(counts))])
-    return write_shard(path, columns)
+    write_shard(path, columns)
+    return job.shard_size(shard)
 
 
 def _instances_of_shard(job: Job, shard: int) -> np.ndarray:
@@ -342,6 +386,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=default.seed, help="another seed, other pairs, masks and order")
     add("--num-shards", type=int, metavar="N", help="files to write (default: 32 MB of tokens each, at least 8)")
     add("--workers", type=int, default=1, metavar="N", help="processes")
+    add_slice_arguments(parser, "the plan of what goes where")
     return parser.parse_args(argv)
 
 

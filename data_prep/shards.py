@@ -156,8 +156,8 @@ class Shards:
             yield self._arrays[shard], rows, indices[rows] - self._first[shard]
 
 
-def write_shard(path: str | Path, arrays: dict[str, np.ndarray]) -> dict:
-    """Write the arrays of one shard (named and shaped as in the specification) and return its manifest entry.
+def write_shard(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write the arrays of one shard, named and shaped as in the specification.
 
     Integer arrays are cast to the format's dtypes; `tokens` must already be uint16 or uint32. Written under a
     temporary name, fsynced, renamed. Raises ValueError for more tokens than uint32 can count.
@@ -178,7 +178,6 @@ def write_shard(path: str | Path, arrays: dict[str, np.ndarray]) -> dict:
         file.write(len(text).to_bytes(8, "little") + text)
         for column in columns.values():
             file.write(column.data)
-    return shard_entry(path)
 
 
 def shard_entry(path: Path) -> dict:

@@ -17,10 +17,10 @@ from pretrain.tensors import rank_shape, tensor_table
 
 # Share of a link's data-sheet rate that large collectives reach. An assumption, close to what nccl-tests shows.
 LINK_EFFICIENCY = 0.8
-# Bytes moved for each parameter by one optimizer step: reads and writes of the foreach passes in lamb.py, 4 bytes each.
-OPTIMIZER_TRAFFIC = {"Lamb": 128, "AdamW": 28}
-# New float32 values for each parameter while the optimizer steps: LAMB's denominators and updates; AdamW's roots.
-OPTIMIZER_TEMPORARIES = {"Lamb": 2, "AdamW": 1}
+# Bytes moved for each parameter by one optimizer step: reads and writes of the passes in lamb.py, 4 bytes each.
+OPTIMIZER_TRAFFIC = {"Lamb": 72, "AdamW": 28}
+# New float32 values for each parameter while the optimizer steps: AdamW's roots.
+OPTIMIZER_TEMPORARIES = {"Lamb": 0, "AdamW": 1}
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,10 @@ def memory(job: Job) -> dict[str, float]:
     bucket = num_buckets * value * job.zero("reduce_bucket_size", 5e8)
     parts["reduction buckets"] = bucket
     parts["activations"] = activation_bytes(job, job.recompute)
+    parts["LAMB's updates"] = 4 * states * (job.optimizer == "Lamb")
     parts["optimizer step"] = 4 * states * (has_masters + OPTIMIZER_TEMPORARIES[job.optimizer])
-    resident = weights + parts["float32 weights"] + parts["moments"] + bucket * (job.stage == 3)
+    resident = weights + parts["float32 weights"] + parts["moments"] + parts["LAMB's updates"]
+    resident += bucket * (job.stage == 3)
     # The first backward pass of a step begins without gradients, a later one with what was added up so far.
     accumulated = parts["gradients"] if accumulates or job.stage == 3 else 0
     passing = parts["activations"] + accumulated + bucket * (job.stage in (1, 2)) + parts["gathered weights"]

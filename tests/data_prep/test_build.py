@@ -39,6 +39,10 @@ def make(source, output, workers=1, num_shards=None, **config):
     return Shards(output)
 
 
+def make_step(source, output, step):
+    build(*source, output, BuildConfig(seq_length=64, max_predictions=10, duplicates=2), num_shards=5, **step)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -70,7 +74,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(source, tmp_path, small_
         calls.append(path)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return write(path, columns)
+        write(path, columns)
 
     monkeypatch.setattr(build_module, "write_shard", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -80,6 +84,23 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(source, tmp_path, small_
     make(source, tmp_path / "cut", num_shards=5)
     assert len(set(calls)) == 5 and len(calls) == 6, "the two finished shards were kept"
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_slices_do_not_change_a_byte(source, tmp_path, small_chunks):
+    make(source, tmp_path / "whole", num_shards=5)
+    output = tmp_path / "sliced"
+    steps = [{"prepare": True}, *({"slice": (index, 3)} for index in (2, 0, 1)), {"finish": True}]
+    for step in steps[1:]:
+        with pytest.raises(ValueError, match="not prepared: give the same command with --prepare"):
+            make_step(source, output, step)
+    assert not output.exists()
+    for step in steps[:-2]:
+        make_step(source, output, step)
+    with pytest.raises(ValueError, match="2 of 5 shards are missing, the first shard-00001-of-00005"):
+        make_step(source, output, {"finish": True})
+    for step in steps[-2:]:
+        make_step(source, output, step)
+    assert contents(output) == contents(tmp_path / "whole")
 
 
 def test_chunk_size_is_only_about_memory(source, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from data_prep.shards import Shards, make_manifest, unigram_counts, unigram_entropy, verify, write_shard
+from data_prep.shards import Shards, make_manifest, shard_entry, unigram_counts, unigram_entropy, verify, write_shard
 from tests.data_prep.small_corpus import VOCAB_SIZE, make_tokenizer
 
 # The worked example of the format's specification.
@@ -71,10 +71,10 @@ def make_folder(folder, sequences, num_shards=3, dtype=np.uint16):
     ids = {"pad_id": 0, "unk_id": 1, "cls_id": 2, "sep_id": 3, "mask_id": 4}
     vocab = {"file": "vocab.txt", "sha256": tokenizer.sha256, "size": VOCAB_SIZE, "kind": tokenizer.kind} | ids
     bounds = np.arange(num_shards + 1) * len(sequences) // num_shards
-    entries = [
-        write_shard(folder / f"shard-{i}.safetensors", as_arrays(sequences[bounds[i] : bounds[i + 1]], dtype))
-        for i in range(num_shards)
-    ]
+    paths = [folder / f"shard-{i}.safetensors" for i in range(num_shards)]
+    for i, path in enumerate(paths):
+        write_shard(path, as_arrays(sequences[bounds[i] : bounds[i + 1]], dtype))
+    entries = list(map(shard_entry, paths))
     manifest = make_manifest({"pair_task": "nsp", "seq_length": 32}, vocab, {}, entries)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -91,7 +91,8 @@ def edit_manifest(folder, **changes):
 
 
 def test_golden_bytes_of_the_worked_example(tmp_path):
-    entry = write_shard(tmp_path / "example.safetensors", EXAMPLE)
+    write_shard(tmp_path / "example.safetensors", EXAMPLE)
+    entry = shard_entry(tmp_path / "example.safetensors")
     header = EXAMPLE_HEADER + b" " * (-len(EXAMPLE_HEADER) % 8)
     golden = len(header).to_bytes(8, "little") + header + EXAMPLE_DATA
     assert (tmp_path / "example.safetensors").read_bytes() == golden

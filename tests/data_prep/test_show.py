@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep.build import BuildConfig, build
-from data_prep.shards import Shards, make_manifest, unigram_entropy, write_shard
+from data_prep.shards import Shards, make_manifest, shard_entry, unigram_entropy, write_shard
 from data_prep.show import collect_statistics, format_record, main, statistics_table
 from data_prep.tokenizer import load_tokenizer
 from tests.data_prep.small_corpus import make_corpus, make_tokenizer
@@ -36,7 +36,8 @@ def test_a_record_is_readable_and_marked(tmp_path):
         "segment_b_start": [6],
         "pair_labels": [1],
     }
-    entry = write_shard(tmp_path / "shard-0.safetensors", arrays)
+    write_shard(tmp_path / "shard-0.safetensors", arrays)
+    entry = shard_entry(tmp_path / "shard-0.safetensors")
     vocab = {"file": "vocab.txt", "sha256": tokenizer.sha256}
     (tmp_path / "manifest.json").write_text(json.dumps(make_manifest({"pair_task": "nsp"}, vocab, {}, [entry])))
     assert format_record(Shards(tmp_path), 0, tokenizer).split("\n") == [
