@@ -10,8 +10,9 @@ from tabulate import tabulate
 
 from data_prep.cli import read_json
 from evaluation.results import mean_and_spread, percent, scores_of
-from pretrain.config import ModelConfig, load_model_config
+from pretrain.config import load_model_config
 from pretrain.telemetry import read_metrics
+from pretrain.tensors import num_parameters
 
 STARTS = ("pretrained", "random", "ngram", "majority")
 DATA_KINDS = {"megatron-indexed-dataset": "tokenised corpus", "bert-masked-shards": "masked shards"}
@@ -132,18 +133,6 @@ def data_table(manifests: dict[str, dict]) -> Table:
         length = _format(manifest["config"].get("seq_length"), ",")
         rows.append([name, DATA_KINDS[manifest["format"]], *numbers, length, f"{manifest['vocab']['size']:,}"])
     return Table(headers, rows)
-
-
-def num_parameters(config: ModelConfig) -> int:
-    """Parameters of BERT with its pretraining heads: the tied decoder counted once, the vocabulary not padded."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    dense, layer_norm = hidden * (hidden + 1), 2 * hidden
-    num_positions = config.max_position_embeddings if config.position_embedding_type == "absolute" else 0
-    embeddings = (config.vocab_size + num_positions + config.type_vocab_size) * hidden + layer_norm
-    layer = 4 * dense + inner * (hidden + 1) + hidden * (inner + 1) + 2 * layer_norm
-    masked_lm_head = dense + layer_norm + config.vocab_size
-    pooler_and_pair_head = dense + 2 * (hidden + 1) if config.has_pair_head else 0
-    return embeddings + config.num_hidden_layers * layer + masked_lm_head + pooler_and_pair_head
 
 
 def _format(value: float | None, style: str) -> str:

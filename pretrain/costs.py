@@ -110,14 +110,6 @@ class Job:
         return self.deepspeed["scheduler"]["params"]["total_num_steps"]
 
 
-def num_parameters(config: ModelConfig, tp_size: int = 1) -> int:
-    """Parameters that one of `tp_size` ranks holds; the vocabulary is padded only where it is split."""
-    table = tensor_table(config)
-    if tp_size == 1:
-        return sum(math.prod(whole.shape) for whole in table.values())
-    return sum(math.prod(rank_shape(name, whole, config, tp_size)) for name, whole in table.items())
-
-
 def held_parameters(job: Job) -> int:
     """Parameters of one rank's model, the padding of the vocabulary with them."""
     shapes = (rank_shape(name, whole, job.model, job.tp_size) for name, whole in tensor_table(job.model).items())

@@ -73,6 +73,31 @@ def make_batch(records: Records) -> PretrainingBatch:
     return PretrainingBatch(sequences, *(torch.from_numpy(target) for target in targets))
 
 
+def read_batch(shards: Shards, indices: np.ndarray) -> PretrainingBatch:
+    """The samples `indices` [B] as a checked micro-batch."""
+    records = shards.gather(indices)
+    check_ids(records, indices, shards.manifest["vocab"]["size"])
+    return make_batch(records)
+
+
+def check_ids(records: Records, indices: np.ndarray, vocab_size: int) -> None:
+    """Raises ValueError that names the first sample with an id beyond the vocabulary: split over tensor-parallel ranks,
+    the embedding would silently give zeros for it.
+    """
+    if max(records.token_ids.max(initial=0), records.masked_lm_labels.max(initial=0)) < vocab_size:
+        return
+    for ids, counts in (
+        (records.token_ids, records.lengths),
+        (records.masked_lm_labels, records.num_predictions),
+    ):
+        rows = np.repeat(np.arange(len(counts)), counts)[ids >= vocab_size]
+        if len(rows):
+            raise ValueError(
+                f"sample {indices[rows[0]]} holds token id {ids.max()}, but the vocabulary has {vocab_size} entries:"
+                " the shards are damaged or not ours; `python -m data_prep.show DIR --verify` tells"
+            )
+
+
 def split_samples(indices: np.ndarray, micro_batch_size: int, layout: Layout) -> list[np.ndarray]:
     """This rank's share of a global batch, in micro-batches."""
     mine = np.array_split(indices, layout.dp_size)[layout.dp_rank]
@@ -86,7 +111,7 @@ def training_batches(
 
     def read(step: int) -> StepBatch:
         indices = sample_indices(seed, step * batch_size, batch_size, shards.num_sequences)
-        parts = [make_batch(shards.gather(part)) for part in split_samples(indices, micro_batch_size, layout)]
+        parts = [read_batch(shards, part) for part in split_samples(indices, micro_batch_size, layout)]
         num_predictions = int(shards.num_predictions(indices).sum())
         num_pairs = 0 if shards.manifest["config"]["pair_task"] == "none" else batch_size
         return StepBatch(parts, batch_size, num_predictions, num_pairs)
@@ -113,4 +138,4 @@ def evaluation_batches(
         counts = mine < len(starts)
         start = starts[mine] if counts else 0
         indices = np.arange(start, min(start + micro_batch_size, shards.num_sequences))
-        yield make_batch(shards.gather(indices)), counts
+        yield read_batch(shards, indices), counts

@@ -25,10 +25,10 @@ from pretrain.costs import (
     held_parameters,
     layouts,
     memory,
-    num_parameters,
     step_seconds,
     training_flops,
 )
+from pretrain.tensors import num_parameters
 
 GIB = 2**30
 RECOMPUTE = ("none", "selective", "full")  # pretrain.model's choices, which need torch to be imported

@@ -3,6 +3,7 @@ writes.
 """
 
 import json
+import re
 import resource
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from pretrain.config import ModelConfig
 from pretrain.data import StepBatch
 from pretrain.layout import Layout
 
+LAYER_NUMBER = re.compile(r"^.*\blayer\.\d+\.")
 # Dense bf16 peak of one device, FLOP/s, by the vendor's data sheets.
 PEAK_FLOPS = {
     "H200": 989e12,
@@ -39,9 +41,11 @@ class RunLog:
         self.active = layout.rank == 0
         if not self.active:
             return
-        rows = [row for row in read_metrics(folder) if row["step"] <= first_step] if self.path.exists() else []
-        with finished_file(self.path, "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        for name in ("metrics.jsonl", "tensors.jsonl"):
+            if (folder / name).exists():
+                rows = [row for row in read_rows(folder / name) if row["step"] <= first_step]
+                with finished_file(folder / name, "w") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in rows)
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self.bar = tqdm(
@@ -55,6 +59,21 @@ class RunLog:
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def write_tensors(self, step: int, optimizer) -> None:
+        """LAMB's norms and trust ratios: histograms by kind of tensor in TensorBoard, each tensor's own in
+        tensors.jsonl. Nothing for another optimizer.
+        """
+        if not (self.active and getattr(optimizer, "trust_ratios", None)):
+            return
+        rows = {}
+        for title in ("weight_norms", "update_norms", "trust_ratios"):
+            values = getattr(optimizer, title)
+            for kind, numbers in grouped_by_kind(values).items():
+                self.board.add_histogram(f"{title}/{kind}", numbers, step)
+            rows[title] = {name: value.item() for name, value in values.items()}
+        with open(self.path.with_name("tensors.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **rows}) + "\n")
 
     def advance(self, step: int, **shown: str) -> None:
         """Moves the progress bar to `step`."""
@@ -76,12 +95,14 @@ class RunLog:
 
 
 def read_metrics(folder: str | Path, kind: str | None = None) -> list[dict]:
-    """Rows of a run's metrics.jsonl in order; a last line cut short by a kill is dropped."""
-    rows = []
-    for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return [row for row in rows if kind in (None, row["kind"])]
+    """Rows of a run's metrics.jsonl in order, of all kinds or of one."""
+    return [row for row in read_rows(Path(folder) / "metrics.jsonl") if kind in (None, row["kind"])]
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The JSON objects of a file, one a line; a last line cut short by a kill is dropped."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Throughput:
@@ -151,3 +172,13 @@ def trust_ratio_summary(trust_ratios: dict) -> dict:
         return {}
     ratios = torch.stack(list(trust_ratios.values())).float()
     return {f"trust_ratio_{name}": getattr(ratios, name)().item() for name in ("min", "median", "max")}
+
+
+def grouped_by_kind(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One number a tensor -> one vector a kind of tensor, the layers behind one another: `attention.self.query.weight`
+    holds those of all layers.
+    """
+    kinds: dict[str, list[torch.Tensor]] = {}
+    for name, value in values.items():
+        kinds.setdefault(LAYER_NUMBER.sub("", name), []).append(value)
+    return {kind: torch.stack(numbers).float().cpu() for kind, numbers in kinds.items()}

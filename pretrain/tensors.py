@@ -9,6 +9,7 @@ Two columns of `tensor_table` for a model of H = 128, F = 512, V = 30,522:
     bert.encoder.layer.0.attention.output.dense.bias        (128,)          whole on every rank
 """
 
+import math
 from typing import NamedTuple
 
 from pretrain.config import ModelConfig
@@ -53,6 +54,11 @@ def tensor_table(config: ModelConfig) -> dict[str, Whole]:
     table |= _linear("cls.predictions.transform.dense", hidden, hidden)
     table |= _layer_norm("cls.predictions.transform.LayerNorm", hidden)
     return table | (_linear("cls.seq_relationship", 2, hidden) if config.has_pair_head else {})
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of the model with its heads: the tied decoder counted once, the vocabulary not padded."""
+    return sum(math.prod(whole.shape) for whole in tensor_table(config).values())
 
 
 def _linear(name: str, out_size: int, in_size: int, split: int | None = None) -> dict[str, Whole]:

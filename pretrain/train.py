@@ -82,6 +82,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     run.add_argument("--log-interval", type=int, default=10, help="steps between rows of metrics.jsonl (default 10)")
     run.add_argument(
+        "--log-tensors", action="store_true", help="with each row, LAMB's norms and trust ratios of every tensor"
+    )
+    run.add_argument(
         "--eval-interval",
         type=int,
         default=1000,
@@ -218,6 +221,8 @@ def train(plan: Plan, layout: Layout) -> None:
         if step % args.log_interval == 0 or step in (1, last):
             values = training_row(sums, batch, rate, engine, optimizer, layout) | throughput.report()
             log.write("train", step, values)
+            if args.log_tensors:
+                log.write_tensors(step, optimizer)
             log.advance(step, loss=f"{values['loss']:.3f}", samples_per_s=f"{values['samples_per_s']:.0f}")
         if plan.eval_shards and (step % args.eval_interval == 0 or step == plan.total_steps):
             values = evaluate(engine.module, plan.eval_shards, plan.micro_batch_size, layout)

@@ -7,8 +7,9 @@ import pytest
 import transformers
 
 from evaluation.report import main
-from evaluation.tables import num_parameters, short_names, task_groups, verdicts
+from evaluation.tables import short_names, task_groups, verdicts
 from pretrain.config import ModelConfig
+from pretrain.tensors import num_parameters
 
 CONFIG = ModelConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40)
 

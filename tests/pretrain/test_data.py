@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data_prep.shards import Shards
-from pretrain.data import BLOCK_SIZE, evaluation_batches, make_batch, sample_indices, training_batches
+from pretrain.data import BLOCK_SIZE, check_ids, evaluation_batches, make_batch, sample_indices, training_batches
 from pretrain.layout import Layout
 
 CPU = torch.device("cpu")
@@ -52,6 +52,18 @@ def test_a_batch_is_what_the_records_say(shard_folders):
     manifest = shards.manifest["vocab"]
     masked = batch.sequences.token_ids[batch.masked_lm_positions]
     assert 0.6 < (masked == manifest["mask_id"]).float().mean() <= 1.0
+
+
+@pytest.mark.parametrize("column", ["token_ids", "masked_lm_labels"])
+def test_an_id_beyond_the_vocabulary_is_named_by_its_sample(column, shard_folders):
+    shards = Shards(shard_folders[0])
+    indices = np.array([3, 0, 7])
+    records = shards.gather(indices)
+    size = shards.manifest["vocab"]["size"]
+    check_ids(records, indices, size)
+    getattr(records, column)[-1] = size
+    with pytest.raises(ValueError, match=f"sample 7 holds token id {size}, but the vocabulary has {size} entries"):
+        check_ids(records, indices, size)
 
 
 @pytest.mark.parametrize("dp_size", [1, 3])

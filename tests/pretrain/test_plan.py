@@ -22,13 +22,13 @@ from pretrain.costs import (
     held_parameters,
     layouts,
     memory,
-    num_parameters,
     step_seconds,
 )
 from pretrain.engine import initialize_engine
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
 from pretrain.plan import main, make_job, parse_args
+from pretrain.tensors import num_parameters
 from tests.pretrain.test_model import make_batch
 from tests.ranks import run_ranks
 

@@ -99,6 +99,18 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     assert (halves / "finished.json").exists()
 
 
+def test_every_tensors_norms_are_logged_on_demand(shard_folders, config_file, tmp_path):
+    more = ["--log-tensors", "--steps", "2", "--log-interval", "2"]
+    run_ranks(run_training, 2, arguments(shard_folders, config_file, tmp_path / "run", *more))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "tensors.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    norms, updates, ratios = (rows[1][title] for title in ("weight_norms", "update_norms", "trust_ratios"))
+    assert "bert.encoder.layer.1.attention.self.key.weight" in norms
+    assert all(ratios[name] == pytest.approx(norms[name] / updates[name], rel=1e-5) for name in norms)
+    summary = read_metrics(tmp_path / "run", "train")[-1]
+    assert summary["trust_ratio_max"] == pytest.approx(max(ratios.values()))
+
+
 @pytest.mark.parametrize(
     "layouts",
     [
