@@ -272,6 +272,11 @@ def check_deepspeed_config(config: dict, path: str) -> None:
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{path}: zero_optimization.stage={stage!r}; ZeRO has the stages 0, 1, 2 and 3")
+    if stage == 0 and any(config.get(kind, {}).get("enabled") for kind in ("bf16", "fp16")):
+        raise ValueError(
+            f"{path}: 16 bits at zero_optimization.stage=0: DeepSpeed's wrapper for that takes a first step before the"
+            " optimizer knows its tensors; choose stage 1, which on one device is the same work"
+        )
 
 
 def named_block(config: dict, name: str, known, path: str) -> tuple[str, dict]:

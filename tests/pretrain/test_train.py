@@ -165,6 +165,7 @@ def test_held_out_averages_do_not_depend_on_the_layout(shard_folders, config_fil
         (["--set", "optimizer.type=Lamp"], 1, "did you mean 'Lamb'"),
         (["--set", "optimizer.params.lr=fast"], 1, "optimizer.params.lr='fast'"),
         (["--set", "train_batch_size"], 1, "expected KEY=VALUE"),
+        (["--set", "bf16.enabled=true", "zero_optimization.stage=0"], 1, "choose stage 1"),
         (["--model", "tny"], 1, "did you mean 'tiny'"),
         (["--steps", "0"], 1, "--steps 0"),
         (["--data", "nowhere"], 1, "nowhere does not exist"),
