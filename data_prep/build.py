@@ -54,6 +54,7 @@ class BuildConfig:
     pair_task: str = "nsp"
     masked_lm_prob: float = 0.15
     whole_word: bool = False
+    max_ngram: int = 1
     short_seq_prob: float = 0.1
     seed: int = 0
 
@@ -162,6 +163,7 @@ def build(
             masked_lm_prob=config.masked_lm_prob,
             max_predictions=config.max_predictions,
             whole_word=config.whole_word,
+            max_ngram=config.max_ngram,
         ),
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
@@ -289,6 +291,7 @@ def check_config(config: BuildConfig) -> None:
         ),
         "duplicates": (config.duplicates >= 1, "at least 1"),
         "pair_task": (config.pair_task in PAIR_TASKS, f"one of {', '.join(PAIR_TASKS)}"),
+        "max_ngram": (1 <= config.max_ngram <= 10, "between 1 and 10; 3 is usual for n-gram masking"),
         "masked_lm_prob": (0 < config.masked_lm_prob < 1, "between 0 and 1, both excluded; 0.15 is usual"),
         "short_seq_prob": (0 <= config.short_seq_prob <= 1, "between 0 and 1; 0.1 is usual"),
         "seed": (0 <= config.seed < 1 << 63, "at least 0 and below 2**63"),
@@ -377,6 +380,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--masked-lm-prob", type=float, default=default.masked_lm_prob, help="share of the tokens that are masked")
     add("--whole-word", action="store_true", help="mask all pieces of a word together")
+    add("--max-ngram", type=int, default=default.max_ngram, help="mask runs of up to so many tokens, or whole words")
     add(
         "--short-seq-prob",
         type=float,

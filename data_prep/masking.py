@@ -21,6 +21,8 @@ class MaskingRule(NamedTuple):
 
     masked_lm_prob   share of a sequence's tokens (special ones count) to predict, at least one
     max_predictions  and at most so many
+    max_ngram        longest run of units masked together; a run of n is drawn with a probability proportional to 1/n
+                     (Lan et al. 2019, section 3.1)
     mask_id          id of [MASK]
     token_role       uint8 [V]: 0 special, never predicted and never the random replacement; 1 begins a unit that is
                      masked together (a word, or just itself); 2 continues one
@@ -28,6 +30,7 @@ class MaskingRule(NamedTuple):
 
     masked_lm_prob: float
     max_predictions: int
+    max_ngram: int
     mask_id: int
     token_role: np.ndarray
 
@@ -47,7 +50,9 @@ class Masked(NamedTuple):
     masked_lm_labels: np.ndarray
 
 
-def masking_rule(tokenizer, *, masked_lm_prob: float, max_predictions: int, whole_word: bool) -> MaskingRule:
+def masking_rule(
+    tokenizer, *, masked_lm_prob: float, max_predictions: int, whole_word: bool, max_ngram: int = 1
+) -> MaskingRule:
     """The rule for a vocabulary (see data_prep.tokenizer).
 
     [PAD], [CLS], [SEP] and [MASK] are special; [UNK] stands for a word and is predicted like one, as in
@@ -57,7 +62,7 @@ def masking_rule(tokenizer, *, masked_lm_prob: float, max_predictions: int, whol
     if whole_word:
         role[~tokenizer.word_start] = _CONTINUES_UNIT
     role[[tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]] = _SPECIAL
-    return MaskingRule(masked_lm_prob, max_predictions, tokenizer.mask_id, role)
+    return MaskingRule(masked_lm_prob, max_predictions, max_ngram, tokenizer.mask_id, role)
 
 
 def mask_sequences(
@@ -99,7 +104,7 @@ def _mask_sequences(tokens, sequence_start, samples, rule, seed, epoch, num_pred
         start_stream(stream, seed, MASKING, epoch, samples[i])
         budget = min(rule.max_predictions, max(1, np.int64(np.rint(len(sequence) * rule.masked_lm_prob))))
         num_units = _find_units(sequence, rule.token_role, units)
-        _choose(sequence, rule.token_role, units, num_units, budget, chosen, stream)
+        _choose(sequence, rule.token_role, rule.max_ngram, units, num_units, budget, chosen, stream)
         before = total
         for position in range(len(sequence)):
             if chosen[position]:
@@ -123,8 +128,10 @@ def _find_units(sequence, token_role, units):
 
 
 @njit(cache=True)
-def _choose(sequence, token_role, units, num_units, budget, chosen, stream):
-    """Go through the units in random order and take each that still fits the budget; mark its positions in `chosen`."""
+def _choose(sequence, token_role, max_ngram, units, num_units, budget, chosen, stream):
+    """Go through the units in random order and take each that still fits the budget, with the units after it if an
+    n-gram is drawn, as far as they fit; mark the positions in `chosen`.
+    """
     chosen[: len(sequence)] = False
     for done in range(num_units):
         if budget == 0:
@@ -132,12 +139,32 @@ def _choose(sequence, token_role, units, num_units, budget, chosen, stream):
         pick = done + below(stream, num_units - done)
         start = units[pick]
         units[pick] = units[done]
-        end = start + 1
-        while end < len(sequence) and token_role[sequence[end]] == _CONTINUES_UNIT:
-            end += 1
-        if end - start <= budget:
+        num_wanted = _ngram_length(max_ngram, stream) if max_ngram > 1 else 1
+        for _ in range(num_wanted):
+            if start == len(sequence) or chosen[start] or token_role[sequence[start]] == _SPECIAL:
+                break
+            end = start + 1
+            while end < len(sequence) and token_role[sequence[end]] == _CONTINUES_UNIT:
+                end += 1
+            if end - start > budget:
+                break
             budget -= end - start
             chosen[start:end] = True
+            start = end
+
+
+@njit(cache=True)
+def _ngram_length(max_ngram, stream):
+    """1 .. max_ngram, each n with a probability proportional to 1/n."""
+    total = 0.0
+    for n in range(1, max_ngram + 1):
+        total += 1.0 / n
+    draw = uniform(stream) * total
+    for n in range(1, max_ngram):
+        draw -= 1.0 / n
+        if draw < 0:
+            return n
+    return max_ngram
 
 
 @njit(cache=True)

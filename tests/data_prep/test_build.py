@@ -153,6 +153,7 @@ def test_the_manifest_tells_what_was_done(source, tmp_path):
         "pair_task": "nsp",
         "masked_lm_prob": 0.15,
         "whole_word": False,
+        "max_ngram": 1,
         "short_seq_prob": 0.1,
         "seed": 3,
     }

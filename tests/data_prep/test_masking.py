@@ -105,6 +105,34 @@ def test_whole_words_are_masked_together(tokenizer):
     assert masked.num_predictions.sum() > 0.95 * budget[lengths > 10].sum()
 
 
+def test_ngrams_have_the_lengths_that_were_drawn(tokenizer):
+    """Runs of 1, 2, 3 in 6 : 3 : 2, but for the last of a sequence, cut by the budget, and for chance neighbours."""
+    tokens = np.tile(np.array([CLS, *[7] * 998, SEP], np.uint16), 500)
+    rule = make_rule(tokenizer, max_predictions=40)._replace(max_ngram=3, masked_lm_prob=0.04)
+    masked = mask_sequences(tokens, np.full(500, 1000), np.arange(500), rule, seed=0)
+    assert (masked.num_predictions == 40).all()
+    gaps = np.diff(masked.masked_lm_positions) != 1
+    runs = np.diff(np.flatnonzero(np.concatenate([[True], gaps, [True]])))
+    shares = np.bincount(runs)[1:4] / len(runs)
+    np.testing.assert_allclose(shares, [6 / 11, 3 / 11, 2 / 11], atol=0.04)
+    assert (runs > 3).mean() < 0.07
+
+
+def test_ngrams_of_whole_words_keep_words_and_budget(tokenizer):
+    tokens, lengths = make_sequences(400)
+    rule = make_rule(tokenizer, whole_word=True)._replace(max_ngram=3)
+    masked = mask_sequences(tokens, lengths, np.arange(400), rule, seed=0)
+    chosen = np.zeros(len(tokens), bool)
+    chosen[places(masked, lengths)] = True
+    special = np.isin(tokens, [CLS, SEP])
+    joined = ~tokenizer.word_start[tokens][1:] & ~special[:-1]
+    assert (chosen[1:] == chosen[:-1])[joined].all() and not chosen[special].any()
+    assert (masked.num_predictions <= np.minimum(20, np.maximum(1, np.rint(lengths * 0.15)))).all()
+    plain = mask_sequences(tokens, lengths, np.arange(400), make_rule(tokenizer, whole_word=True), seed=0)
+    neighbours = [(np.diff(result.masked_lm_positions) == 1).mean() for result in (masked, plain)]
+    assert neighbours[0] > 1.2 * neighbours[1]
+
+
 def test_a_sequence_without_ordinary_tokens_has_no_predictions(tokenizer):
     masked = mask_sequences(np.array([CLS, SEP, CLS, 9, SEP]), [2, 3], [0, 1], make_rule(tokenizer), seed=0)
     assert (masked.num_predictions.tolist(), masked.masked_lm_positions.tolist()) == ([0, 1], [1])
