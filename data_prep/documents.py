@@ -326,7 +326,7 @@ def _read_jsonl(path: Path, progress: Progress, text_key: str, skip: Skip) -> It
         place = f"{path}:{number}"
         try:
             record = json.loads(raw.decode("utf-8-sig")) if raw.strip() else None
-        except ValueError:  # UnicodeDecodeError and JSONDecodeError both
+        except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deep for the parser
             skip("not valid JSON", place)
             continue
         if not isinstance(record, dict):
@@ -335,5 +335,7 @@ def _read_jsonl(path: Path, progress: Progress, text_key: str, skip: Skip) -> It
         elif not isinstance(record.get(text_key), str):
             skip(f"no text under the key {text_key!r}", place)
         else:
-            lines = record[text_key].splitlines(keepends=True) or [""]
+            # A lone surrogate, as "\ud800" in JSON, is no character and could not be written.
+            text = record[text_key].encode(errors="ignore").decode()
+            lines = text.splitlines(keepends=True) or [""]
             yield from _bounded(str(record.get("id", f"{path.name}:{number}")), lines)

@@ -47,8 +47,8 @@ def fragments_by_partition(engine) -> dict[Tensor, list[Fragment]]:
     """For each tensor that the engine's optimizer updates: the fragments of all tensors of its group, in the same order
     on all ranks.
 
-    Without ZeRO a tensor is its own partition. ZeRO 1 and 2 state their addresses; ZeRO 3 partitions every tensor by
-    itself, padding the last rank's part.
+    Without ZeRO a tensor is its own partition. ZeRO 1 and 2 cut a group's tensors, laid behind one another, into equal
+    partitions; ZeRO 3 cuts every tensor by itself, padding the last rank's part.
     """
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     optimizer = engine.optimizer
@@ -56,8 +56,8 @@ def fragments_by_partition(engine) -> dict[Tensor, list[Fragment]]:
         groups = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)
         return {flat: _stage3_fragments(tensors, names, engine) for flat, tensors in groups}
     if hasattr(optimizer, "single_partition_of_fp32_groups"):  # ZeRO 1 and 2
-        groups = zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
-        return {flat: [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups}
+        groups = enumerate(optimizer.single_partition_of_fp32_groups)
+        return {flat: _stage12_fragments(optimizer, index, len(flat), names) for index, flat in groups}
     if hasattr(optimizer, "fp32_groups_flat_partition"):  # ZeRO 1 in bf16 with fp32 accumulation
         groups = zip(optimizer.fp32_groups_flat_partition, optimizer.bf16_groups, strict=True)
         return {flat: [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups}
@@ -74,8 +74,23 @@ def _is_split(tensor: Tensor) -> bool:
     return getattr(tensor, "tensor_model_parallel", False)
 
 
+def _stage12_fragments(optimizer, group: int, size: int, names: dict) -> list[Fragment]:
+    """ZeRO 1 and 2 lay a group's tensors in an order of their own if `round_robin_gradients` asks for it: the offsets
+    say where. (The addresses that DeepSpeed links to the tensors are those of the plain order, and wrong then.)
+    """
+    start = dist.get_rank(optimizer.real_dp_process_group[group]) * size
+    tensors, offsets = optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group]
+    fragments = []
+    for tensor, offset in zip(tensors, offsets, strict=True):
+        first, last = max(offset, start), min(offset + tensor.numel(), start + size)
+        numel = max(0, last - first)
+        place = (first - start, numel, first - offset) if numel else (0, 0, 0)
+        fragments.append(Fragment(names[tensor], *place, _is_split(tensor)))
+    return fragments
+
+
 def _addressed_fragment(tensor: Tensor, name: str) -> Fragment:
-    """ZeRO 1 and 2 link each tensor to its place in this rank's partition, or to nothing."""
+    """DeepSpeed's 16-bit optimizer links each tensor to its place in this rank's partition, or to nothing."""
     link = tensor._hp_mapping
     if link is None:
         return Fragment(name, 0, 0, 0, _is_split(tensor))

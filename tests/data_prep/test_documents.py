@@ -186,3 +186,14 @@ def test_skips_are_counted_and_the_first_told():
         skip("not valid JSON", f"a:{line}")
     assert counts == {"not valid JSON": 30}
     assert len(told) == 10 and told[0] == "skipped a:0: not valid JSON"
+
+
+def test_lines_that_break_parsers_and_encoders(tmp_path):
+    """A lone surrogate is dropped, a pair stays, a line nested too deep is skipped with its place."""
+    path = tmp_path / "bad.jsonl"
+    lines = [r'{"text": "a \ud800b"}', "[" * 100_000, r'{"text": "\ud83d\ude00 c"}']
+    path.write_text("\n".join(lines), encoding="utf-8")
+    skipped = []
+    documents = list(read_documents([path], skip=lambda *what: skipped.append(what)))
+    assert [document.text for document in documents] == ["a b", "\U0001f600 c"]
+    assert skipped == [("not valid JSON", f"{path}:2")]
