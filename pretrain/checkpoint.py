@@ -223,6 +223,8 @@ def _rank_reader(folder: Path, description: dict, tp_rank: int) -> Callable[[str
     def read(name: str, kind: str) -> Tensor:
         whole = torch.zeros(description["tensors"][name]["shape"])
         for partition, part in places[name]:
+            if kind not in partition:
+                continue  # saved before the first step: no moments yet
             target = whole.view(-1)[part.tensor_start : part.tensor_start + part.numel]
             target.copy_(partition[kind].detach().view(-1)[part.start : part.start + part.numel])
         return whole
@@ -231,7 +233,7 @@ def _rank_reader(folder: Path, description: dict, tp_rank: int) -> Callable[[str
 
 
 def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragments: list) -> list[dict]:
-    """{"weight", "exp_avg", "exp_avg_sq", "step"} of each partition that one rank's optimizer held."""
+    """"weight" and, after a first step, the MOMENTS of each partition that one rank's optimizer held."""
     if zero_stage:
         (path,) = folder.glob(f"*zero_pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_optim_states.pt")
         saved = _load(path)["optimizer_state_dict"]
@@ -246,7 +248,7 @@ def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragm
         else:
             weights = [states["module"][part["name"]] for (part,) in fragments]
             moments = saved["state"]
-    return [{"weight": weight, **moments[index]} for index, weight in enumerate(weights)]
+    return [{"weight": weight, **moments.get(index, {})} for index, weight in enumerate(weights)]
 
 
 def _load(path: Path) -> dict:
