@@ -233,7 +233,7 @@ def _rank_reader(folder: Path, description: dict, tp_rank: int) -> Callable[[str
 
 
 def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragments: list) -> list[dict]:
-    """"weight" and, after a first step, the MOMENTS of each partition that one rank's optimizer held."""
+    """For each partition that one rank's optimizer held: its "weight" and, after a first step, its MOMENTS."""
     if zero_stage:
         (path,) = folder.glob(f"*zero_pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_optim_states.pt")
         saved = _load(path)["optimizer_state_dict"]

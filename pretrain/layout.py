@@ -8,8 +8,11 @@ Ranks are numbered as Megatron numbers them: `torch.arange(world).view(dp, tp)`.
 import datetime
 import os
 import socket
+import sys
+import time
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,6 +22,7 @@ with warnings.catch_warnings():  # it warns of every optional package that is no
     from megatron.core import parallel_state
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+LONGEST_BUILD = 600  # seconds: a lock of torch's compiler that is older was left by a process that was killed
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,22 @@ def rank_environment() -> dict[str, int]:
     env.setdefault(
         "CUDA_DEVICE_MAX_CONNECTIONS", "1"
     )  # so that Megatron's all-reduces start before the products they hide
+    _keep_operators_apart()
     return {name: int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def _keep_operators_apart() -> None:
+    """DeepSpeed compiles operators at first use. Each environment keeps its own, so that two of them do not overwrite
+    each other's, and a lock that a killed build left is removed: torch would wait for it for ever.
+    """
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
+    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", sys.prefix)).glob("*/lock"):
+        try:
+            if time.time() - lock.stat().st_mtime > LONGEST_BUILD:
+                lock.unlink()
+        except FileNotFoundError:
+            pass  # another rank was faster
 
 
 def free_port() -> int:
