@@ -101,17 +101,25 @@ def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
     text = {"encoding": "utf-8", "newline": "\n"} if "b" not in mode else {}
     try:
-        with open(partial, mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file
-        raise
+        with naming(path):
+            with open(partial, mode, **text) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError inside that names no file names this one: a full disk does not say which file it could not hold."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -65,9 +65,9 @@ from data_prep.parts import (
     finished_parts,
     kept_of,
     missing_sources,
+    overview,
     part_file,
     read_part,
-    summed_counts,
     write_part,
 )
 from data_prep.sentences import SentenceSplitter, load_splitter, train_splitter
@@ -187,12 +187,14 @@ def finish(output: Path, files: list[Path], tokenizer: Tokenizer, filters: Filte
     """Join the parts into corpus.bin and corpus.idx without duplicates; returns the counts for the manifest."""
     paths = finished_parts(output / "parts", files)
     remove_leftovers(output)
-    counts = summed_counts(map(read_part, paths))
+    fingerprints, counts = overview(paths)
     dropped = counts.setdefault("dropped", Counter())
     counts["num_characters"] = counts["num_unknown_tokens"] = 0
     writer = IndexedDatasetWriter(output / "corpus", token_type(tokenizer.vocab_size))
     try:
-        for part, keep in tqdm(_without_duplicates(paths, filters, dropped), "join", len(paths), unit="part"):
+        for part, keep in tqdm(
+            _without_duplicates(paths, fingerprints, filters, dropped), "join", len(paths), unit="part"
+        ):
             token_ids, lengths, num_sentences = kept_of(part, keep)
             writer.add_documents(token_ids, lengths, num_sentences)
             counts["num_characters"] += int(part.num_characters[keep].sum())
@@ -214,10 +216,10 @@ def finish(output: Path, files: list[Path], tokenizer: Tokenizer, filters: Filte
 
 
 def _without_duplicates(
-    paths: list[Path], filters: Filters, dropped: Counter[str]
+    paths: list[Path], fingerprints: np.ndarray, filters: Filters, dropped: Counter[str]
 ) -> Iterator[tuple[Part, np.ndarray]]:
     """Each part with bool [D]: the documents to keep. The first of several duplicates stays."""
-    is_first = first_occurrences(np.concatenate([read_part(path).fingerprints for path in paths]))
+    is_first = first_occurrences(fingerprints)
     index = NearDuplicates(filters.near_duplicates) if filters.near_duplicates else None
     start = 0
     for path in paths:
@@ -263,7 +265,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=float,
         default=default.near_duplicates,
         metavar="SIMILARITY",
-        help="drop documents as similar as that to an earlier one, by MinHash (try 0.8); takes some 3.5 kB of memory a "
+        help="drop documents as similar as that to an earlier one, by MinHash (try 0.8); takes some 6 kB of memory a "
         "document in the last step",
     )
     add_slice_arguments(parser, "the sentence model")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.cli import finished_file, sync_folder
+from data_prep.cli import finished_file, naming, sync_folder
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -63,9 +63,10 @@ class IndexedDatasetWriter:
         """Append D documents: the token ids [T] of all their sequences, the sequences' lengths [S], which sum to T, and
         the number of sequences of each document [D], which sum to S.
         """
-        self._tokens.write(token_ids.astype(self.dtype, copy=False).tobytes())
-        self._lengths.write(lengths.astype(np.int32, copy=False).tobytes())
-        self._bounds.write((self.num_sequences + np.cumsum(num_sequences, dtype=np.int64)).tobytes())
+        with naming(f"{self.prefix}.bin"):
+            self._tokens.write(token_ids.astype(self.dtype, copy=False).tobytes())
+            self._lengths.write(lengths.astype(np.int32, copy=False).tobytes())
+            self._bounds.write((self.num_sequences + np.cumsum(num_sequences, dtype=np.int64)).tobytes())
         self.num_tokens += len(token_ids)
         self.num_sequences += len(lengths)
         self.num_documents += len(num_sequences)
@@ -73,8 +74,9 @@ class IndexedDatasetWriter:
     def finish(self) -> tuple[Path, Path]:
         """Write the index, fsync, rename; returns the paths of .bin and .idx."""
         bin_path, idx_path = Path(f"{self.prefix}.bin"), Path(f"{self.prefix}.idx")
-        self._tokens.flush()
-        os.fsync(self._tokens.fileno())
+        with naming(bin_path):
+            self._tokens.flush()
+            os.fsync(self._tokens.fileno())
         with finished_file(idx_path) as file:
             code = next(code for code, known in _TYPES.items() if known is self.dtype)
             file.write(_HEADER.pack(_MAGIC, 1, code, self.num_sequences, self.num_documents + 1))
@@ -100,9 +102,12 @@ class IndexedDatasetWriter:
 
     def close(self) -> None:
         """Remove the temporary files; safe to call twice, and instead of `finish` to give up."""
-        self._files.close()
-        for part in _PARTS:
-            Path(self._partial(part)).unlink(missing_ok=True)
+        try:
+            with naming(f"{self.prefix}.bin"):
+                self._files.close()
+        finally:
+            for part in _PARTS:
+                Path(self._partial(part)).unlink(missing_ok=True)
 
 
 def read_indexed_dataset(prefix: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

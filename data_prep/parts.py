@@ -1,16 +1,17 @@
 """A corpus in parts, so that any number of processes and hosts can make it, and none of them starts again from nothing.
 
 The input files, in order, form volumes of about VOLUME_BYTES on disk; the documents of a volume form parts of about
-PART_CHARACTERS. Both follow from the input alone, and so does a part's content: who makes it, and when, does not
-matter. OUTPUT/parts holds, until the corpus is finished,
+PART_CHARACTERS, or of PART_DOCUMENTS where they are tiny. All this follows from the input alone, and so does a part's
+content: who makes it, and when, does not matter. OUTPUT/parts holds, until the corpus is finished,
 
     part-VVVVV-BBBBB.safetensors   part B of volume V (see Part)
-    volume-VVVVV.json              {"num_parts": N}, known to whoever has read the volume to its end
+    volume-VVVVV.json              {"num_parts": N, "digest": D}, known to whoever has read the volume to its end
 
 Slice I of N makes whole volumes where there are enough for all, since it then need not read the others; else every
-N-th part.
+N-th part. Slices that share a volume compare its digest, so that a host with another text cannot mix it in.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from data_prep.documents import Document, count_skips, input_bytes, read_documen
 
 VOLUME_BYTES = 1 << 28
 PART_CHARACTERS = 4_000_000
+PART_DOCUMENTS = 50_000
 
 
 class Source(NamedTuple):
@@ -97,12 +99,23 @@ def missing_sources(
         if by_volume and _is_complete(folder, volume):
             progress(input_bytes(group))
             continue
-        number = -1
+        number, digest = -1, hashlib.blake2b(digest_size=16)
         for number, source in enumerate(_sources(volume, group, format, text_key, tell, progress)):
+            for document in source.documents:
+                digest.update(document.text.encode())
             mine = by_volume or (volume + number) % count == index
             if mine and not part_file(folder, volume, number).exists():
                 yield source
-        write_json(volume_file(folder, volume), {"num_parts": number + 1})
+        _write_end(volume_file(folder, volume), {"num_parts": number + 1, "digest": digest.hexdigest()})
+
+
+def _write_end(path: Path, end: dict) -> None:
+    if path.exists() and read_json(path) != end:
+        raise ValueError(
+            f"{path}: another slice read other text in these files; they changed, or differ between hosts: "
+            f"remove {path.parent.parent} and begin again with the same files everywhere"
+        )
+    write_json(path, end)
 
 
 def _sources(volume: int, files: list[Path], format: str, text_key: str, tell, progress) -> Iterator[Source]:
@@ -112,7 +125,7 @@ def _sources(volume: int, files: list[Path], format: str, text_key: str, tell, p
     for document in read_documents(files, format, text_key, count_skips(skipped, tell), progress):
         documents.append(document)
         size += len(document.text)
-        if size >= PART_CHARACTERS:
+        if size >= PART_CHARACTERS or len(documents) == PART_DOCUMENTS:
             yield Source(volume, number, documents, Counter(skipped))
             skipped.clear()
             documents, number, size = [], number + 1, 0
@@ -173,10 +186,12 @@ def kept_of(part: Part, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     return part.token_ids[np.repeat(keep_sentence, part.lengths)], part.lengths[keep_sentence], part.num_sentences[keep]
 
 
-def summed_counts(parts: Iterable[Part]) -> dict[str, Counter[str]]:
-    """The counts of all parts, by kind."""
+def overview(paths: Iterable[Path]) -> tuple[np.ndarray, dict[str, Counter[str]]]:
+    """The fingerprints of all parts, uint64 [D, 2], and the sum of their counts by kind."""
+    fingerprints: list[np.ndarray] = []
     total: dict[str, Counter[str]] = {}
-    for part in parts:
+    for part in map(read_part, paths):
+        fingerprints.append(part.fingerprints)
         for kind, counts in part.counts.items():
             total.setdefault(kind, Counter()).update(counts)
-    return total
+    return np.concatenate(fingerprints), total

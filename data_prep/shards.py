@@ -40,15 +40,17 @@ is a file of 8 + 536 + 62 bytes, the last 62 of which are, row by row:
 
 manifest.json
     {"format": "bert-masked-shards", "version": 1,
-     "config": {"seq_length", "max_predictions", "duplicates", "pair_task", "masked_lm_prob", "whole_word",
+     "config": {"seq_length", "max_predictions", "duplicates", "pair_task", "masked_lm_prob", "whole_word", "max_ngram",
                 "short_seq_prob", "seed"},
      "vocab": {"file", "sha256", "size", "kind", "pad_id", "unk_id", "cls_id", "sep_id", "mask_id"},
      "corpus": {"num_documents", "num_sentences", "num_tokens", ...},
      "num_sequences", "num_tokens", "num_predictions",
-     "shards": [{"file", "sha256", "num_bytes", "num_sequences", "num_tokens", "num_predictions"}, ...]}
+     "shards": [{"file", "sha256", "num_bytes", "num_sequences", "num_tokens", "num_predictions"}, ...],
+     "sha256": of all that stands above, as JSON with sorted keys and no spaces}
 The folder's sequences are numbered through its shards in this order; the numbers of sequences differ by at most one.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -197,7 +199,13 @@ def make_manifest(config: dict, vocab: dict, corpus: dict, shards: list[dict]) -
     """The manifest of a folder: what was asked, from what it was made, and the entries of its shards."""
     totals = {count: sum(entry[count] for entry in shards) for count in _COUNTS}
     identity = {"format": FORMAT, "version": VERSION}
-    return identity | {"config": config, "vocab": vocab, "corpus": corpus} | totals | {"shards": shards}
+    manifest = identity | {"config": config, "vocab": vocab, "corpus": corpus} | totals | {"shards": shards}
+    return manifest | {"sha256": _manifest_sha256(manifest)}
+
+
+def _manifest_sha256(manifest: dict) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def verify(shards: Shards, progress=iter) -> None:
@@ -257,10 +265,8 @@ def _read_manifest(folder: Path) -> dict:
             f"{folder} holds shards of version {manifest.get('version')}, this program reads version {VERSION}; "
             "rebuild the folder or use the program's version that wrote it"
         )
-    if missing := {"config", "vocab", "shards", *_COUNTS} - manifest.keys():
-        raise ValueError(
-            f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}; it is damaged: copy it again or {advice}"
-        )
+    if manifest.get("sha256") != _manifest_sha256(manifest):
+        raise ValueError(f"{folder / MANIFEST} is not as it was written (sha256 differs): copy it again or {advice}")
     return manifest
 
 

@@ -90,10 +90,11 @@ def check_ids(records: Records, indices: np.ndarray, vocab_size: int) -> None:
         (records.token_ids, records.lengths),
         (records.masked_lm_labels, records.num_predictions),
     ):
-        rows = np.repeat(np.arange(len(counts)), counts)[ids >= vocab_size]
-        if len(rows):
+        beyond = np.flatnonzero(ids >= vocab_size)
+        if len(beyond):
+            sample = indices[np.repeat(np.arange(len(counts)), counts)[beyond[0]]]
             raise ValueError(
-                f"sample {indices[rows[0]]} holds token id {ids.max()}, but the vocabulary has {vocab_size} entries:"
+                f"sample {sample} holds token id {ids[beyond[0]]}, but the vocabulary has {vocab_size} entries:"
                 " the shards are damaged or not ours; `python -m data_prep.show DIR --verify` tells"
             )
 

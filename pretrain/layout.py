@@ -158,6 +158,17 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
+def _leave_grid() -> None:
+    """Megatron forgets its groups; their sockets and threads (50 of these a grid under gloo) stay until they are
+    destroyed.
+    """
+    if dist.is_initialized():
+        for group in dict.fromkeys(parallel_state._global_process_group_list):
+            if group is not None:  # the default group, which stays
+                dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
+
+
 def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False) -> Layout:
     """Joins the process group (gloo on CPUs, NCCL on GPUs) and builds the grid; may be called again for another grid of
     the same ranks.
@@ -172,10 +183,10 @@ def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False) -> La
         names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")  # torchrun's, deepspeed's, srun's
         num_local_ranks = next((int(os.environ[name]) for name in names if name in os.environ), 1)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local_ranks))
+    if parallel_state.model_parallel_is_initialized():
+        _leave_grid()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel, create_gloo_process_groups=False
     )

@@ -102,6 +102,24 @@ def test_the_bytes_depend_neither_on_workers_nor_on_slices(inputs, tmp_path, sma
         assert hashes(output) == hashes(tmp_path / "one")
 
 
+def test_slices_that_read_different_text_are_told(inputs, tmp_path, small_parts):
+    text = cut_in_files(inputs, tmp_path / "text")
+    options = ["--input", str(text)]
+    run(inputs, tmp_path / "c", *options, "--prepare")
+    run(inputs, tmp_path / "c", *options, "--slice", "0/5")
+    changed = (text / "0.jsonl").read_text(encoding="utf-8").replace(". W", "? W", 1)
+    (text / "0.jsonl").write_text(changed, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"volume-00000.json: another slice read other text"):
+        run(inputs, tmp_path / "c", *options, "--slice", "1/5")
+
+
+def test_tiny_documents_are_bounded_by_their_number(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_DOCUMENTS", 9)
+    files = [inputs / "text.jsonl"]
+    sources = parts.missing_sources(tmp_path, files, "auto", "text", (0, 1), print, lambda num_bytes: None)
+    assert [len(source.documents) for source in sources] == [9] * 11 + [3]
+
+
 def test_steps_out_of_order_are_told(inputs, tmp_path, small_parts):
     for step in (("--slice", "0/2"), ("--finish",)):
         with pytest.raises(ValueError, match="not prepared: give the same command with --prepare"):
@@ -159,12 +177,16 @@ def test_a_full_disk_is_told_and_what_is_done_stays(inputs, tmp_path, small_part
         pytest.skip("no right to mount a disk here")
     try:
         filler = disk / "filler"
-        filler.write_bytes(bytes(220_000))
-        with pytest.raises(OSError, match="No space left") as raised:
-            run(inputs, disk / "c")
-        assert str(disk / "c") in raised.value.filename
-        assert not list((disk / "c").rglob("*.tmp"))
-        filler.unlink()
+        for step, num_free in (("--slice", "0/1"), 30_000), (("--finish",), 4_096):
+            run(inputs, disk / "c", "--prepare")
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free - num_free))
+            with pytest.raises(OSError, match="No space left") as raised:
+                run(inputs, disk / "c", *step)
+            assert str(disk / "c") in raised.value.filename
+            assert not list((disk / "c").rglob("*.tmp"))
+            filler.unlink()
+            if num_free == 30_000:
+                run(inputs, disk / "c", *step)
         run(inputs, tmp_path / "whole")
         run(inputs, disk / "c")
         assert hashes(disk / "c") == hashes(tmp_path / "whole")

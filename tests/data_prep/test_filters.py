@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.filters import (
+    NUM_PERMUTATIONS,
     Filters,
     NearDuplicates,
     check_filters,
@@ -97,3 +98,18 @@ def test_near_duplicates_are_found_and_others_kept():
     assert all(index.is_new(signature([text])) for text in texts)
     assert not any(index.is_new(signature([text + " and a line more"])) for text in texts)
     assert index.is_new(signature([" ".join(random.choice(WORDS, 300))]))
+
+
+@pytest.mark.parametrize("similarity, share", [(0.7, (0, 0.02)), (0.9, (0.98, 1))])
+def test_near_duplicates_are_told_from_less_similar_documents(similarity, share):
+    """At a threshold of 0.8, over 200 pairs of signatures of a known similarity."""
+    random = np.random.default_rng(2)
+    index, num_found = NearDuplicates(0.8), 0
+    for _ in range(200):
+        first = random.integers(0, 1 << 32, NUM_PERMUTATIONS, dtype=np.uint32)
+        assert index.is_new(first)
+        changed = random.permutation(NUM_PERMUTATIONS)[: round((1 - similarity) * NUM_PERMUTATIONS)]
+        second = first.copy()
+        second[changed] = random.integers(0, 1 << 32, len(changed), dtype=np.uint32)
+        num_found += not index.is_new(second)
+    assert share[0] <= num_found / 200 <= share[1]

@@ -170,6 +170,23 @@ def test_every_flipped_byte_is_found(folder):
                     verify(shards)
 
 
+def test_every_flipped_bit_of_the_manifest_is_told(folder):
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for place in random.integers(0, len(whole), 200):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(random.integers(0, 8))
+        path.write_bytes(damaged)
+        try:
+            manifest = json.loads(damaged)
+        except ValueError:
+            manifest = None
+        same = manifest == json.loads(whole)  # another white space
+        with nullcontext() if same else pytest.raises(ValueError, match=r"manifest\.json|version"):
+            Shards(folder)
+
+
 def test_damage_that_opening_tells(folder):
     def refused(match):
         with pytest.raises(ValueError, match=match):
@@ -201,7 +218,7 @@ def test_folders_that_are_no_shard_folders(folder, tmp_path):
         with pytest.raises(ValueError, match=match):
             Shards(copy)
     lacking = {"format": "bert-masked-shards", "version": 1, "config": {}}
-    for text, match in (("[]", "format 'list'"), ("{", "not valid JSON"), (json.dumps(lacking), "lacks")):
+    for text, match in (("[]", "format 'list'"), ("{", "not valid JSON"), (json.dumps(lacking), "sha256 differs")):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=match):
             Shards(folder)

@@ -1,3 +1,5 @@
+"""Process groups and the environment: any launcher's ranks, grids that leave nothing, locks of killed builds."""
+
 import os
 import sys
 import time
@@ -5,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.layout import LONGEST_BUILD, check_layout, rank_environment
+from pretrain.layout import LONGEST_BUILD, check_layout, init_layout, rank_environment
+from tests.ranks import run_ranks
 
 
 @pytest.fixture
@@ -51,3 +54,16 @@ def test_srun_gives_the_ranks_and_must_give_the_address(lone_process):
 def test_ranks_that_form_no_grid(world_size, tensor_parallel, sequence_parallel, message):
     with pytest.raises(ValueError, match=message):
         check_layout(world_size, tensor_parallel, sequence_parallel)
+
+
+def lay_grids():
+    sizes = []
+    for tensor_parallel in (2, 1, 2, 1):
+        init_layout(tensor_parallel)
+        sizes.append(len(os.listdir("/proc/self/task")))
+    return sizes
+
+
+def test_a_grid_leaves_no_threads_behind():
+    for sizes in run_ranks(lay_grids, 2):
+        assert sizes[2:] == sizes[:2]

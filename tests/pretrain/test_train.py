@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep.shards import make_manifest
 from pretrain.checkpoint import find_checkpoint, read_tensors
 from pretrain.layout import init_layout
 from pretrain.telemetry import read_metrics
@@ -218,8 +219,9 @@ def test_bf16_with_all_that_saves_memory_follows_float32(shard_folders, config_f
 def without_pair_task(folder: Path, copy: Path) -> Path:
     """The same shards, told as if they held no pairs."""
     shutil.copytree(folder, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["config"]["pair_task"] = "none"
+    told = json.loads((copy / "manifest.json").read_text())
+    config = told["config"] | {"pair_task": "none"}
+    manifest = make_manifest(config, told["vocab"], told["corpus"], told["shards"])
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return copy
 
