@@ -66,14 +66,20 @@ def masking_rule(
 
 
 def mask_sequences(
-    token_ids: np.ndarray, lengths: np.ndarray, samples: np.ndarray, rule: MaskingRule, *, seed: int, epoch: int = 0
+    token_ids: np.ndarray,
+    lengths: np.ndarray,
+    samples: np.ndarray,
+    rule: MaskingRule,
+    *,
+    seed: int,
+    epoch: int | np.ndarray = 0,
 ) -> Masked:
     """Mask B sequences that lie one after another in `token_ids` [T], T = sum of `lengths` [B]; the input is left as
     it is.
 
-    samples [B] are the numbers that name the sequences, their places in the shard folder. A sequence gets
-    round(masked_lm_prob * length) predictions, within [1, max_predictions] and what it has of ordinary tokens. Units
-    that no longer fit are passed over, so whole words may give fewer.
+    samples [B] are the numbers that name the sequences, their places in the shard folder; `epoch` may be one for each,
+    [B]. A sequence gets round(masked_lm_prob * length) predictions, within [1, max_predictions] and what it has of
+    ordinary tokens. Units that no longer fit are passed over, so whole words may give fewer.
     """
     sequence_start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     masked = np.array(token_ids)
@@ -81,9 +87,8 @@ def mask_sequences(
     max_total = int(np.sum(_budget(np.asarray(lengths), rule.masked_lm_prob, rule.max_predictions)))
     positions, labels = np.empty(max_total, np.int64), np.empty(max_total, masked.dtype)
     num_predictions = np.empty(len(sequence_start) - 1, np.int64)
-    total = _mask_sequences(
-        masked, sequence_start, np.asarray(samples), rule, seed, epoch, num_predictions, positions, labels
-    )
+    samples, epochs = np.asarray(samples), np.full(len(lengths), epoch, np.int64)
+    total = _mask_sequences(masked, sequence_start, samples, rule, seed, epochs, num_predictions, positions, labels)
     return Masked(masked, num_predictions, positions[:total], labels[:total])
 
 
@@ -92,8 +97,8 @@ def _budget(lengths, masked_lm_prob, max_predictions):
     return np.minimum(max_predictions, np.maximum(1, np.rint(lengths * masked_lm_prob).astype(np.int64)))
 
 
-@njit(cache=True)
-def _mask_sequences(tokens, sequence_start, samples, rule, seed, epoch, num_predictions, positions, labels):
+@njit(cache=True, nogil=True)  # a loader masks beside the training step
+def _mask_sequences(tokens, sequence_start, samples, rule, seed, epochs, num_predictions, positions, labels):
     """Mask `tokens` in place, fill the last three arrays and return the number of predictions."""
     stream = np.empty(1, np.uint64)
     longest = np.max(np.diff(sequence_start)) if len(samples) else 0
@@ -101,7 +106,7 @@ def _mask_sequences(tokens, sequence_start, samples, rule, seed, epoch, num_pred
     total = 0
     for i in range(len(samples)):
         sequence = tokens[sequence_start[i] : sequence_start[i + 1]]
-        start_stream(stream, seed, MASKING, epoch, samples[i])
+        start_stream(stream, seed, MASKING, epochs[i], samples[i])
         budget = min(rule.max_predictions, max(1, np.int64(np.rint(len(sequence) * rule.masked_lm_prob))))
         num_units = _find_units(sequence, rule.token_role, units)
         _choose(sequence, rule.token_role, rule.max_ngram, units, num_units, budget, chosen, stream)

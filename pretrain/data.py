@@ -2,17 +2,20 @@
 
 Nothing here has state to save: a resume needs only the number of the next step, and every layout sees the same samples
 in the same step. Samples were shuffled when the shards were built; an epoch permutes blocks of neighbours, so that
-readers see sequential runs.
+readers see sequential runs. Masks are those stored in the shards or, if dynamic (Liu et al. 2019, section 4.1), drawn
+anew in each epoch by the function that drew the stored ones, which are those of epoch 0.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.shards import Records, Shards
+from data_prep.tokenizer import load_tokenizer
 from pretrain.layers import Sequences
 from pretrain.layout import Layout
 from pretrain.model import PretrainingBatch
@@ -73,11 +76,24 @@ def make_batch(records: Records) -> PretrainingBatch:
     return PretrainingBatch(sequences, *(torch.from_numpy(target) for target in targets))
 
 
-def read_batch(shards: Shards, indices: np.ndarray) -> PretrainingBatch:
-    """The samples `indices` [B] as a checked micro-batch."""
+def read_batch(
+    shards: Shards, indices: np.ndarray, epochs: np.ndarray | None = None, rule: MaskingRule | None = None
+) -> PretrainingBatch:
+    """The samples `indices` [B] as a checked micro-batch; with a rule, masked anew for the `epochs` [B]."""
     records = shards.gather(indices)
     check_ids(records, indices, shards.manifest["vocab"]["size"])
+    if rule is not None:
+        seed = shards.manifest["config"]["seed"]
+        masked = mask_sequences(records.original_token_ids(), records.lengths, indices, rule, seed=seed, epoch=epochs)
+        records = replace(records, **masked._asdict())
     return make_batch(records)
+
+
+def rule_of_shards(shards: Shards) -> MaskingRule:
+    """The rule by which the shards were masked."""
+    names = ("masked_lm_prob", "max_predictions", "whole_word", "max_ngram")
+    settings = {name: shards.manifest["config"][name] for name in names}
+    return masking_rule(load_tokenizer(shards.vocab_file), **settings)
 
 
 def check_ids(records: Records, indices: np.ndarray, vocab_size: int) -> None:
@@ -106,14 +122,30 @@ def split_samples(indices: np.ndarray, micro_batch_size: int, layout: Layout) ->
 
 
 def training_batches(
-    shards: Shards, seed: int, batch_size: int, micro_batch_size: int, layout: Layout, steps: range
+    shards: Shards,
+    seed: int,
+    batch_size: int,
+    micro_batch_size: int,
+    layout: Layout,
+    steps: range,
+    dynamic_masks: bool = False,
 ) -> Iterator[StepBatch]:
-    """The batches of `steps`, the next one read in the background while the caller computes on the last."""
+    """The batches of `steps`, the next one read in the background while the caller computes on the last.
+
+    With dynamic masks the ranks add up their predictions, a collective of one number a step.
+    """
+    rule = rule_of_shards(shards) if dynamic_masks else None
 
     def read(step: int) -> StepBatch:
-        indices = sample_indices(seed, step * batch_size, batch_size, shards.num_sequences)
-        parts = [read_batch(shards, part) for part in split_samples(indices, micro_batch_size, layout)]
-        num_predictions = int(shards.num_predictions(indices).sum())
+        start = step * batch_size
+        indices = sample_indices(seed, start, batch_size, shards.num_sequences)
+        epochs = np.arange(start, start + batch_size) // shards.num_sequences
+        rows = split_samples(np.arange(batch_size), micro_batch_size, layout)
+        parts = [read_batch(shards, indices[part], epochs[part], rule) for part in rows]
+        if rule is None:
+            num_predictions = int(shards.num_predictions(indices).sum())
+        else:
+            num_predictions = sum(len(part.masked_lm_labels) for part in parts)  # of this rank
         num_pairs = 0 if shards.manifest["config"]["pair_task"] == "none" else batch_size
         return StepBatch(parts, batch_size, num_predictions, num_pairs)
 
@@ -122,6 +154,9 @@ def training_batches(
         for step in steps:
             batch = (coming or pool.submit(read, step)).result()
             coming = pool.submit(read, step + 1) if step + 1 in steps else None
+            if rule is not None:
+                count = torch.tensor(batch.num_predictions)
+                batch.num_predictions = int(layout.sum_over_data_parallel(count).item())
             yield batch
 
 

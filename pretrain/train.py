@@ -72,6 +72,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="weights to start from, at step 0: a Hugging Face folder, a run or checkpoint of ours, or Google's"
         " bert_model.ckpt; default: drawn from the seed",
     )
+    need.add_argument(
+        "--masks",
+        choices=("stored", "dynamic"),
+        default="stored",
+        help="the shards' own masks in every epoch (stored, the default), or others in each (dynamic)",
+    )
     need.add_argument("--dropout", type=float, help="of hidden states and attention; default: the model's own, 0.1")
     run = parser.add_argument_group("length and rhythm")
     run.add_argument(
@@ -140,6 +146,8 @@ class Plan:
             "deepspeed": {key: self.deepspeed.get(key) for key in same},
             "seed": self.args.seed,
         }
+        if self.args.masks != "stored":
+            values["masks"] = self.args.masks
         return values if self.start is None else values | {"init_from": self.start.identity()}
 
 
@@ -210,7 +218,8 @@ def train(plan: Plan, layout: Layout) -> None:
     schedule, peak_lr = plan.deepspeed["scheduler"]["params"], plan.deepspeed["optimizer"]["params"]["lr"]
     entropy = unigram_entropy(plan.eval_shards) if plan.eval_shards and layout.rank == 0 else None
     batches = training_batches(
-        *(plan.shards, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout, range(first, last))
+        *(plan.shards, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout),
+        *(range(first, last), args.masks == "dynamic"),
     )
     for step, batch in enumerate(batches, start=first + 1):
         rate = learning_rate(schedule, peak_lr, step - 1)

@@ -4,9 +4,20 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep import build
 from data_prep.shards import Shards
-from pretrain.data import BLOCK_SIZE, check_ids, evaluation_batches, make_batch, sample_indices, training_batches
-from pretrain.layout import Layout
+from pretrain.data import (
+    BLOCK_SIZE,
+    check_ids,
+    evaluation_batches,
+    make_batch,
+    read_batch,
+    rule_of_shards,
+    sample_indices,
+    training_batches,
+)
+from pretrain.layout import Layout, init_layout
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -52,6 +63,50 @@ def test_a_batch_is_what_the_records_say(shard_folders):
     manifest = shards.manifest["vocab"]
     masked = batch.sequences.token_ids[batch.masked_lm_positions]
     assert 0.6 < (masked == manifest["mask_id"]).float().mean() <= 1.0
+
+
+def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_folders):
+    shards = Shards(shard_folders[0])
+    rule = rule_of_shards(shards)
+    indices = np.array([3, 0, 7, 12, 40])
+    stored, first, second = (
+        read_batch(shards, indices, *more)
+        for more in ((), (np.zeros(5, np.int64), rule), (np.array([1, 0, 1, 0, 1]), rule))
+    )
+    for name in ("masked_lm_positions", "masked_lm_labels"):
+        assert torch.equal(getattr(stored, name), getattr(first, name))
+    assert torch.equal(stored.sequences.token_ids, first.sequences.token_ids)
+    starts = stored.sequences.cu_seqlens
+    differs = [
+        not torch.equal(*(batch.sequences.token_ids[starts[row] : starts[row + 1]] for batch in (stored, second)))
+        for row in range(5)
+    ]
+    assert differs == [True, False, True, False, True]
+    for batch in (stored, second):  # the text behind the masks is the same
+        batch.sequences.token_ids[batch.masked_lm_positions] = batch.masked_lm_labels
+    assert torch.equal(stored.sequences.token_ids, second.sequences.token_ids)
+
+
+def count_predictions(folder, num_steps):
+    """(what the loader says of each step, what this rank holds of it)."""
+    batches = training_batches(Shards(folder), 0, 16, 4, init_layout(), range(num_steps), dynamic_masks=True)
+    told_and_held = [
+        (batch.num_predictions, sum(len(part.masked_lm_labels) for part in batch.micro_batches)) for batch in batches
+    ]
+    return tuple(list(column) for column in zip(*told_and_held, strict=True))
+
+
+def test_every_rank_knows_how_many_words_were_masked_on_all(shard_folders, tmp_path):
+    """Whole words give other numbers of predictions in another epoch; the loss is divided by those of all ranks."""
+    corpus = str(shard_folders[0].parent / "train_corpus")
+    options = ["--seq-length", "64", "--max-predictions", "10", "--duplicates", "1", "--whole-word"]
+    build.main(["--corpus", corpus, "--output", str(tmp_path / "words"), *options])
+    shards = Shards(tmp_path / "words")
+    num_steps = 3 * shards.num_sequences // 16
+    ((alone, _),) = run_ranks(count_predictions, 1, tmp_path / "words", num_steps)
+    (told, first), (also_told, second) = run_ranks(count_predictions, 2, tmp_path / "words", num_steps)
+    assert told == also_told == alone == [a + b for a, b in zip(first, second, strict=True)]
+    assert sum(alone) != 3 * shards.manifest["num_predictions"]
 
 
 @pytest.mark.parametrize("column", ["token_ids", "masked_lm_labels"])

@@ -78,7 +78,7 @@ def losses(output: Path) -> list[float]:
         (2, 2, 1, []),
         (2, 2, 2, ["--sequence-parallel", "--recompute", "selective"]),
         (2, 1, 2, []),
-        (2, 1, 3, ["--recompute", "full"]),
+        (2, 1, 3, ["--recompute", "full", "--masks", "dynamic"]),
         (1, 1, 0, []),
     ],
     ids=["tp2 zero1", "tp2 zero2 split tokens", "dp2 zero2", "dp2 zero3", "zero0"],
