@@ -5,11 +5,11 @@ archive's own size and the disk's free space. What is then written is bounded by
 temporary folder that is renamed when all of it is there.
 """
 
+import lzma
 import os
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,8 @@ from data_prep.cli import require_space, sync_folder
 MAX_RATIO = 200  # unpacked to packed; tables of text stay below 20, a bomb of zeros reaches 1,000
 MAX_MEMBERS = 10_000
 _BLOCK_BYTES = 1 << 20
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_ENCRYPTED = 1  # bit of a zip member's flags
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
 
 class _Member(NamedTuple):
@@ -49,15 +50,23 @@ def unpack(archive: str | Path, folder: str | Path, inside: str = "", required: 
             raise ValueError(f"{archive} holds no {PurePosixPath(inside, missing[0])}, so it is not what was asked for")
         total = sum(member.size for member in files.values())
         require_space(folder.parent, total, f"unpacking {archive.name}")
-        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
+        with finished_folder(folder) as temporary:
             for name, member in files.items():
                 _write(archive, member, temporary / name)
-            temporary.chmod(0o755)  # mkdtemp keeps others out
-            os.rename(temporary, folder)
-            sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `folder`, which must not exist, when nothing went wrong; else nothing is left."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -74,14 +83,17 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                     for info in file
                 ]
     except _DAMAGED as error:
-        raise ValueError(f"{archive} is damaged or no zip or tar archive ({error}); remove it and fetch it again") from error
+        raise ValueError(
+            f"{archive} is damaged or no zip or tar archive ({error}); remove it and fetch it again"
+        ) from error
 
 
 def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
-    return _Member(
-        info.filename, info.file_size, info.is_dir(), not info.is_dir() and kind in (0, stat.S_IFREG), lambda: file.open(info)
-    )
+    if info.flag_bits & _ENCRYPTED:
+        raise zipfile.BadZipFile(f"{info.filename!r} is encrypted")
+    is_file = not info.is_dir() and kind in (0, stat.S_IFREG)
+    return _Member(info.filename, info.file_size, info.is_dir(), is_file, lambda: file.open(info))
 
 
 def _require_harmless(archive: Path, members: list[_Member]) -> None:
@@ -90,8 +102,8 @@ def _require_harmless(archive: Path, members: list[_Member]) -> None:
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
             raise ValueError(f"{archive} wants to write {member.name!r}, outside its folder; nothing was unpacked")
-        if not (member.is_file or member.is_folder):
-            raise ValueError(f"{archive} holds {member.name!r}, a link or device; nothing was unpacked")
+        if not (member.is_file or member.is_folder) or member.size < 0:
+            raise ValueError(f"{archive} holds {member.name!r}, which is no plain file or folder; nothing was unpacked")
         if path in names and member.is_file:
             raise ValueError(f"{archive} holds {member.name!r} twice; nothing was unpacked")
         names.add(path)

@@ -72,7 +72,7 @@ class _WrongContent(Exception):
     """What was sent, or announced, is not the file that was published."""
 
 
-def fetch(remote: RemoteFile, path: str | Path, patience: Patience = Patience()) -> str:
+def fetch(remote: RemoteFile, path: str | Path, patience: Patience) -> str:
     """Make `path` the file behind `remote.url`, checked; returns "fetched", or "reused" if it was there and is right.
 
     Raises NotFound for a 404, ConnectionError when the patience is at its end (what came stays for the next run),
@@ -100,7 +100,9 @@ def fetch(remote: RemoteFile, path: str | Path, patience: Patience = Patience())
                 break
             file.truncate(0)
             if not has_another_try:
-                raise ValueError(f"{remote.url}: {fault}, twice; nothing was kept: try later, or a mirror by --base-url")
+                raise ValueError(
+                    f"{remote.url}: {fault}, twice; nothing was kept: try later, or a mirror by --base-url"
+                )
             bar.write(f"{remote.url}: {fault}; once more from the start")
         os.fsync(file.fileno())
         os.replace(part, path)
@@ -109,7 +111,7 @@ def fetch(remote: RemoteFile, path: str | Path, patience: Patience = Patience())
     return "fetched"
 
 
-def read_text(url: str, patience: Patience = Patience()) -> str:
+def read_text(url: str, patience: Patience) -> str:
     """The text of a page or JSON file, up to LONGEST_TEXT bytes. Raises as `fetch` does."""
 
     def read() -> bytes:
@@ -246,7 +248,9 @@ def _told(reason: object) -> str:
 def _retry_after_s(url: str, value: str) -> float:
     """Seconds of a Retry-After header, which holds seconds or a date; one that asks for very long ends the command."""
     try:
-        wait_s = float(value) if value.isdecimal() else email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        wait_s = (
+            float(value) if value.isdecimal() else email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        )
     except ValueError:
         return 0.0
     if wait_s > LONGEST_RETRY_AFTER_S:
