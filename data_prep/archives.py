@@ -50,6 +50,7 @@ def unpack(archive: str | Path, folder: str | Path, inside: str = "", required: 
             raise ValueError(f"{archive} holds no {PurePosixPath(inside, missing[0])}, so it is not what was asked for")
         total = sum(member.size for member in files.values())
         require_space(folder.parent, total, f"unpacking {archive.name}")
+        print(f"{archive}: unpacking {len(files):,} files of {total:,} bytes into {folder}")
         with finished_folder(folder) as temporary:
             for name, member in files.items():
                 _write(archive, member, temporary / name)

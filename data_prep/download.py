@@ -92,6 +92,13 @@ def download_wikipedia(args: argparse.Namespace) -> None:
     wiki = f"{args.language.replace('-', '_')}wiki"
     place = f"{args.base_url or WIKIPEDIA_URL}/{wiki}"
     files = find_dump(place, wiki, args.date, args.patience)
+    date = re.search(r"-(\d{8})-", files[0].url)[1]
+    others = {found[1] for path in args.output.glob("*") if (found := re.match(rf"{wiki}-(\d{{8}})-", path.name))}
+    if others - {date}:
+        raise ValueError(
+            f"{args.output} holds {wiki} of {min(others - {date})}, and that of {date} would be read as well; "
+            "go on with that --date or choose another folder"
+        )
     require_room_for(files, args.output)
     paths = fetch_all(files, args.output, args.patience)
     record_sources(args.output, {path.name: [(remote, path)] for remote, path in zip(files, paths, strict=True)})

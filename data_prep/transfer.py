@@ -139,7 +139,7 @@ def _persist(step: Callable[[], Result], url: str, patience: Patience, reached: 
         try:
             return step()
         except _Interrupted as error:
-            num_failures = 1 if reached() > furthest else num_failures + 1
+            num_failures = 0 if reached() > furthest else num_failures + 1
             furthest = max(furthest, reached())
             if num_failures >= patience.num_attempts:
                 kept = f" {furthest:,} bytes are kept;" if furthest else ""
@@ -147,8 +147,8 @@ def _persist(step: Callable[[], Result], url: str, patience: Patience, reached: 
                     f"{url}: {error} (attempt {num_failures} of {patience.num_attempts});{kept} "
                     "the same command goes on from here"
                 ) from error
-            wait_s = min(patience.first_wait_s * 2 ** (num_failures - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1)
-            wait_s = max(wait_s, error.wait_s)
+            wait_s = min(patience.first_wait_s * 2 ** min(max(num_failures - 1, 0), 10), LONGEST_WAIT_S)
+            wait_s = max(wait_s * random.uniform(0.5, 1), error.wait_s)
             tqdm.write(f"{url}: {error}; again in {wait_s:.1f} s")
             time.sleep(wait_s)
 
@@ -180,9 +180,10 @@ def _receive(remote: RemoteFile, file: IO[bytes], note: Path, bar: tqdm) -> None
             file.truncate(0)
             offset = 0
             write_json(note, {"url": remote.url, "version": _version(response), "size": size})
-        require_space(note.parent, size - offset, f"{remote.url}")
+        require_space(note.parent, size - offset, remote.url)
+        bar.initial = 0
         bar.reset(size)
-        bar.initial = bar.n = offset
+        bar.initial = bar.n = offset  # the rate is that of this connection
         while offset < size and (block := _read(response, min(_BLOCK_BYTES, size - offset))):
             file.write(block)
             offset += len(block)
