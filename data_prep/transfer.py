@@ -76,8 +76,8 @@ def fetch(remote: RemoteFile, path: str | Path, patience: Patience) -> str:
     """Make `path` the file behind `remote.url`, checked; returns "fetched", or "reused" if it was there and is right.
 
     Raises NotFound for a 404, ConnectionError when the patience is at its end (what came stays for the next run),
-    ValueError for content that is twice not the published one, for a disk without room, and for a file already there
-    that is another one.
+    ValueError for content that is twice not the published one, for another length than that, for a disk without room,
+    and for a file already there that is another one.
     """
     path = Path(path)
     if path.exists():
@@ -93,6 +93,7 @@ def fetch(remote: RemoteFile, path: str | Path, patience: Patience) -> str:
                     lambda: _receive(remote, file, note, bar), remote.url, patience, lambda: file.seek(0, os.SEEK_END)
                 )
                 file.flush()
+                bar.set_postfix_str("checking")
                 fault = _fault(part, remote)
             except _WrongContent as error:
                 fault = str(error)
@@ -101,7 +102,8 @@ def fetch(remote: RemoteFile, path: str | Path, patience: Patience) -> str:
             file.truncate(0)
             if not has_another_try:
                 raise ValueError(
-                    f"{remote.url}: {fault}, twice; nothing was kept: try later, or a mirror by --base-url"
+                    f"{remote.url}: {fault}, also after a new start; nothing was kept: try later, or name a mirror by "
+                    "--base-url"
                 )
             bar.write(f"{remote.url}: {fault}; once more from the start")
         os.fsync(file.fileno())
@@ -142,10 +144,9 @@ def _persist(step: Callable[[], Result], url: str, patience: Patience, reached: 
             num_failures = 0 if reached() > furthest else num_failures + 1
             furthest = max(furthest, reached())
             if num_failures >= patience.num_attempts:
-                kept = f" {furthest:,} bytes are kept;" if furthest else ""
+                way_out = "what came is kept, and the same command goes on behind it" if reached() else "try later"
                 raise ConnectionError(
-                    f"{url}: {error} (attempt {num_failures} of {patience.num_attempts});{kept} "
-                    "the same command goes on from here"
+                    f"{url}: {error} (attempt {num_failures} of {patience.num_attempts}); {way_out}"
                 ) from error
             wait_s = min(patience.first_wait_s * 2 ** min(max(num_failures - 1, 0), 10), LONGEST_WAIT_S)
             wait_s = max(wait_s * random.uniform(0.5, 1), error.wait_s)
@@ -195,15 +196,20 @@ def _receive(remote: RemoteFile, file: IO[bytes], note: Path, bar: tqdm) -> None
 
 
 def _size_of_whole(remote: RemoteFile, response: http.client.HTTPResponse) -> int:
-    if response.status != 200:
-        raise _WrongContent(f"the server answers HTTP {response.status}")
+    """The length of an answer that should be the whole file; ValueError, with the partial file as it was, if it is not.
+
+    A login page in a hotel must not cost what came before.
+    """
+    if response.status != 200 or (remote.size is not None and response.length not in (None, remote.size)):
+        raise ValueError(
+            f"{remote.url}: the server announces {response.length} bytes (HTTP {response.status}) where {remote.size} are "
+            "published; try later, or name a mirror by --base-url"
+        )
     if remote.size is None and response.length is None:
         raise ValueError(
             f"{remote.url}: the server does not say how long the file is, so a broken transfer could pass for a whole "
-            "one; name another place by --base-url"
+            "one; name a mirror by --base-url"
         )
-    if remote.size is not None and response.length not in (None, remote.size):
-        raise _WrongContent(f"the server announces {response.length:,} bytes where {remote.size:,} are published")
     return response.length if remote.size is None else remote.size
 
 
@@ -222,12 +228,12 @@ def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         error.close()
         answer = f"the server answers {error.code} {error.reason}"
         if error.code in (404, 410):
-            raise NotFound(f"{url} does not exist there ({answer}); another place goes by --base-url") from error
+            raise NotFound(f"{url} does not exist there ({answer}); name a mirror by --base-url") from error
         if error.code == 416 and "Range" in headers:
             raise _WrongContent(f"{answer} to {headers['Range']}") from error
         if error.code in _RETRIED or error.code >= 500:
             raise _Interrupted(answer, _retry_after_s(url, error.headers.get("Retry-After", ""))) from error
-        raise ConnectionError(f"{url}: {answer}; another place goes by --base-url") from error
+        raise ConnectionError(f"{url}: {answer}; name a mirror by --base-url") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):

@@ -4,7 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -78,10 +78,11 @@ class _Handler(BaseHTTPRequestHandler):
         if served.breaks and body:
             body = body[: served.breaks.pop(0)]
         step = 1 << 14
-        for start in range(0, len(body), step):
-            self.wfile.write(body[start : start + step])
-            if served.bytes_per_s:
-                time.sleep(step / served.bytes_per_s)
+        with suppress(ConnectionError):  # of a client that was killed
+            for start in range(0, len(body), step):
+                self.wfile.write(body[start : start + step])
+                if served.bytes_per_s:
+                    time.sleep(step / served.bytes_per_s)
 
 
 @contextmanager
