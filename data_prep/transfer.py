@@ -161,7 +161,6 @@ def _receive(remote: RemoteFile, file: IO[bytes], note: Path, bar: tqdm) -> None
     goes_on = (
         held.get("url") == remote.url
         and bool(held["version"] or remote.digest)  # without either, nothing would tell two versions apart
-        and remote.size in (None, held["size"])
         and offset <= held["size"]
     )
     if goes_on and offset == held["size"]:
@@ -200,17 +199,20 @@ def _size_of_whole(remote: RemoteFile, response: http.client.HTTPResponse) -> in
 
     A login page in a hotel must not cost what came before.
     """
-    if response.status != 200 or (remote.size is not None and response.length not in (None, remote.size)):
-        raise ValueError(
-            f"{remote.url}: the server announces {response.length} bytes (HTTP {response.status}) where {remote.size} are "
-            "published; try later, or name a mirror by --base-url"
-        )
-    if remote.size is None and response.length is None:
+    announced = response.length
+    if response.status != 200:
+        raise ValueError(f"{remote.url}: the server answers HTTP {response.status}; name a mirror by --base-url")
+    if announced is None and remote.size is None:
         raise ValueError(
             f"{remote.url}: the server does not say how long the file is, so a broken transfer could pass for a whole "
             "one; name a mirror by --base-url"
         )
-    return response.length if remote.size is None else remote.size
+    if announced is not None and remote.size not in (None, announced):
+        raise ValueError(
+            f"{remote.url}: the server announces {announced:,} bytes where {remote.size:,} are published; "
+            "try later, or name a mirror by --base-url"
+        )
+    return announced if remote.size is None else remote.size
 
 
 def _version(response: http.client.HTTPResponse) -> str:

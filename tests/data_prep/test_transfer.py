@@ -148,7 +148,7 @@ def test_a_range_that_is_not_the_one_asked_for_is_not_appended(server, tmp_path,
 @pytest.mark.parametrize("length", [200_000, 400_000])
 def test_a_length_that_is_not_the_published_one_is_refused(server, tmp_path, length):
     remote = offer(server, length=str(length))
-    with pytest.raises(ValueError, match=f"announces {length} bytes .HTTP 200. where 300000 are published"):
+    with pytest.raises(ValueError, match=f"announces {length:,} bytes where 300,000 are published"):
         fetch(remote, tmp_path / "file", PATIENCE)
     assert names(tmp_path) == [] and len(server.asked) == 1
 
