@@ -241,7 +241,6 @@ def fetch_all(remotes: list[RemoteFile], output: Path, patience: Patience) -> li
 
 def require_room_for(remotes: list[RemoteFile], output: Path) -> None:
     """Say what is still to come; raise ValueError if the disk has no room for all of it."""
-    output.mkdir(parents=True, exist_ok=True)
     lacking = 0
     for remote in remotes:
         path = output / remote.url.rpartition("/")[2]
@@ -249,7 +248,8 @@ def require_room_for(remotes: list[RemoteFile], output: Path) -> None:
         if not path.exists():
             lacking += max((remote.size or 0) - (part.stat().st_size if part.exists() else 0), 0)
     if lacking:
-        print(f"{len(remotes)} files, {lacking:,} bytes still to come into {output}")
+        output.mkdir(parents=True, exist_ok=True)
+        print(f"{lacking:,} bytes of {len(remotes)} files still to come into {output}")
         require_space(output, lacking, "what is to come")
 
 

@@ -83,7 +83,7 @@ def test_wikipedia_by_date(server, tmp_path, capsys):
     for name, content in contents.items():
         assert sources[name] == {f"{server.url}/xxwiki/20260901/{name}": f"sha1:{hashlib.sha1(content).hexdigest()}"}
     told = capsys.readouterr().out
-    assert f"2 files, {sum(map(len, contents.values()))} bytes still to come" in told
+    assert f"{sum(map(len, contents.values()))} bytes of 2 files still to come" in told
     assert told.index("multistream2.") < told.index("multistream10.")  # in the order of their numbers
     num_asked = len(server.asked)
     download.main(wikipedia(server, tmp_path / "dumps", "--date", "20260901"))
