@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,6 +157,16 @@ def sha256_file(path: str | Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_space(folder: str | Path, num_bytes: int, what: str) -> None:
+    """Raise ValueError unless the disk of `folder` has room for `num_bytes` more, which `what` needs."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ValueError(
+            f"{what} needs {num_bytes:,} bytes and the disk of {folder} has {free:,} free; "
+            "make room or choose another folder"
+        )
 
 
 def add_slice_arguments(parser: argparse.ArgumentParser, prepared: str) -> None:
