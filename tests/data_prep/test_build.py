@@ -15,6 +15,7 @@ from data_prep.indexed_dataset import IndexedDatasetWriter
 from data_prep.instances import InstanceRule, make_instances
 from data_prep.masking import mask_sequences, masking_rule
 from data_prep.shards import Shards
+from tests.data_prep.killing import finish_through_kills, hashes
 from tests.data_prep.small_corpus import make_corpus, make_tokenizer
 
 
@@ -55,9 +56,9 @@ def originals(shards):
 
 def test_workers_do_not_change_a_byte(source, tmp_path, small_chunks):
     make(source, tmp_path / "one")
-    make(source, tmp_path / "two", workers=2)
+    make(source, tmp_path / "four", workers=4)
     one = contents(tmp_path / "one")
-    assert one == contents(tmp_path / "two")
+    assert one == contents(tmp_path / "four")
     assert sorted(one) == [
         "config.json",
         "manifest.json",
@@ -101,6 +102,25 @@ def test_slices_do_not_change_a_byte(source, tmp_path, small_chunks):
     for step in steps[-2:]:
         make_step(source, output, step)
     assert contents(output) == contents(tmp_path / "whole")
+
+
+RUN_IN_SMALL_CHUNKS = "import sys; from data_prep import build; build.CHUNK_TOKENS = 200_000; build.main()"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "CHUNK_TOKENS", 200_000)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    tokenizer = make_tokenizer(folder)
+    corpus = make_corpus(folder, tokenizer, num_documents=1_500)
+    writer = IndexedDatasetWriter(folder / "corpus", np.uint16)
+    writer.add_documents(corpus.token_ids, np.diff(corpus.sentence_start), np.diff(corpus.document_start))
+    writer.finish()
+    arguments = ["--corpus", folder, "--vocab", folder / "vocab.txt", "--workers", "2", "--num-shards", "40"]
+    main([*map(str, arguments), "--output", str(tmp_path / "whole")])
+    for end in finish_through_kills(RUN_IN_SMALL_CHUNKS, arguments, tmp_path / "killed"):
+        assert end == hashes(tmp_path / "whole")
 
 
 def test_chunk_size_is_only_about_memory(source, tmp_path, monkeypatch):

@@ -3,22 +3,18 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep import corpus, parts
-from data_prep.cli import sha256_file
 from data_prep.corpus import open_corpus
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
 from data_prep.tokenizer import SPECIAL_TOKENS
+from tests.data_prep.killing import ROOT, finish_through_kills, hashes
 
-ROOT = Path(__file__).parents[2]
 RANDOM = np.random.default_rng(0)
 WORDS = [f"w{i}" for i in range(200)]
 
@@ -47,10 +43,6 @@ def inputs(tmp_path_factory):
 def run(inputs, output, *options):
     arguments = ["--input", inputs / "text.jsonl", "--vocab", inputs / "vocab", "--output", output, *options]
     corpus.main([str(argument) for argument in arguments])
-
-
-def hashes(folder):
-    return {path.name: sha256_file(path) for path in folder.iterdir()}
 
 
 def test_documents_sentences_tokens_and_what_was_dropped(inputs, tmp_path):
@@ -91,8 +83,8 @@ def test_the_bytes_depend_neither_on_workers_nor_on_slices(inputs, tmp_path, sma
     assert len(parts.volumes(sorted(text.iterdir()))) == 3
     options = ["--input", str(text), "--scrub", "urls", "--near-duplicates", "0.9"]  # the last --input counts
     run(inputs, tmp_path / "one", *options)
-    run(inputs, tmp_path / "three", *options, "--workers", "3")
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "three")
+    run(inputs, tmp_path / "four", *options, "--workers", "4")
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "four")
     for num_slices in (2, 5):  # fewer than volumes, and more
         output = tmp_path / f"{num_slices} slices"
         run(inputs, output, *options, "--prepare")
@@ -145,27 +137,10 @@ RUN_IN_SMALL_PARTS = "import sys; from data_prep import corpus, parts; parts.PAR
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(inputs, tmp_path, small_parts):
-    """kill -9 of the whole process group at ten random moments, each on what the one before left."""
     run(inputs, tmp_path / "whole")
-    command = [sys.executable, "-c", RUN_IN_SMALL_PARTS, "--input", str(inputs / "text.jsonl"), "--workers", "2"]
-    command += ["--vocab", str(inputs / "vocab"), "--output", str(tmp_path / "killed")]
-    started = time.monotonic()
-    subprocess.run([*command[:-1], str(tmp_path / "timed")], cwd=ROOT, check=True, capture_output=True)
-    seconds = time.monotonic() - started
-    random, num_killed = np.random.default_rng(3), 0
-    while num_killed < 10:
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(0.2, 1.0) * seconds)
-        if process.poll() is not None:
-            assert process.returncode == 0
-            assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
-            shutil.rmtree(tmp_path / "killed")
-            continue
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        num_killed += 1
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+    arguments = ["--input", inputs / "text.jsonl", "--workers", "2", "--vocab", inputs / "vocab"]
+    for end in finish_through_kills(RUN_IN_SMALL_PARTS, arguments, tmp_path / "killed"):
+        assert end == hashes(tmp_path / "whole")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
