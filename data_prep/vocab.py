@@ -1,6 +1,11 @@
 """Command line: train a vocabulary on a sample of the corpus.
 
     python -m data_prep.vocab --input books/ --type sentencepiece --size 8000 --output vocab/
+    python -m data_prep.vocab --input de/ en/ is/ --smoothing 0.7 --output vocab/
+
+Several corpora or languages, each an --input, can be weighted: with an exponent s each has the share size**s of the
+sample (Devlin et al., multilingual BERT, 0.7; Conneau and Lample 2019, section 3.1, 0.5), so that small ones get more
+than their size. A corpus smaller than its share is taken whole.
 
 Leaves DIR/spm.model or DIR/vocab.txt, beside config.json (the options) and manifest.json (what came out).
 The same input and options give the same bytes.
@@ -17,8 +22,10 @@ from tqdm import tqdm
 from data_prep.cleaning import normalise, paragraphs
 from data_prep.cli import claim_output, finished_file, run_cli, write_json
 from data_prep.documents import (
+    Document,
     add_input_arguments,
     count_skips,
+    find_files,
     input_bytes,
     input_config,
     read_documents,
@@ -105,11 +112,22 @@ def _alphabet(sample: list[str], pipeline) -> list[str]:
     return kept + [f"##{c}" for c in kept if c in inside]
 
 
+def smoothed_shares(sizes: list[int], smoothing: float) -> list[float]:
+    """Shares of the sample, each proportional to size**smoothing; their sum is 1."""
+    weights = [size**smoothing for size in sizes]
+    return [weight / sum(weights) for weight in weights]
+
+
 def _read_sample(args: argparse.Namespace, files: list[Path]) -> list[str]:
     """Cleaned paragraphs of an even sample of the input, read behind a progress bar."""
+    corpora = [files] if args.smoothing == 1 else [find_files([path]) for path in args.input]
+    shares = smoothed_shares([input_bytes(corpus) for corpus in corpora], args.smoothing)
+    sample: list[Document] = []
     with tqdm(desc="sample", total=input_bytes(files), unit="B", unit_scale=True) as bar:
-        documents = read_documents(files, args.format, args.text_key, count_skips(Counter(), bar.write), bar.update)
-        sample = sample_documents(documents, int(args.sample_mb * 1e6))
+        skip = count_skips(Counter(), bar.write)
+        for corpus, share in zip(corpora, shares, strict=True):
+            documents = read_documents(corpus, args.format, args.text_key, skip, bar.update)
+            sample += sample_documents(documents, int(share * args.sample_mb * 1e6))
     return [block for piece in sample for block in paragraphs(normalise(piece.text), one_a_line=piece.is_split)]
 
 
@@ -134,7 +152,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="MB",
         help="train on an even sample of this much text (default: 32)",
     )
+    parser.add_argument(
+        "--smoothing",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="sample each --input by its size to the power of S: 1 as it is (default), 0.7 for many languages, 0 alike",
+    )
     args = parser.parse_args(argv)
+    if not 0 <= args.smoothing <= 1:
+        raise ValueError(f"--smoothing {args.smoothing} is not between 0 (all alike) and 1 (by size)")
     if not 100 <= args.size <= 1_000_000:
         raise ValueError(f"--size {args.size} is not between 100 and 1000000")
     if args.sample_mb <= 0:
@@ -147,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     files, input_settings = input_config(args)
     require_text(files, args.format, args.text_key)
     config = {"command": "data_prep.vocab", **input_settings, "type": args.type, "size": args.size}
-    config |= {"cased": args.cased, "sample_mb": args.sample_mb}
+    config |= {"cased": args.cased, "sample_mb": args.sample_mb, "smoothing": args.smoothing}
     if claim_output(args.output, config) == "done":
         return
     sample = _read_sample(args, files)

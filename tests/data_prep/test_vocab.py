@@ -60,10 +60,39 @@ def test_a_finished_one_is_reused_and_another_refused(text_file, tmp_path, capsy
     assert sha256_file(tmp_path / "v" / "spm.model") == before
 
 
+def test_smoothing_gives_a_small_language_more_than_its_size(tmp_path):
+    """A corpus of 600 kB in Latin letters, one of 6 kB in Greek ones, a sample of 100 kB."""
+    choose = random.Random(0)
+    for name, letters, num_lines in (("big", "abcdefghij", 10_000), ("small", "αβγδεζηθικ", 50)):
+        (tmp_path / name).mkdir()
+        lines = (" ".join("".join(choose.choices(letters, k=5)) for _ in range(10)) for _ in range(num_lines))
+        (tmp_path / name / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    assert vocab.smoothed_shares([600, 6], 1) == pytest.approx([600 / 606, 6 / 606])
+    assert vocab.smoothed_shares([600, 6], 0) == [0.5, 0.5]
+    assert vocab.smoothed_shares([10_000, 100], 0.5) == pytest.approx([10 / 11, 1 / 11])
+    num_greek = {}
+    for smoothing in ("1", "0.5"):
+        options = [
+            "--size",
+            "400",
+            "--sample-mb",
+            "0.1",
+            "--smoothing",
+            smoothing,
+            "--output",
+            f"{tmp_path}/{smoothing}",
+        ]
+        vocab.main(["--input", f"{tmp_path}/big", f"{tmp_path}/small", *options])
+        tokens = load_tokenizer(tmp_path / smoothing).tokens
+        num_greek[smoothing] = sum(token.strip("▁")[:1] >= "α" for token in tokens if token.strip("▁"))
+    assert num_greek["0.5"] > 1.5 * num_greek["1"]
+
+
 def test_mistakes_are_told_before_anything_is_written(text_file, tmp_path):
     for options, message in (
         (["--size", "7"], "--size 7 is not between"),
         (["--sample-mb", "0"], "--sample-mb 0.0 must be"),
+        (["--smoothing", "2"], "--smoothing 2.0 is not between"),
         (["--format", "jsonl"], r"holds no document; .*text\.txt:1: not valid JSON"),
     ):
         with pytest.raises(ValueError, match=message):
