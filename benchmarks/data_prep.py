@@ -1,0 +1,254 @@
+"""Speed and memory of data preparation, stage by stage and beside peers, on any text.
+
+    python -m benchmarks.data_prep --input TEXT... --vocab bert-base-uncased-vocab.txt --memory 65 650
+
+The input is read once, repeated with other words in it until it has --megabytes, and put on a temporary disk as raw
+text and as one sentence a line. MB are 10^6 bytes of that text; one process unless a row says two. The peer does less:
+its collator makes no pairs, writes nothing, and never sees documents.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from benchmarks.measure import parser, report
+from data_prep import build, corpus
+from data_prep.cleaning import normalise, paragraphs
+from data_prep.cli import run_cli
+from data_prep.documents import find_files, read_documents, sample_documents
+from data_prep.sentences import SentenceSplitter, train_splitter
+from data_prep.shards import Shards
+from data_prep.tokenizer import Tokenizer, load_tokenizer
+
+SEQ_LENGTH, MAX_PREDICTIONS, DUPLICATES = 128, 20, 5
+DOCUMENT_CHARACTERS = 20_000  # books are cut into documents of about the size of a long article
+
+
+def documents_of(paths: list[str]) -> list[list[str]]:
+    """The input's documents of at most about DOCUMENT_CHARACTERS, each the list of its clean paragraphs."""
+    documents: list[list[str]] = []
+    for document in read_documents(find_files(paths)):
+        part, size = [], 0
+        for block in paragraphs(normalise(document.text), one_a_line=document.is_split):
+            part.append(block)
+            size += len(block)
+            if size > DOCUMENT_CHARACTERS:
+                documents.append(part)
+                part, size = [], 0
+        if part:
+            documents.append(part)
+    return documents
+
+
+def repeated(documents: list[list[str]], megabytes: float) -> Iterator[list[str]]:
+    """The documents again and again, each time begun with other words, so that none is a duplicate."""
+    size, turn = 0, 0
+    while True:
+        for document in documents:
+            yield [f"Copy {turn}." if turn else "", *document]
+            size += sum(len(block.encode()) + 2 for block in document)
+            if size >= megabytes * 1e6:
+                return
+        turn += 1
+
+
+def write_raw(path: Path, documents: Iterator[list[str]], splitter: SentenceSplitter | None = None) -> float:
+    """Write a folder of text files, or with a splitter one file of a sentence a line; returns its size in MB."""
+    if splitter:
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            for document in documents:
+                file.writelines(f"{sentence}\n" for block in document if block for sentence in splitter.split(block))
+                file.write("\n")
+        return path.stat().st_size / 1e6
+    path.mkdir()
+    for number, document in enumerate(documents):
+        (path / f"{number:06d}.txt").write_text("\n\n".join(filter(None, document)), encoding="utf-8")
+    return sum(file.stat().st_size for file in path.iterdir()) / 1e6
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the commands' bars and messages."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def high_water_mark(pid: int) -> int:
+    """Bytes that the process held at most so far; 0 once it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    with quiet():
+        work()
+    return time.perf_counter() - start
+
+
+class Bench:
+    """Folders of one measurement, and our commands on them."""
+
+    def __init__(self, folder: Path, vocab: str) -> None:
+        self.folder, self.vocab, self.number = folder, vocab, 0
+
+    def new(self) -> str:
+        self.number += 1
+        return str(self.folder / str(self.number))
+
+    def corpus_arguments(self, text: Path, format: str, workers: int) -> list[str]:
+        return ["--input", str(text), "--format", format, "--vocab", self.vocab, "--workers", str(workers)]
+
+    def build_arguments(self, corpus_folder: str, workers: int) -> list[str]:
+        sizes = {"seq-length": SEQ_LENGTH, "max-predictions": MAX_PREDICTIONS, "duplicates": DUPLICATES}
+        options = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+        return ["--corpus", corpus_folder, "--workers", str(workers), *options]
+
+    def tokenise(self, text: Path, format: str, workers: int = 1) -> tuple[float, str]:
+        """(seconds without the training of Punkt, the corpus)."""
+        output, arguments = self.new(), self.corpus_arguments(text, format, workers)
+        with quiet():
+            corpus.main([*arguments, "--output", output, "--prepare"])
+        steps = (["--slice", "0/1"], ["--finish"])
+        return seconds_of(lambda: [corpus.main([*arguments, "--output", output, *step]) for step in steps]), output
+
+    def shard(self, corpus_folder: str, workers: int = 1) -> tuple[float, str]:
+        output, arguments = self.new(), self.build_arguments(corpus_folder, workers)
+        return seconds_of(lambda: build.main([*arguments, "--output", output])), output
+
+    def peak(self, command: str, arguments: list[str]) -> tuple[float, str]:
+        """(peak memory in MB of the largest process, output folder) of a command with two workers."""
+        output = self.new()
+        program = [sys.executable, "-m", f"data_prep.{command}", *arguments, "--output", output]
+        process, peak = psutil.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                peak = max(peak, *(high_water_mark(p.pid) for p in (process, *process.children(recursive=True))))
+            time.sleep(0.05)
+        if process.returncode:
+            raise OSError(f"data_prep.{command} ended with exit code {process.returncode}")
+        return peak / 1e6, output
+
+
+def speeds(bench: Bench, raw: Path, split: Path, megabytes: dict[str, float], repeats: int) -> list[dict]:
+    """Our stages, in turn; each figure is the median of `repeats` rounds after one that compiles."""
+    rounds = []
+    for turn in range(repeats + 1):
+        row = {}
+        split_s, split_corpus = bench.tokenise(split, "sentences")
+        shard_s, shards = bench.shard(split_corpus)
+        raw_s, raw_corpus = bench.tokenise(raw, "text")
+        two_s, _ = bench.tokenise(raw, "text", workers=2)
+        shard_one_s, _ = bench.shard(raw_corpus)
+        shard_two_s, _ = bench.shard(raw_corpus, workers=2)
+        opened = Shards(shards)
+        row["sentence-split text to shards, MB/s"] = megabytes["split"] / (split_s + shard_s)
+        row["raw text to corpus, cleaned and split, MB/s"] = megabytes["raw"] / raw_s
+        row["raw text to shards, MB/s"] = megabytes["raw"] / (raw_s + shard_one_s)
+        row["tokenised corpus to shards, sequences/s"] = opened.num_sequences / shard_s
+        row["two workers / one, raw text to corpus"] = raw_s / two_s
+        row["two workers / one, corpus to shards"] = shard_one_s / shard_two_s
+        row["sequences per MB of text"] = opened.num_sequences / megabytes["split"]
+        if turn:
+            rounds.append(row)
+    return [{"what": name, "median": float(np.median([row[name] for row in rounds]))} for name in rounds[0]]
+
+
+def peers(split: Path, vocab: str, tokenizer: Tokenizer, megabytes: float, bench: Bench, repeats: int) -> list[dict]:
+    """The same text by `datasets` + `tokenizers` + transformers' collator, one process, and by us, in turn."""
+    import datasets
+    from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    datasets.disable_progress_bars()
+    fast = BertTokenizerFast(vocab_file=vocab, do_lower_case=tokenizer.lowercase)
+    collate = DataCollatorForLanguageModeling(fast, mlm_probability=0.15, return_tensors="np")
+    body = SEQ_LENGTH - 2
+
+    def grouped(batch: dict) -> dict:
+        ids = [token for sentence in batch["input_ids"] for token in sentence]
+        pieces = [ids[start : start + body] for start in range(0, len(ids) - body + 1, body)]
+        return {"input_ids": [[fast.cls_token_id, *piece, fast.sep_token_id] for piece in pieces]}
+
+    def theirs() -> None:
+        with tempfile.TemporaryDirectory(dir=bench.folder) as cache:
+            lines = datasets.load_dataset("text", data_files=str(split), split="train", cache_dir=cache)
+            encode = {"function": lambda rows: {"input_ids": fast(rows["text"], add_special_tokens=False)["input_ids"]}}
+            tokens = lines.map(**encode, batched=True, remove_columns=["text"])
+            sequences = tokens.map(grouped, batched=True, batch_size=10_000)
+            for _ in range(DUPLICATES):
+                for start in range(0, len(sequences), 1_000):
+                    collate([{"input_ids": ids} for ids in sequences[start : start + 1_000]["input_ids"]])
+
+    def ours() -> None:
+        output = bench.new()
+        corpus.main([*bench.corpus_arguments(split, "sentences", 1), "--output", output])
+        build.main([*bench.build_arguments(output, 1), "--output", bench.new()])
+
+    times = {"ours, with pairs, to disk": [], "datasets + tokenizers + collator": []}
+    for _ in range(repeats):
+        for name, work in zip(times, (ours, theirs), strict=True):
+            times[name].append(seconds_of(work))
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    slowest = medians["datasets + tokenizers + collator"]
+    return [{"what": n, "MB/s": megabytes / s, "times as fast": slowest / s} for n, s in medians.items()]
+
+
+def memory(bench: Bench, documents: list[list[str]], sizes: list[float]) -> list[dict]:
+    """Peak memory of the largest process, two workers, raw text of several sizes."""
+    rows = []
+    for size in sizes:
+        text = Path(bench.new())
+        megabytes = write_raw(text, repeated(documents, size))
+        corpus_peak, corpus_folder = bench.peak("corpus", bench.corpus_arguments(text, "text", 2))
+        build_peak, _ = bench.peak("build", bench.build_arguments(corpus_folder, 2))
+        rows.append({"input MB": megabytes, "corpus, peak MB": corpus_peak, "build, peak MB": build_peak})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text files, and folders of them")
+    options.add_argument("--vocab", required=True, metavar="FILE", help="a WordPiece vocab.txt")
+    options.add_argument("--megabytes", type=float, default=20.0, help="text to measure speed with (default 20)")
+    options.add_argument("--memory", type=float, nargs="*", default=[], metavar="MB", help="sizes to measure memory at")
+    options.add_argument("--no-peers", action="store_true", help="leave out the peers (pip install '.[bench]')")
+    args = options.parse_args(argv)
+    tokenizer = load_tokenizer(args.vocab)
+    documents = documents_of(args.input)
+    sample = sample_documents(read_documents(find_files(args.input)), 4_000_000)
+    splitter = train_splitter(block for piece in sample for block in paragraphs(normalise(piece.text)))
+    tables = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        raw, split = folder / "raw", folder / "split" / "text.txt"
+        megabytes = {
+            "raw": write_raw(raw, repeated(documents, args.megabytes)),
+            "split": write_raw(split, repeated(documents, args.megabytes), splitter),
+        }
+        bench = Bench(folder, args.vocab)
+        title = f"{megabytes['raw']:.0f} MB, WordPiece, sequences of {SEQ_LENGTH}, {DUPLICATES} duplicates, NSP"
+        tables[title] = speeds(bench, raw, split, megabytes, args.repeats)
+        if not args.no_peers:
+            tables["Beside a peer, sentence-split text to masked sequences"] = peers(
+                split, args.vocab, tokenizer, megabytes["split"], bench, args.repeats
+            )
+        if args.memory:
+            tables["Peak memory of the largest process, two workers"] = memory(bench, documents, args.memory)
+    report("data-prep", tables, args.save)
+
+
+if __name__ == "__main__":
+    run_cli(main)
