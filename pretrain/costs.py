@@ -145,8 +145,14 @@ def memory(job: Job) -> dict[str, float]:
 
 
 def _gathered_parameters(job: Job) -> float:
-    """ZeRO 3: weights of other ranks held at once; they stay for their next use while they are not too many."""
-    return min(held_parameters(job), job.zero("stage3_max_live_parameters", 1e9)) if job.stage == 3 else 0
+    """ZeRO 3: weights held whole at once, which stay for their next use while they are not too many, and, over several
+    ranks, the buffer into which the next ones are gathered before they are put together.
+    """
+    if job.stage < 3:
+        return 0
+    held = held_parameters(job)
+    coming = min(held, job.zero("stage3_prefetch_bucket_size", 5e7)) if job.dp_size > 1 else 0
+    return min(held, job.zero("stage3_max_live_parameters", 1e9)) + coming
 
 
 def activation_bytes(job: Job, recompute: str) -> float:
@@ -165,8 +171,11 @@ def activation_bytes(job: Job, recompute: str) -> float:
     kept += 3 * hidden**2 * value / tp  # Q, K and V concatenated
     layer = kept + (3 * split if recompute == "selective" else core)
     layers = config.num_hidden_layers * layer
-    if recompute == "full":
-        layers = config.num_hidden_layers * rows * hidden * value + layer
+    if recompute == "full":  # beside the layer that is computed again, gradients before and after its GELU
+        again = layer + 2 * tokens * config.intermediate_size * value / tp
+        if job.sequence_parallel:  # a product's gathered input, and its gradient before and after it is scattered
+            again += 3 * tokens * hidden * value
+        layers = config.num_hidden_layers * rows * hidden * value + again
     elif recompute == "selective":
         layers += core
     embeddings = rows * hidden * (value + mask)

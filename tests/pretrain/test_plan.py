@@ -95,6 +95,11 @@ CASES = [  # ranks, tensor parallel, ZeRO, precision, micro-batches, lengths, se
     (2, 2, 1, "bf16", 1, EQUAL, False, "none"),
     (2, 2, 1, "bf16", 2, UNEQUAL, True, "none"),
     (2, 2, 3, "fp32", 1, UNEQUAL, False, "none"),
+    (2, 1, 3, "fp32", 1, EQUAL, False, "none"),
+    (2, 2, 0, "fp32", 1, EQUAL, False, "none"),
+    (2, 2, 1, "fp32", 1, EQUAL, True, "full"),
+    (4, 2, 2, "bf16", 2, EQUAL[:4], False, "none"),
+    (4, 1, 3, "fp32", 2, EQUAL[:4], False, "selective"),
 ]
 
 
@@ -111,6 +116,7 @@ def test_memory_and_traffic_are_those_of_a_real_run(case, tmp_path):
     )
     run = (config, deepspeed, tp_size, lengths, sequence_parallel, recompute, tmp_path)
     real = run_ranks(measured, world_size, *run)[0]
+    print(f"predicted / allocated: {memory(job)['peak'] / real['peak']:.3f}")
     assert memory(job)["peak"] == pytest.approx(real["peak"], rel=0.1)
     if sequence_parallel:
         return  # gloo has no reduce-scatter and sends something else than NCCL
@@ -186,7 +192,7 @@ def test_parameters_are_those_of_transformers(preset):
 def test_what_does_not_fit_is_said():
     job = published("3.9b", "large_lamb_phase1.json", "v100-16g", 1, 8)
     assert not fits(job)
-    assert {(other.tp_size, other.recompute) for other in layouts(job) if fits(other)} == {(4, "full"), (8, "full")}
+    assert {(other.tp_size, other.recompute) for other in layouts(job) if fits(other)} == {(8, "full")}
 
 
 def test_the_command_prints_without_torch_or_ranks():
