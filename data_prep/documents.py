@@ -6,20 +6,18 @@ Formats (`--format`, or `auto`, which goes by file name and first lines):
     jsonl      a line is a JSON object with the document in a key (`text` by default; its `id`, if there, is kept)
     wikitext   a line " = Title = " starts a document, as in wikitext-2 and wikitext-103; section headings are dropped
     sentences  one sentence a line, a blank line between documents, as google-research/bert reads; never guessed
+    mediawiki  an XML dump of Wikipedia or another wiki; an article is a document, named by its title
+    html       a file is a document; scripts, styles and navigation are dropped
 
-Any file may be compressed (.gz, .bz2, .xz). Folders are read recursively in the order of their sorted paths.
+Any file may be compressed (.gz, .bz2, .xz, .zst). Folders are read recursively in the order of their sorted paths.
 What cannot be read as text is skipped and told to the caller with file and place; nothing is dropped in silence.
 """
 
 import argparse
-import bz2
 import codecs
-import gzip
 import json
-import lzma
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -29,16 +27,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.cleaning import undo_wikitext
+from data_prep.compressed import DAMAGED, OPENERS
+from data_prep.markup import BadMarkup, html_charset, html_prose, wiki_pages, wiki_prose
 
-FORMATS = ("auto", "text", "jsonl", "wikitext", "sentences")
+FORMATS = ("auto", "text", "jsonl", "wikitext", "sentences", "mediawiki", "html")
 LONGEST_DOCUMENT = 4_000_000  # characters; longer ones are cut at a line end, so that memory stays constant
 _BLOCK_BYTES = 1 << 17
 _SAMPLE_PIECE = 10_000  # characters
 _JSON_BLOCK_BYTES = 1 << 25  # a line of JSON has to be held whole
 
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _FORMAT_BY_SUFFIX = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)
+_FORMAT_BY_SUFFIX |= {".xml": "mediawiki", ".html": "html", ".htm": "html"}
+_DUMP_PAGES = re.compile(r"-p\d+p\d+.*")  # as in enwiki-20260101-pages-articles1.xml-p1p41242.bz2
 _WIKITEXT_TITLE = re.compile(r" = ([^=].*[^=]|[^=]) = ?\n?")
 _WIKITEXT_SECTION = re.compile(r" = = .* = = ?\n?")
 _PARAGRAPH_REST = r"[^\r\n]*(?:\r?\n[^\r\n]+)*"
@@ -87,7 +87,8 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         default="auto",
         help="text: a file is a document; jsonl: a line is; wikitext: ' = Title = ' starts one; sentences: one "
-        "sentence a line, a blank line between documents; auto (default): by file name and first line, never sentences",
+        "sentence a line, a blank line between documents; mediawiki: an XML dump; html: a file is a document; auto "
+        "(default): by file name and first line, never sentences",
     )
     parser.add_argument(
         "--text-key",
@@ -123,7 +124,7 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
             if not known:
                 raise ValueError(
                     f"input folder {path} holds no text: none of its {len(inside)} files ends in "
-                    f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with .gz .bz2 .xz); name other files one by one"
+                    f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with {' '.join(OPENERS)}); name other files one by one"
                 )
             files += known
         elif path.exists():
@@ -145,12 +146,14 @@ def read_documents(
     `skip(reason, place)` is called for every document or file that cannot be read; without it, that raises ValueError
     with `file:line`. `progress(num_bytes)` is called with the bytes read from disk since its last call.
     """
-    readers = {"text": _read_text, "wikitext": _read_wikitext, "sentences": _read_sentences}
+    readers = {"text": _read_text, "wikitext": _read_wikitext, "sentences": _read_sentences, "html": _read_html}
     for path in map(Path, files):
         try:
             chosen = guess_format(path) if format == "auto" else format
             if chosen == "jsonl":
                 yield from _read_jsonl(path, progress, text_key, skip or _stop)
+            elif chosen == "mediawiki":
+                yield from _read_mediawiki(path, progress, skip or _stop)
             else:
                 yield from readers[chosen](path, progress)
         except NotText as error:
@@ -184,7 +187,11 @@ def guess_format(path: Path) -> str:
     format = _FORMAT_BY_SUFFIX.get(_suffix(path), "text")
     if format == "text":
         first = next((line for line in _lines(path, _no_progress) if line.strip()), "")
-        return "wikitext" if _WIKITEXT_TITLE.fullmatch(first) else "text"
+        if _WIKITEXT_TITLE.fullmatch(first):
+            return "wikitext"
+        if first.startswith(("<mediawiki", "<?xml")):
+            return "mediawiki"
+        return "html" if first.lower().startswith(("<!doctype html", "<html")) else "text"
     return format
 
 
@@ -217,15 +224,16 @@ def _stop(reason: str, place: str) -> None:
 
 
 def _suffix(path: Path) -> str:
-    """The suffix that tells the format: that of `a.txt.gz` is .txt."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() in _OPENERS else path.suffix.lower()
+    """The suffix that tells the format: that of `a.txt.gz` is .txt, that of `b.xml-p1p41242.bz2` is .xml."""
+    suffix = Path(path.stem).suffix if path.suffix.lower() in OPENERS else path.suffix
+    return _DUMP_PAGES.sub("", suffix.lower())
 
 
 def _raw_blocks(path: Path, progress: Progress, block_bytes: int) -> Iterator[tuple[int, bytes]]:
     """(number of its first line, bytes) of the file's blocks; a block ends with a line unless the line is longer."""
     number, position = 1, 0
     try:
-        with open(path, "rb") as raw, _OPENERS.get(path.suffix.lower(), nullcontext)(raw) as file:
+        with open(path, "rb") as raw, OPENERS.get(path.suffix.lower(), nullcontext)(raw) as file:
             while block := file.read(block_bytes):
                 if not block.endswith(b"\n"):
                     block += file.readline(block_bytes)
@@ -233,13 +241,14 @@ def _raw_blocks(path: Path, progress: Progress, block_bytes: int) -> Iterator[tu
                 position = raw.tell()
                 yield number, block
                 number += block.count(b"\n")
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise NotText("file is damaged or unreadable", f"{path}:{number}") from error
 
 
-def _blocks(path: Path, progress: Progress) -> Iterator[str]:
-    """The blocks of a UTF-8 file as text; NotText names the first line that is none."""
-    decoder, number, raw = codecs.getincrementaldecoder("utf-8-sig")(), 1, b""
+def _blocks(path: Path, progress: Progress, charset: str = "utf-8-sig") -> Iterator[str]:
+    """The blocks of a file as text; NotText names the first line that is none."""
+    name = charset.removesuffix("-sig").upper()
+    decoder, number, raw = codecs.getincrementaldecoder(charset)(), 1, b""
     try:
         for number, raw in _raw_blocks(path, progress, _BLOCK_BYTES):
             if (nul := raw.find(b"\0")) >= 0:
@@ -248,10 +257,10 @@ def _blocks(path: Path, progress: Progress) -> Iterator[str]:
             yield decoder.decode(raw)
         if decoder.getstate()[0]:
             line = number + raw.count(b"\n")
-            raise NotText("not valid UTF-8: it ends inside a character", f"{path}:{line}")
+            raise NotText(f"not valid {name}: it ends inside a character", f"{path}:{line}")
     except UnicodeDecodeError as error:
         line = number + raw.count(b"\n", 0, error.start)
-        raise NotText("not valid UTF-8", f"{path}:{line}") from error
+        raise NotText(f"not valid {name}", f"{path}:{line}") from error
 
 
 def _lines(path: Path, progress: Progress) -> Iterator[str]:
@@ -306,6 +315,26 @@ def _read_wikitext(path: Path, progress: Progress) -> Iterator[Document]:
             article.append(undo_wikitext(line).strip() + "\n\n")
         before, line = line, after
     yield from _bounded(title, article)
+
+
+def _read_mediawiki(path: Path, progress: Progress, skip: Skip) -> Iterator[Document]:
+    blocks = (block for _, block in _raw_blocks(path, progress, _BLOCK_BYTES))
+    try:
+        for page in wiki_pages(blocks, LONGEST_DOCUMENT):
+            try:
+                yield Document(page.title, wiki_prose(page))
+            except BadMarkup as error:
+                skip(error.reason, f"{path}:{error.line}")
+    except BadMarkup as error:
+        raise NotText(error.reason, f"{path}:{error.line}") from error
+
+
+def _read_html(path: Path, progress: Progress) -> Iterator[Document]:
+    _, start = next(_raw_blocks(path, _no_progress, _BLOCK_BYTES), (1, b""))
+    try:
+        yield from _bounded(path.name, html_prose(_blocks(path, progress, html_charset(start))))
+    except BadMarkup as error:
+        raise NotText(error.reason, f"{path}:{error.line}") from error
 
 
 def _read_sentences(path: Path, progress: Progress) -> Iterator[Document]:
