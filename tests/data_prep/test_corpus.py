@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import corpus, parts
+from data_prep import build, corpus, parts
 from data_prep.corpus import open_corpus
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
+from data_prep.shards import Shards
 from data_prep.tokenizer import SPECIAL_TOKENS
 from tests.data_prep.killing import ROOT, finish_through_kills, hashes
 
@@ -92,6 +93,29 @@ def test_the_bytes_depend_neither_on_workers_nor_on_slices(inputs, tmp_path, sma
             run(inputs, output, *options, "--slice", f"{index}/{num_slices}")
         run(inputs, output, *options, "--finish")
         assert hashes(output) == hashes(tmp_path / "one")
+
+
+def test_chinese_by_character_with_its_own_sentence_ends(tmp_path):
+    """Documents of 。！？ sentences: a token a character, a sentence a sequence, pairs and masks as in any language."""
+    characters = [chr(code) for code in range(0x4E00, 0x4E00 + 300)]
+    documents = [
+        ["".join(RANDOM.choice(characters, 5 + 3 * i % 17)) + "。！？"[i % 3] for i in range(4 + d)] for d in range(20)
+    ]
+    lines = (json.dumps({"text": "".join(sentences)}, ensure_ascii=False) for sentences in documents)
+    (tmp_path / "zh.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join([*SPECIAL_TOKENS, *"。！？，", *characters]) + "\n", encoding="utf-8")
+    run(tmp_path, tmp_path / "c", "--input", str(tmp_path / "zh.jsonl"), "--vocab", str(vocab))
+    opened = open_corpus(tmp_path / "c")
+    assert np.array_equal(np.diff(opened.document_start), [len(sentences) for sentences in documents])
+    expected = [len(sentence) for sentences in documents for sentence in sentences]
+    assert np.array_equal(np.diff(opened.sentence_start), expected)
+    assert opened.manifest["num_unknown_tokens"] == 0
+    build.main(["--corpus", str(tmp_path / "c"), "--output", str(tmp_path / "s"), "--seq-length", "64", "--whole-word"])
+    shards = Shards(tmp_path / "s")
+    records = shards.gather(np.arange(shards.num_sequences))
+    assert set(np.unique(records.pair_labels)) == {0, 1}
+    assert records.num_predictions.tolist() == [max(1, round(0.15 * n)) for n in records.lengths.tolist()]
 
 
 def test_slices_that_read_different_text_are_told(inputs, tmp_path, small_parts):
