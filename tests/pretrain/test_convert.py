@@ -67,13 +67,15 @@ def logits_of_checkpoint(run: Path, ids: np.ndarray) -> np.ndarray:
 
 
 def test_its_logits_are_ours(exported):
-    """Measured: 2e-6 on logits of size 1."""
+    """Measured: 3.3e-7 on logits of at most 0.8."""
     run, folder = exported
     ids = np.random.default_rng(1).integers(0, 500, (3, 40))
     (ours,) = run_ranks(logits_of_checkpoint, 1, run, ids)
     with torch.no_grad():
         theirs = AutoModelForMaskedLM.from_pretrained(folder).eval()(input_ids=torch.from_numpy(ids)).logits.numpy()
-    assert np.abs(ours - theirs).max() < 1e-5
+    difference = np.abs(ours - theirs).max()
+    print(f"largest difference {difference:.1e}, largest logit {np.abs(theirs).max():.1f}")
+    assert difference < 1e-5
 
 
 def test_the_tokenizer_gives_our_ids(exported):
@@ -131,12 +133,13 @@ def streamed_peak(run: Path, output: Path) -> tuple[float, float]:
 
 
 def test_a_conversion_holds_one_tensor_at_a_time(shard_folders, tmp_path):
-    """`mini` with four layers: 13 MiB of weights, 26 of moments; the largest tensor has 1 MiB. Measured: 2 MiB."""
+    """`mini` with four layers: 13 MiB of weights, 26 of moments; the largest tensor has 1 MiB. Measured: 1.0 MiB."""
     (tmp_path / "ds.json").write_text(json.dumps(CONFIG))
     more = ["--model", "mini", "--steps", "1", "--tensor-parallel", "2"]
     run_ranks(run_training, 2, arguments(shard_folders, tmp_path / "ds.json", tmp_path / "run", *more))
     ((growth, size),) = run_ranks(streamed_peak, 1, tmp_path / "run", tmp_path / "model.safetensors")
     assert size > 12
+    print(f"growth {growth:.2f} MiB")
     assert growth < 5
 
 
