@@ -3,8 +3,8 @@
     python -m benchmarks.data_prep --input TEXT... --vocab bert-base-uncased-vocab.txt --memory 65 650
 
 The input is read once, repeated with other words in it until it has --megabytes, and put on a temporary disk as raw
-text and as one sentence a line. MB are 10^6 bytes of that text; one process unless a row says two. The peer does less:
-its collator makes no pairs, writes nothing, and never sees documents.
+text and as one sentence a line. MB are 10^6 bytes of that text; one process unless a table says two. The peer does
+less: its collator makes no pairs, writes nothing, and never sees documents.
 """
 
 import contextlib
@@ -150,16 +150,12 @@ def speeds(bench: Bench, raw: Path, split: Path, megabytes: dict[str, float], re
         split_s, split_corpus = bench.tokenise(split, "sentences")
         shard_s, shards = bench.shard(split_corpus)
         raw_s, raw_corpus = bench.tokenise(raw, "text")
-        two_s, _ = bench.tokenise(raw, "text", workers=2)
-        shard_one_s, _ = bench.shard(raw_corpus)
-        shard_two_s, _ = bench.shard(raw_corpus, workers=2)
+        raw_shard_s, _ = bench.shard(raw_corpus)
         opened = Shards(shards)
         row["sentence-split text to shards, MB/s"] = megabytes["split"] / (split_s + shard_s)
         row["raw text to corpus, cleaned and split, MB/s"] = megabytes["raw"] / raw_s
-        row["raw text to shards, MB/s"] = megabytes["raw"] / (raw_s + shard_one_s)
+        row["raw text to shards, MB/s"] = megabytes["raw"] / (raw_s + raw_shard_s)
         row["tokenised corpus to shards, sequences/s"] = opened.num_sequences / shard_s
-        row["two workers / one, raw text to corpus"] = raw_s / two_s
-        row["two workers / one, corpus to shards"] = shard_one_s / shard_two_s
         row["sequences per MB of text"] = opened.num_sequences / megabytes["split"]
         if turn:
             rounds.append(row)
@@ -206,6 +202,22 @@ def peers(split: Path, vocab: str, tokenizer: Tokenizer, megabytes: float, bench
     return [{"what": n, "MB/s": megabytes / s, "times as fast": slowest / s} for n, s in medians.items()]
 
 
+def scaling(bench: Bench, documents: list[list[str]], size: float, repeats: int) -> list[dict]:
+    """One worker and two on the same raw text, in turn: seconds with the start of the processes, and their ratio."""
+    text = Path(bench.new())
+    megabytes = write_raw(text, repeated(documents, size))
+    seconds: dict[str, list[list[float]]] = {"raw text to corpus": [], "corpus to shards": []}
+    for _ in range(repeats):
+        made = [bench.tokenise(text, "text", workers) for workers in (1, 2)]
+        seconds["raw text to corpus"].append([elapsed for elapsed, _ in made])
+        seconds["corpus to shards"].append([bench.shard(made[0][1], workers)[0] for workers in (1, 2)])
+    rows = []
+    for name, turns in seconds.items():
+        one, two = np.median(turns, axis=0)
+        rows.append({"what": f"{name}, {megabytes:.0f} MB", "one, s": one, "two, s": two, "times as fast": one / two})
+    return rows
+
+
 def memory(bench: Bench, documents: list[list[str]], sizes: list[float]) -> list[dict]:
     """Peak memory of the largest process, two workers, raw text of several sizes."""
     rows = []
@@ -223,6 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text files, and folders of them")
     options.add_argument("--vocab", required=True, metavar="FILE", help="a WordPiece vocab.txt")
     options.add_argument("--megabytes", type=float, default=20.0, help="text to measure speed with (default 20)")
+    options.add_argument("--scaling", type=float, metavar="MB", help="compare one worker and two on so much text")
     options.add_argument("--memory", type=float, nargs="*", default=[], metavar="MB", help="sizes to measure memory at")
     options.add_argument("--no-peers", action="store_true", help="leave out the peers (pip install '.[bench]')")
     args = options.parse_args(argv)
@@ -245,6 +258,8 @@ def main(argv: list[str] | None = None) -> None:
             tables["Beside a peer, sentence-split text to masked sequences"] = peers(
                 split, args.vocab, tokenizer, megabytes["split"], bench, args.repeats
             )
+        if args.scaling:
+            tables["Workers"] = scaling(bench, documents, args.scaling, args.repeats)
         if args.memory:
             tables["Peak memory of the largest process, two workers"] = memory(bench, documents, args.memory)
     report("data-prep", tables, args.save)
