@@ -72,7 +72,12 @@ def write_raw(path: Path, documents: Iterator[list[str]], splitter: SentenceSpli
     path.mkdir()
     for number, document in enumerate(documents):
         (path / f"{number:06d}.txt").write_text("\n\n".join(filter(None, document)), encoding="utf-8")
-    return sum(file.stat().st_size for file in path.iterdir()) / 1e6
+    return size_on_disk(path)
+
+
+def size_on_disk(folder: str | Path) -> float:
+    """MB of the files in a folder."""
+    return sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
 
 
 @contextlib.contextmanager
@@ -157,6 +162,8 @@ def speeds(bench: Bench, raw: Path, split: Path, megabytes: dict[str, float], re
         row["raw text to shards, MB/s"] = megabytes["raw"] / (raw_s + raw_shard_s)
         row["tokenised corpus to shards, sequences/s"] = opened.num_sequences / shard_s
         row["sequences per MB of text"] = opened.num_sequences / megabytes["split"]
+        row["corpus on disk, MB per MB of text"] = size_on_disk(split_corpus) / megabytes["split"]
+        row["shards on disk, MB per MB of text"] = size_on_disk(shards) / megabytes["split"]
         if turn:
             rounds.append(row)
     return [{"what": name, "median": float(np.median([row[name] for row in rounds]))} for name in rounds[0]]
