@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from pretrain.config import ModelConfig, load_model_config
 from pretrain.model import init_weights, load_weights
-from pretrain.weights import Weights, open_weights
+from pretrain.weights import Weights, check_whole, open_weights
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def find_start(checkpoint: str, model: str | None, vocab: Path | None) -> Start:
             "Hugging Face folder, or random, majority or ngram"
         )
     weights = open_weights(folder)
+    check_whole(weights)
     tokenizer = load_tokenizer(weights.home)
     if vocab is not None and load_tokenizer(vocab).sha256 != tokenizer.sha256:
         raise ValueError(

@@ -4,10 +4,12 @@ without DeepSpeed.
     checkpoints/step_00000500/   mp_rank_*_model_states.pt, zero_pp_rank_*_optim_states.pt     DeepSpeed's
                                  checkpoint.json        step, layout, ZeRO stage, whole shapes
                                  fragments_dp_*_tp_*.json   which part of which tensor stands where on that rank
+                                 SHA256SUMS                 of all these files, for `sha256sum -c` too
     checkpoints/latest           the name of the newest finished one
 
 A save goes to a `.tmp` folder, is synced, and is renamed; `latest` follows. So a job killed at any moment leaves the
-old ones intact.
+old ones intact. A resume compares the checksums, and takes the newest checkpoint that is whole. Nothing in one is run:
+pickles are read by torch's restricted unpickler, with the four classes of DeepSpeed's that they hold.
 
 A resume at the layout of the save is DeepSpeed's own, bit for bit. At another one (data parallel, tensor parallel,
 ZeRO stage, precision, how ZeRO cuts its groups) every tensor is put together, sliced anew and copied into the new
@@ -17,6 +19,7 @@ ZeRO stages.
 
 import dataclasses
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,7 +28,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_prep.cli import finished_file, read_json, sync_folder, write_json
+from data_prep.cli import describe_error, finished_file, read_json, sha256_file, sync_folder, write_json
+from pretrain.engine import SAVED_CLASSES
 from pretrain.lamb import Fragment, fragments_by_partition
 from pretrain.layers import is_split, local_shape
 from pretrain.layout import Layout
@@ -33,42 +37,134 @@ from pretrain.model import slice_tensor, whole_shape
 
 STEP_FOLDER = re.compile(r"step_\d{8}")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+CHECKSUMS = "SHA256SUMS"
 
 
-def save_checkpoint(engine, layout: Layout, run_folder: Path, step: int, keep: int) -> Path:
-    """Saves weights, moments and the step; collective. Keeps the newest `keep` checkpoints. Returns the finished
-    folder.
+def save_checkpoint(
+    engine, layout: Layout, run_folder: Path, step: int, keep: int, keep_every: int | None = None
+) -> Path:
+    """Saves weights, moments and the step; collective. Keeps the newest `keep` checkpoints, and those of every
+    `keep_every`-th step. Returns the finished folder. Raises OSError that names it if it cannot be written.
     """
     parent = run_folder / "checkpoints"
     name = f"step_{step:08d}"
     partial, finished = parent / f"{name}.tmp", parent / name
+    try:
+        if layout.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        layout.barrier()
+        engine.save_checkpoint(str(parent), tag=partial.name, client_state={"step": step}, save_latest=False)
+        write_json(_fragments_file(partial, layout.dp_rank, layout.tp_rank), _fragments(engine))
+        checksums = layout.gather({path.name: _synced_sha256(path) for path in _files_of_rank(partial, layout)})
+        if layout.rank == 0:
+            write_json(partial / "checkpoint.json", _description(engine, layout, step))
+            _write_checksums(partial, {name: digest for part in checksums for name, digest in part.items()})
+            _remove(finished)
+            partial.rename(finished)
+            sync_folder(parent)
+            with finished_file(parent / "latest", "w") as file:
+                file.write(name)
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+        free = shutil.disk_usage(run_folder).free
+        raise OSError(
+            f"{finished} could not be written ({describe_error(error).splitlines()[0]}); {free:,} bytes are free there,"
+            " the checkpoints before it are whole. Make room and run the same command again: it goes on from the newest"
+        ) from error
     if layout.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    layout.barrier()
-    engine.save_checkpoint(str(parent), tag=partial.name, client_state={"step": step}, save_latest=False)
-    write_json(_fragments_file(partial, layout.dp_rank, layout.tp_rank), _fragments(engine))
-    layout.barrier()
-    if layout.rank == 0:
-        write_json(partial / "checkpoint.json", _description(engine, layout, step))
-        _sync_tree(partial)
-        shutil.rmtree(finished, ignore_errors=True)
-        partial.rename(finished)
-        sync_folder(parent)
-        with finished_file(parent / "latest", "w") as file:
-            file.write(name)
         for old in list_checkpoints(run_folder)[:-keep]:
-            shutil.rmtree(old)
+            if not keep_every or int(old.name.removeprefix("step_")) % keep_every:
+                _remove(old)
     layout.barrier()
     return finished
 
 
-def _sync_tree(folder: Path) -> None:
-    """Flushes every file of a folder to disk, so that a rename never names lost bytes."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    sync_folder(folder)
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint if it is there, first its name: one that is killed meanwhile leaves nothing half removed."""
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.tmp")))
+
+
+def remove_partial_checkpoints(run_folder: Path) -> None:
+    """Removes what killed saves left; only for who knows that no other is at work there."""
+    for partial in (run_folder / "checkpoints").glob("step_*.tmp"):
+        shutil.rmtree(partial)
+
+
+def _files_of_rank(folder: Path, layout: Layout) -> list[Path]:
+    """The files that this rank has written, by DeepSpeed's names for them and ours."""
+    dp_rank, tp_rank = layout.dp_rank, layout.tp_rank
+    patterns = [f"*pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_*", _fragments_file(folder, dp_rank, tp_rank).name]
+    patterns += [f"mp_rank_{tp_rank:02d}_*"] * (dp_rank == 0)
+    return [path for pattern in patterns for path in folder.glob(pattern)]
+
+
+def _synced_sha256(path: Path) -> str:
+    """A file's checksum, once it is on disk: a rename must never name lost bytes."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return sha256_file(path)
+
+
+def _write_checksums(folder: Path, checksums: dict[str, str]) -> None:
+    """Writes CHECKSUMS over all files of a folder. checkpoint.json is last: without it the file was cut short."""
+    others = [path for path in folder.iterdir() if path.name not in checksums]
+    checksums |= {path.name: _synced_sha256(path) for path in others}
+    names = sorted(checksums, key=lambda name: (name == "checkpoint.json", name))
+    with finished_file(folder / CHECKSUMS, "w") as file:
+        file.writelines(f"{checksums[name]}  {name}\n" for name in names)
+
+
+def damaged_files(folder: Path, layout: Layout | None = None) -> list[str]:
+    """What is wrong with a checkpoint's files, a line for each; with a layout the ranks share the work, and it is
+    collective.
+    """
+    path = folder / CHECKSUMS
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    problems = []
+    if not lines or not lines[-1].endswith("  checkpoint.json"):
+        problems.append(f"{CHECKSUMS} is missing or cut short")
+    for line in lines[layout.rank :: layout.dp_size * layout.tp_size] if layout else lines:
+        digest, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+        elif sha256_file(folder / name) != digest:
+            problems.append(f"{name} has another checksum")
+    if layout is None:
+        return problems
+    return list(dict.fromkeys(problem for found in layout.gather(problems) for problem in found))
+
+
+def require_whole(folder: Path, layout: Layout | None = None) -> None:
+    """Raises ValueError for a damaged checkpoint, naming its files; with a layout collective."""
+    if problems := damaged_files(folder, layout):
+        raise ValueError(f"{folder} is damaged: {', '.join(problems)}; name another checkpoint, or restore it")
+
+
+def resume(engine, layout: Layout, run_folder: Path) -> tuple[int, list[str]]:
+    """Restores a run's newest checkpoint that is whole; collective. Returns its step, 0 where there is none, and what
+    the user has to know.
+
+    Damaged newer ones are renamed to `*.damaged`. Raises ValueError if there are checkpoints, but none is whole.
+    """
+    damaged = {}
+    for folder in reversed(list_checkpoints(run_folder)):
+        if problems := damaged_files(folder, layout):
+            damaged[folder] = ", ".join(problems)
+            continue
+        step = load_checkpoint(engine, layout, folder)
+        if layout.rank == 0:
+            for bad in damaged:
+                _remove(bad.with_name(f"{bad.name}.damaged"))
+                bad.rename(bad.with_name(f"{bad.name}.damaged"))
+        told = [f"{bad} is damaged ({what}), set aside as {bad.name}.damaged" for bad, what in damaged.items()]
+        return step, told
+    if damaged:
+        told = "; ".join(f"{bad.name}: {what}" for bad, what in damaged.items())
+        raise ValueError(
+            f"{run_folder}: no checkpoint is whole ({told}); restore one, or start anew with another --output"
+        )
+    return 0, []
 
 
 def _layout_of(engine, layout: Layout) -> dict:
@@ -132,19 +228,25 @@ def load_checkpoint(engine, layout: Layout, folder: Path) -> int:
     here = _layout_of(engine, layout)
     is_same = all(description.get(key) == value for key, value in here.items())
     if is_same and read_json(_fragments_file(folder, layout.dp_rank, layout.tp_rank)) == _fragments(engine):
+        engine.checkpoint_engine.load = _load  # its own would unpickle anything
         engine.load_checkpoint(str(folder.parent), tag=folder.name)
     else:
-        _load_whole_tensors(engine, layout, folder)
+        load_tensors(engine, layout, folder)
     return description["step"]
 
 
 @torch.no_grad()
-def _load_whole_tensors(engine, layout: Layout, folder: Path) -> None:
-    """Fills this rank's partitions from the whole tensors of a checkpoint, one at a time in memory."""
+def load_tensors(engine, layout: Layout, folder: Path) -> None:
+    """Fills this rank's partitions, weights and moments, from the whole tensors of a checkpoint of any layout, one at a
+    time in memory.
+
+    The settings of the optimizer stay the engine's own; the number of updates, by which Adam and LAMB correct the bias
+    of the moments, comes with them.
+    """
     names, read = tensor_reader(folder)
     optimizer, stage = engine.basic_optimizer, engine.zero_optimization_stage()
     first = next(folder.glob("*mp_rank_00_model_states.pt"))
-    counters = {name: _load(first)[name] for name in ("global_steps", "global_samples", "skipped_steps")}
+    counters = {name: _load(first, mmap=True)[name] for name in ("global_steps", "global_samples", "skipped_steps")}
     num_updates = float(counters["global_steps"] - counters["skipped_steps"])
     places: dict[str, list[tuple[Tensor, Fragment]]] = {}
     for flat, parts in fragments_by_partition(engine).items():
@@ -236,11 +338,11 @@ def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragm
     """For each partition that one rank's optimizer held: its "weight" and, after a first step, its MOMENTS."""
     if zero_stage:
         (path,) = folder.glob(f"*zero_pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_optim_states.pt")
-        saved = _load(path)["optimizer_state_dict"]
+        saved = _load(path, mmap=True)["optimizer_state_dict"]
         weights = saved["fp32_flat_groups" if zero_stage == 3 else "single_partition_of_fp32_groups"]
         moments = saved["optimizer_state_dict" if zero_stage == 3 else "base_optimizer_state"]["state"]
     else:
-        states = _load(folder / f"mp_rank_{tp_rank:02d}_model_states.pt")
+        states = _load(folder / f"mp_rank_{tp_rank:02d}_model_states.pt", mmap=True)
         saved = states["optimizer"]
         if "fp32_groups" in saved:  # 16 bit: the optimizer has whole fp32 copies
             weights = [weight for group in saved["fp32_groups"] for weight in group]
@@ -251,6 +353,15 @@ def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragm
     return [{"weight": weight, **moments.get(index, {})} for index, weight in enumerate(weights)]
 
 
-def _load(path: Path) -> dict:
-    """A file of DeepSpeed's, memory-mapped: tensors are read from disk when they are used."""
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+def _load(path: str | Path, map_location: object = "cpu", mmap: bool = False) -> dict:
+    """A file of DeepSpeed's; memory-mapped, its tensors are read from disk when they are used. ValueError for a pickle
+    with any class but SAVED_CLASSES and torch's own: it would run code.
+    """
+    try:
+        with torch.serialization.safe_globals(SAVED_CLASSES):
+            return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = re.findall(r"GLOBAL (\S+)", str(error)) or ["an unknown object"]
+        raise ValueError(
+            f"{path}: refused, it holds {names[0]}, which no checkpoint of ours does and could run code"
+        ) from error

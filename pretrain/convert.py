@@ -22,7 +22,7 @@ from pretrain.data import pack_sequences
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, load_weights
 from pretrain.tensors import HEADS, tensor_table
-from pretrain.weights import missing_heads, open_weights, write_safetensors
+from pretrain.weights import check_whole, missing_heads, open_weights, write_safetensors
 
 TOLERANCE = 1e-4  # largest difference in the check; float32 and another order of sums give about 1e-5
 
@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to write; empty or missing")
     args = parser.parse_args(argv)
     weights = open_weights(args.checkpoint)
+    check_whole(weights)
     missing = missing_heads(weights)
     tokenizer = vocabulary.load_tokenizer(weights.home)
     identity = {"weights": weights.identity(), "checkpoint": weights.path.name, "vocab": tokenizer.sha256}

@@ -28,6 +28,7 @@ class StepBatch:
     """One step's micro-batches of this rank, and what the whole step holds over all ranks."""
 
     micro_batches: list[PretrainingBatch]
+    samples: list[np.ndarray]  # their numbers in the shards, one array a micro-batch
     num_samples: int
     num_predictions: int
     num_pairs: int
@@ -147,7 +148,7 @@ def training_batches(
         else:
             num_predictions = sum(len(part.masked_lm_labels) for part in parts)  # of this rank
         num_pairs = 0 if shards.manifest["config"]["pair_task"] == "none" else batch_size
-        return StepBatch(parts, batch_size, num_predictions, num_pairs)
+        return StepBatch(parts, [indices[part] for part in rows], batch_size, num_predictions, num_pairs)
 
     with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
         coming = None

@@ -21,7 +21,6 @@ with warnings.catch_warnings():  # it warns of every optional package that is no
     warnings.simplefilter("ignore")
     from megatron.core import parallel_state
 
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 LONGEST_BUILD = 600  # seconds: a lock of torch's compiler that is older was left by a process that was killed
 
 
@@ -70,11 +69,17 @@ class Layout:
         dist.all_reduce(total, group=self.get_data_parallel_group())
         return total
 
-    def any_rank(self, flag: bool) -> bool:
-        """True on every rank if it is true on one: how all ranks agree to stop at the same step."""
-        agreed = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
-        return bool(agreed.item())
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a small float64 tensor over all ranks: how they agree, to stop at the same step for one."""
+        total = values.to(self.device)
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, value: object) -> list:
+        """A small picklable value of every rank, by rank."""
+        values = [None] * (self.dp_size * self.tp_size)
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         dist.barrier()
@@ -169,9 +174,9 @@ def _leave_grid() -> None:
     parallel_state.destroy_model_parallel()
 
 
-def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False) -> Layout:
+def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False, timeout_min: int = 10) -> Layout:
     """Joins the process group (gloo on CPUs, NCCL on GPUs) and builds the grid; may be called again for another grid of
-    the same ranks.
+    the same ranks. A rank that waits for the others longer than `timeout_min` minutes raises RuntimeError.
     """
     ranks = rank_environment()
     check_layout(ranks["WORLD_SIZE"], tensor_parallel)
@@ -186,9 +191,11 @@ def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False) -> La
     if parallel_state.model_parallel_is_initialized():
         _leave_grid()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=timeout_min))
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor_parallel, create_gloo_process_groups=False
+        tensor_model_parallel_size=tensor_parallel,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=timeout_min,
     )
     dp_size = ranks["WORLD_SIZE"] // tensor_parallel
     dp_rank, tp_rank = divmod(ranks["RANK"], tensor_parallel)

@@ -5,199 +5,33 @@ r"""Pre-train BERT on masked shards under the DeepSpeed engine.
 
 runs the same under torchrun, under srun with one task a rank, and alone as `python -m pretrain.train`. The same command
 again goes on from the newest checkpoint in --output, as if nothing had happened.
+
+SIGTERM, SIGUSR1 and a file STOP in --output save at the next step and end the run with exit code 0. It is complete when
+finished.json is there. Exit code 1: the run cannot go on (its loss is no number); 2: a wrong input, or a full disk.
 """
 
-import argparse
-import dataclasses
 import math
-import shutil
 import sys
 from pathlib import Path
 
+from pretrain.faults import STOP_FILE, STOP_REQUESTS, LossWatch, hold_stop_signals, stop_requests
+
+if __name__ == "__main__":
+    hold_stop_signals()  # before torch, whose import takes seconds in which a signal would kill the rank
+
 import torch
 
-from data_prep.cli import claim_output, run_cli, sha256_file, write_json
+from data_prep.cli import run_cli, write_json
 from data_prep.shards import Shards, unigram_entropy
-from pretrain.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from pretrain.config import (
-    PRESETS,
-    ModelConfig,
-    engine_config,
-    load_deepspeed_config,
-    load_model_config,
-    num_accumulation_steps,
-)
+from pretrain.checkpoint import load_tensors, require_whole, resume, save_checkpoint
 from pretrain.data import StepBatch, evaluation_batches, training_batches
 from pretrain.engine import initialize_engine
-from pretrain.layout import Layout, check_layout, init_layout, make_deterministic, rank_environment
-from pretrain.model import RECOMPUTE, BertForPreTraining, init_weights, load_weights
+from pretrain.layout import Layout, init_layout, make_deterministic, rank_environment
+from pretrain.model import BertForPreTraining, init_weights, load_weights
 from pretrain.schedule import learning_rate
+from pretrain.settings import Plan, claim_run_folder, dry_run, make_plan, parse_args
 from pretrain.telemetry import RunLog, Throughput, trust_ratio_summary
 from pretrain.tensors import HEADS
-from pretrain.weights import Weights, start_weights
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="pretrain.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    need = parser.add_argument_group("what is trained, on what, how")
-    need.add_argument("--model", required=True, help=f"{', '.join(PRESETS)}, or a Hugging Face config.json")
-    need.add_argument("--data", required=True, type=Path, help="folder of masked shards made by data_prep.build")
-    need.add_argument("--eval-data", type=Path, help="shards of held-out text; without it nothing is evaluated")
-    need.add_argument(
-        "--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON of this phase, see ds_configs/README.md"
-    )
-    need.add_argument("--output", required=True, type=Path, help="run folder: checkpoints, metrics.jsonl, TensorBoard")
-    need.add_argument(
-        "--tensor-parallel", type=int, default=1, help="ranks that share one copy of the model (default 1)"
-    )
-    need.add_argument(
-        "--sequence-parallel",
-        action="store_true",
-        help="split the activations between tensor-parallel products over those ranks too: less memory",
-    )
-    need.add_argument(
-        "--recompute",
-        choices=RECOMPUTE,
-        default="none",
-        help="what backward computes again instead of keeping it: attention (selective) or whole layers (full)",
-    )
-    need.add_argument(
-        "--deterministic", action="store_true", help="a GPU repeats itself bit for bit, more slowly; a CPU always does"
-    )
-    need.add_argument(
-        "--init-from",
-        type=Path,
-        help="weights to start from, at step 0: a Hugging Face folder, a run or checkpoint of ours, or Google's"
-        " bert_model.ckpt; default: drawn from the seed",
-    )
-    need.add_argument(
-        "--masks",
-        choices=("stored", "dynamic"),
-        default="stored",
-        help="the shards' own masks in every epoch (stored, the default), or others in each (dynamic)",
-    )
-    need.add_argument("--dropout", type=float, help="of hidden states and attention; default: the model's own, 0.1")
-    run = parser.add_argument_group("length and rhythm")
-    run.add_argument(
-        "--steps", type=int, help="steps of the phase; default: scheduler.params.total_num_steps of the config"
-    )
-    run.add_argument(
-        "--stop-after", type=int, help="save and stop after this step; the same command without it goes on"
-    )
-    run.add_argument("--log-interval", type=int, default=10, help="steps between rows of metrics.jsonl (default 10)")
-    run.add_argument(
-        "--log-tensors", action="store_true", help="with each row, LAMB's norms and trust ratios of every tensor"
-    )
-    run.add_argument(
-        "--eval-interval",
-        type=int,
-        default=1000,
-        help="steps between evaluations (default 1000); the last step always has one",
-    )
-    run.add_argument(
-        "--save-interval",
-        type=int,
-        default=1000,
-        help="steps between checkpoints (default 1000); the last step always has one",
-    )
-    run.add_argument("--keep-checkpoints", type=int, default=2, help="checkpoints to keep, newest first (default 2)")
-    run.add_argument("--seed", type=int, default=1234, help="of initial weights, data order and dropout (default 1234)")
-    run.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override of the DeepSpeed config: optimizer.params.lr=0.004",
-    )
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # the deepspeed launcher passes it; the environment says it too
-    return parser.parse_args(argv)
-
-
-@dataclasses.dataclass
-class Plan:
-    """Everything a run is made of, read and checked before any rank starts to train."""
-
-    args: argparse.Namespace
-    model: ModelConfig
-    deepspeed: dict
-    shards: Shards
-    eval_shards: Shards | None
-    start: Weights | None
-
-    @property
-    def total_steps(self) -> int:
-        return self.deepspeed["scheduler"]["params"]["total_num_steps"]
-
-    @property
-    def micro_batch_size(self) -> int:
-        return self.deepspeed["train_micro_batch_size_per_gpu"]
-
-    def identity(self) -> dict:
-        """What makes two runs the same: not the layout, nor how a batch is cut, nor how often something is written."""
-        same = ("train_batch_size", "optimizer", "scheduler", "gradient_clipping")
-        values = {
-            "model": dataclasses.asdict(self.model),
-            "data": sha256_file(self.args.data / "manifest.json"),
-            "vocab": self.shards.manifest["vocab"]["sha256"],
-            "deepspeed": {key: self.deepspeed.get(key) for key in same},
-            "seed": self.args.seed,
-        }
-        if self.args.masks != "stored":
-            values["masks"] = self.args.masks
-        return values if self.start is None else values | {"init_from": self.start.identity()}
-
-
-def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
-    """Reads and checks all input; raises ValueError before anything is written or any process group starts."""
-    check_layout(world_size, args.tensor_parallel, args.sequence_parallel)
-    for name in ("steps", "stop_after", "log_interval", "eval_interval", "save_interval", "keep_checkpoints"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
-    overrides = args.set + ([f"scheduler.params.total_num_steps={args.steps}"] if args.steps else [])
-    deepspeed = load_deepspeed_config(args.deepspeed_config, overrides)
-    num_accumulation_steps(deepspeed, world_size // args.tensor_parallel)
-    shards = Shards(args.data)
-    vocab = shards.manifest["vocab"]
-    model = load_model_config(args.model, vocab["size"])
-    if args.dropout is not None:
-        dropout = {"hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
-        model = dataclasses.replace(model, **dropout)
-    model = dataclasses.replace(model, pair_task=shards.manifest["config"]["pair_task"])
-    model.check_tensor_parallel(args.tensor_parallel)
-    seq_length = shards.manifest["config"]["seq_length"]
-    if seq_length > model.max_position_embeddings:
-        raise ValueError(
-            f"{args.data}: sequences of {seq_length}, but max_position_embeddings={model.max_position_embeddings}"
-        )
-    eval_shards = Shards(args.eval_data) if args.eval_data else None
-    if eval_shards:
-        if eval_shards.manifest["vocab"]["sha256"] != vocab["sha256"]:
-            raise ValueError(
-                f"{args.eval_data} and {args.data} have different vocabularies; build both with the same file"
-            )
-        for key in ("seq_length", "pair_task"):
-            found, expected = (part.manifest["config"][key] for part in (eval_shards, shards))
-            if found != expected:
-                raise ValueError(
-                    f"{args.eval_data} has {key}={found}, but {args.data} has {key}={expected}; build both alike"
-                )
-    start = start_weights(args.init_from, model, vocab) if args.init_from else None
-    return Plan(args, model, deepspeed, shards, eval_shards, start)
-
-
-def claim_run_folder(plan: Plan) -> None:
-    """Makes --output this run's own: identity, model, vocabulary, and both forms of the DeepSpeed config."""
-    output = plan.args.output
-    claim_output(output, plan.identity(), name="run", done_file="finished.json")
-    write_json(output / "config.json", plan.model.to_json())
-    write_json(output / "deepspeed_config.json", plan.deepspeed)
-    write_json(output / "deepspeed_engine_config.json", engine_config(plan.deepspeed))
-    shutil.copyfile(plan.shards.vocab_file, output / plan.shards.vocab_file.name)
 
 
 def train(plan: Plan, layout: Layout) -> None:
@@ -205,16 +39,21 @@ def train(plan: Plan, layout: Layout) -> None:
     args, output = plan.args, plan.args.output
     module = BertForPreTraining(plan.model, layout, args.recompute)
     init_weights(module, args.seed)
-    drawn = load_weights(module, plan.start, optional=HEADS) if plan.start else []
+    drawn = load_weights(module, plan.start, optional=HEADS) if args.init_from else []
     engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
-    saved = list_checkpoints(output)
-    first = load_checkpoint(engine, layout, saved[-1]) if saved else 0
+    first, warnings = resume(engine, layout, output)
+    if args.continue_from and not first:
+        require_whole(plan.start.path, layout)
+        load_tensors(engine, layout, plan.start.path)
     last = min(plan.total_steps, args.stop_after or plan.total_steps)
     log = RunLog(output, layout, first, plan.total_steps)
-    log.say(f"{'resumed after' if saved else 'starting at'} step {first}: {describe(plan, layout)}")
-    if drawn and not saved:
+    log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
+    for warning in warnings:
+        log.say(f"WARNING: {warning}")
+    if drawn and not first:
         log.say(f"{plan.start.path} has no {', '.join(drawn)}: drawn from seed {args.seed}")
     throughput = Throughput(plan.model, layout)
+    watch = LossWatch(plan.deepspeed, args.spike_factor, engine.skipped_steps)
     schedule, peak_lr = plan.deepspeed["scheduler"]["params"], plan.deepspeed["optimizer"]["params"]["lr"]
     entropy = unigram_entropy(plan.eval_shards) if plan.eval_shards and layout.rank == 0 else None
     batches = training_batches(
@@ -226,9 +65,18 @@ def train(plan: Plan, layout: Layout) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         sums = train_step(engine, batch, (args.seed, step), layout)
+        values, requests = exchange(sums, batch, output, layout)
+        if fault := watch.fault(values["loss"], engine.skipped_steps, getattr(engine.optimizer, "loss_scale", 1.0)):
+            raise FloatingPointError(
+                describe_fault(fault, step, values | {"learning_rate": rate}, sums, batch, plan, layout)
+            )
+        if mean := watch.spike(values["loss"]):
+            log.write("spike", step, {"loss": values["loss"], "mean_loss": mean})
+            log.say(f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}")
+        last = step if requests else last
         throughput.add(batch)
         if step % args.log_interval == 0 or step in (1, last):
-            values = training_row(sums, batch, rate, engine, optimizer, layout) | throughput.report()
+            values |= {"learning_rate": rate, **optimizer_row(engine, optimizer), **throughput.report()}
             log.write("train", step, values)
             if args.log_tensors:
                 log.write_tensors(step, optimizer)
@@ -242,48 +90,88 @@ def train(plan: Plan, layout: Layout) -> None:
             )
             throughput.reset()
         if step % args.save_interval == 0 or step == last:
-            save_checkpoint(engine, layout, output, step, args.keep_checkpoints)
+            save_checkpoint(engine, layout, output, step, args.keep_checkpoints, args.keep_every)
             throughput.reset()
+        if step == last:
+            break
+    if last < plan.total_steps:
+        reason = f" by {' and '.join(requests)}" if requests else ""
+        log.say(f"stopped{reason} after step {last} of {plan.total_steps}, saved: the same command goes on")
     log.close()
-    if last == plan.total_steps and layout.rank == 0:
-        write_json(output / "finished.json", {"step": last})
+    if layout.rank == 0:
+        (output / STOP_FILE).unlink(missing_ok=True)
+        if last == plan.total_steps:
+            write_json(output / "finished.json", {"step": last})
 
 
 def train_step(engine, batch: StepBatch, seed: tuple, layout: Layout) -> torch.Tensor:
-    """One optimizer step. Returns this rank's sums, [4] float64: MLM loss, MLM correct, pair loss, pair correct.
+    """One optimizer step. Returns this rank's sums, [micro-batches, 4] float64 on its device: MLM loss, MLM correct,
+    pair loss, pair correct.
 
     The loss is normalised by the step: sums divided by the counts of the whole step, over all ranks and accumulation
     steps. DeepSpeed averages gradients over the data-parallel ranks, hence the factor.
     """
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums = []
     for index, micro_batch in enumerate(batch.micro_batches):
         outputs = engine(micro_batch.to(layout.device), (*seed, index, layout.dp_rank))
         mlm_loss, _, pair_loss, _ = outputs
         loss = mlm_loss.sum() / max(1, batch.num_predictions) + pair_loss.sum() / max(1, batch.num_pairs)
         engine.backward(loss * layout.dp_size, scale_wrt_gas=False)
         engine.step()
-        sums += torch.stack([output.detach().double().sum() for output in outputs]).cpu()
-    return sums
+        sums.append(torch.stack([output.detach().double().sum() for output in outputs]))
+    return torch.stack(sums)
 
 
-def training_row(sums: torch.Tensor, batch: StepBatch, rate: float, engine, optimizer, layout: Layout) -> dict:
-    """What metrics.jsonl says of one step; collective. Raises FloatingPointError for a loss that is no number."""
-    mlm_loss, mlm_correct, pair_loss, pair_correct = layout.sum_over_data_parallel(sums).tolist()
-    row = {
+def exchange(sums: torch.Tensor, batch: StepBatch, output: Path, layout: Layout) -> tuple[dict, list[str]]:
+    """The one exchange of a step over all ranks: its losses and accuracies, and the requests to stop that came to any.
+
+    Tensor-parallel ranks have the same sums: those of the first count.
+    """
+    requests = stop_requests(output if layout.rank == 0 else None)
+    mine = sums.sum(0) if layout.tp_rank == 0 else torch.zeros_like(sums[0])
+    totals = layout.sum_over_ranks(torch.cat([mine, mine.new_tensor(requests)])).tolist()
+    mlm_loss, mlm_correct, pair_loss, pair_correct = totals[:4]
+    values = {
         "mlm_loss": mlm_loss / max(1, batch.num_predictions),
         "mlm_accuracy": mlm_correct / max(1, batch.num_predictions),
     }
     if batch.num_pairs:
-        row |= {"pair_loss": pair_loss / batch.num_pairs, "pair_accuracy": pair_correct / batch.num_pairs}
-    row = {"loss": row["mlm_loss"] + row.get("pair_loss", 0.0), **row, "learning_rate": rate}
-    if not math.isfinite(row["loss"]):
-        raise FloatingPointError(
-            f"the loss is {row['loss']}: lower optimizer.params.lr, or go on from an earlier checkpoint"
-        )
+        values |= {"pair_loss": pair_loss / batch.num_pairs, "pair_accuracy": pair_correct / batch.num_pairs}
+    values = {"loss": values["mlm_loss"] + values.get("pair_loss", 0.0), **values}
+    return values, [name for name, count in zip(STOP_REQUESTS, totals[4:], strict=True) if count]
+
+
+def optimizer_row(engine, optimizer) -> dict:
+    """Gradient norm and trust ratios of the last update, where there are any."""
     grad_norm = engine.get_global_grad_norm()
-    if grad_norm is not None:
-        row["grad_norm"] = float(grad_norm)
+    row = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
     return row | trust_ratio_summary(getattr(optimizer, "trust_ratios", {}))
+
+
+def describe_fault(
+    fault: str, step: int, values: dict, sums: torch.Tensor, batch: StepBatch, plan: Plan, layout: Layout
+) -> str:
+    """What happened in which step to which samples, as one line; collective. Rank 0 also writes it to a file.
+
+    Suspects are the micro-batches whose sums are no numbers, or all of the step if none is.
+    """
+    finite = torch.isfinite(sums).all(1).tolist()
+    parts = [
+        {"dp_rank": layout.dp_rank, "micro_batch": index, "is_finite": finite[index], "samples": samples.tolist()}
+        for index, samples in enumerate(batch.samples)
+        if layout.tp_rank == 0
+    ]
+    parts = [part for parts_of_rank in layout.gather(parts) for part in parts_of_rank]
+    suspects = [part for part in parts if not part["is_finite"]] or parts
+    samples = [sample for part in suspects for sample in part["samples"]]
+    path = plan.args.output / f"fault_step_{step:08d}.json"
+    if layout.rank == 0:
+        write_json(path, {"step": step, "fault": fault, "seed": plan.args.seed, **values, "micro_batches": suspects})
+    shown = ", ".join(map(str, samples[:8])) + (" ..." if len(samples) > 8 else "")
+    return (
+        f"step {step}: {fault}; {len(samples)} samples: {shown}; more in {path}. Nothing was saved since the last"
+        " checkpoint: lower optimizer.params.lr, or look at the samples with `python -m data_prep.show`"
+    )
 
 
 @torch.no_grad()
@@ -327,12 +215,16 @@ def describe(plan: Plan, layout: Layout) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = parse_args(argv, __doc__)
     ranks = rank_environment()
     try:
         plan = make_plan(args, ranks["WORLD_SIZE"])
+        if args.dry_run:
+            if ranks["RANK"] == 0:
+                print(dry_run(plan, ranks["WORLD_SIZE"]))
+            return
         if ranks["RANK"] == 0:
-            claim_run_folder(plan)
+            lock = claim_run_folder(plan)  # held until this process ends  # noqa: F841
     except (ValueError, OSError):
         if ranks["LOCAL_RANK"] == 0:
             raise
@@ -341,8 +233,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.deterministic:
         make_deterministic()
-    layout = init_layout(args.tensor_parallel, args.sequence_parallel)
-    train(plan, layout)
+    layout = init_layout(args.tensor_parallel, args.sequence_parallel, args.timeout)
+    try:
+        train(plan, layout)
+    except FloatingPointError as error:
+        if layout.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     layout.close()
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_prep.cli import finished_file, sha256_file
-from pretrain.checkpoint import find_checkpoint, run_folder_of, tensor_reader
+from pretrain.checkpoint import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
 from pretrain.config import ModelConfig, load_model_config
 from pretrain.google import CONFIG_FILE, find_google_checkpoint, google_readers
 from pretrain.model import sinusoidal_positions
@@ -77,6 +77,12 @@ def open_weights(path: str | Path) -> Weights:
         readers[POSITIONS] = partial(sinusoidal_positions, config.max_position_embeddings, config.hidden_size)
     files = (home / "run.json", checkpoint / "checkpoint.json")  # a run's weights are a function of these
     return Weights(checkpoint, home, config, files, readers)
+
+
+def check_whole(weights: Weights) -> None:
+    """Raises ValueError if these are weights of a checkpoint of ours and its files are damaged."""
+    if (weights.path / CHECKSUMS).is_file():
+        require_whole(weights.path)
 
 
 def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) -> Tensor:

@@ -20,8 +20,8 @@ from pretrain.config import ModelConfig
 from pretrain.google import google_name
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining
+from pretrain.settings import make_plan, parse_args
 from pretrain.tensors import HEADS, POSITIONS, rank_shape, tensor_table
-from pretrain.train import make_plan, parse_args
 from pretrain.weights import missing_heads, open_weights, write_safetensors
 from tests.pretrain.test_train import CONFIG, arguments, run_training
 from tests.ranks import run_ranks

@@ -58,7 +58,9 @@ def train_curve(
     micro_batch_size = config["train_micro_batch_size_per_gpu"]
     batches = training_batches(Shards(shards), 0, BATCH_SIZE, micro_batch_size, layout, range(NUM_STEPS))
     for step, batch in enumerate(batches):
-        mlm_loss, _, pair_loss, _ = layout.sum_over_data_parallel(train_step(engine, batch, (0, step), layout)).tolist()
+        mlm_loss, _, pair_loss, _ = layout.sum_over_data_parallel(
+            train_step(engine, batch, (0, step), layout).sum(0)
+        ).tolist()
         losses.append(mlm_loss / batch.num_predictions + pair_loss / batch.num_pairs)
     if folder is None:
         return losses, None

@@ -15,8 +15,9 @@ import torch
 from data_prep.shards import make_manifest
 from pretrain.checkpoint import find_checkpoint, read_tensors
 from pretrain.layout import init_layout
+from pretrain.settings import claim_run_folder, make_plan, parse_args
 from pretrain.telemetry import read_metrics
-from pretrain.train import claim_run_folder, main, make_plan, parse_args, train
+from pretrain.train import main, train
 from tests.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]

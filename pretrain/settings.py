@@ -1,0 +1,259 @@
+"""The trainer's command line and all it names, read and checked before any rank starts to train."""
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from data_prep.cli import claim_output, sha256_file, write_json
+from data_prep.shards import Shards
+from pretrain.checkpoint import remove_partial_checkpoints
+from pretrain.config import (
+    PRESETS,
+    ModelConfig,
+    engine_config,
+    load_deepspeed_config,
+    load_model_config,
+    num_accumulation_steps,
+)
+from pretrain.costs import DEVICES, Job
+from pretrain.faults import lock_run_folder
+from pretrain.layout import check_layout
+from pretrain.model import RECOMPUTE
+from pretrain.plan import report
+from pretrain.weights import Weights, missing_heads, start_weights
+
+
+def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="pretrain.train", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    need = parser.add_argument_group("what is trained, on what, how")
+    need.add_argument("--model", required=True, help=f"{', '.join(PRESETS)}, or a Hugging Face config.json")
+    need.add_argument("--data", required=True, type=Path, help="folder of masked shards made by data_prep.build")
+    need.add_argument("--eval-data", type=Path, help="shards of held-out text; without it nothing is evaluated")
+    need.add_argument(
+        "--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON of this phase, see ds_configs/README.md"
+    )
+    need.add_argument("--output", required=True, type=Path, help="run folder: checkpoints, metrics.jsonl, TensorBoard")
+    need.add_argument(
+        "--tensor-parallel", type=int, default=1, help="ranks that share one copy of the model (default 1)"
+    )
+    need.add_argument(
+        "--sequence-parallel",
+        action="store_true",
+        help="split the activations between tensor-parallel products over those ranks too: less memory",
+    )
+    need.add_argument(
+        "--recompute",
+        choices=RECOMPUTE,
+        default="none",
+        help="what backward computes again instead of keeping it: attention (selective) or whole layers (full)",
+    )
+    need.add_argument(
+        "--deterministic", action="store_true", help="a GPU repeats itself bit for bit, more slowly; a CPU always does"
+    )
+    start = need.add_mutually_exclusive_group()
+    start.add_argument(
+        "--init-from",
+        type=Path,
+        help="weights to start from, at step 0: a Hugging Face folder, a run or checkpoint of ours, or Google's"
+        " bert_model.ckpt; default: drawn from the seed",
+    )
+    start.add_argument(
+        "--continue-from",
+        type=Path,
+        metavar="RUN",
+        help="run or checkpoint of ours whose weights and optimizer moments this phase goes on from; the schedule"
+        " starts anew, at step 0",
+    )
+    need.add_argument(
+        "--masks",
+        choices=("stored", "dynamic"),
+        default="stored",
+        help="the shards' own masks in every epoch (stored, the default), or others in each (dynamic)",
+    )
+    need.add_argument("--dropout", type=float, help="of hidden states and attention; default: the model's own, 0.1")
+    run = parser.add_argument_group("length and rhythm")
+    run.add_argument(
+        "--steps", type=int, help="steps of the phase; default: scheduler.params.total_num_steps of the config"
+    )
+    run.add_argument(
+        "--stop-after", type=int, help="save and stop after this step; the same command without it goes on"
+    )
+    run.add_argument("--log-interval", type=int, default=10, help="steps between rows of metrics.jsonl (default 10)")
+    run.add_argument(
+        "--log-tensors", action="store_true", help="with each row, LAMB's norms and trust ratios of every tensor"
+    )
+    run.add_argument(
+        "--eval-interval",
+        type=int,
+        default=1000,
+        help="steps between evaluations (default 1000); the last step always has one",
+    )
+    run.add_argument(
+        "--save-interval",
+        type=int,
+        default=1000,
+        help="steps between checkpoints (default 1000); the last step always has one",
+    )
+    run.add_argument("--keep-checkpoints", type=int, default=2, help="checkpoints to keep, newest first (default 2)")
+    run.add_argument(
+        "--keep-every", type=int, metavar="K", help="keep the checkpoints of every K-th step for good, too"
+    )
+    run.add_argument(
+        "--timeout",
+        type=int,
+        default=10,
+        metavar="MINUTES",
+        help="how long a rank waits for the others before it gives up (default 10)",
+    )
+    run.add_argument(
+        "--spike-factor", type=float, help="tell of a loss above this many times its running mean; default: no"
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="print what the run would be and cost, write nothing and stop"
+    )
+    run.add_argument("--seed", type=int, default=1234, help="of initial weights, data order and dropout (default 1234)")
+    run.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override of the DeepSpeed config: optimizer.params.lr=0.004",
+    )
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the deepspeed launcher passes it; the environment says it too
+    return parser.parse_args(argv)
+
+
+@dataclasses.dataclass
+class Plan:
+    """Everything a run is made of, read and checked before any rank starts to train."""
+
+    args: argparse.Namespace
+    model: ModelConfig
+    deepspeed: dict
+    shards: Shards
+    eval_shards: Shards | None
+    start: Weights | None
+
+    @property
+    def total_steps(self) -> int:
+        return self.deepspeed["scheduler"]["params"]["total_num_steps"]
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.deepspeed["train_micro_batch_size_per_gpu"]
+
+    def identity(self) -> dict:
+        """What makes two runs the same: not the layout, nor how a batch is cut, nor how often something is written."""
+        same = ("train_batch_size", "optimizer", "scheduler", "gradient_clipping")
+        values = {
+            "model": dataclasses.asdict(self.model),
+            "data": sha256_file(self.args.data / "manifest.json"),
+            "vocab": self.shards.manifest["vocab"]["sha256"],
+            "deepspeed": {key: self.deepspeed.get(key) for key in same},
+            "seed": self.args.seed,
+        }
+        if self.args.masks != "stored":
+            values["masks"] = self.args.masks
+        if self.start is not None:
+            values["continue_from" if self.args.continue_from else "init_from"] = self.start.identity()
+        return values
+
+
+def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
+    """Reads and checks all input; raises ValueError before anything is written or any process group starts."""
+    check_layout(world_size, args.tensor_parallel, args.sequence_parallel)
+    counts = ("steps", "stop_after", "log_interval", "eval_interval", "save_interval", "keep_checkpoints", "keep_every")
+    for name in (*counts, "timeout"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
+    if args.spike_factor is not None and args.spike_factor <= 1:
+        raise ValueError(f"--spike-factor {args.spike_factor:g} is not above 1: every step would be a spike")
+    overrides = args.set + ([f"scheduler.params.total_num_steps={args.steps}"] if args.steps else [])
+    deepspeed = load_deepspeed_config(args.deepspeed_config, overrides)
+    num_accumulation_steps(deepspeed, world_size // args.tensor_parallel)
+    shards = Shards(args.data)
+    vocab = shards.manifest["vocab"]
+    model = load_model_config(args.model, vocab["size"])
+    if args.dropout is not None:
+        dropout = {"hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
+        model = dataclasses.replace(model, **dropout)
+    model = dataclasses.replace(model, pair_task=shards.manifest["config"]["pair_task"])
+    model.check_tensor_parallel(args.tensor_parallel)
+    seq_length = shards.manifest["config"]["seq_length"]
+    if seq_length > model.max_position_embeddings:
+        raise ValueError(
+            f"{args.data}: sequences of {seq_length}, but max_position_embeddings={model.max_position_embeddings}"
+        )
+    eval_shards = Shards(args.eval_data) if args.eval_data else None
+    if eval_shards:
+        if eval_shards.manifest["vocab"]["sha256"] != vocab["sha256"]:
+            raise ValueError(
+                f"{args.eval_data} and {args.data} have different vocabularies; build both with the same file"
+            )
+        for key in ("seq_length", "pair_task"):
+            found, expected = (part.manifest["config"][key] for part in (eval_shards, shards))
+            if found != expected:
+                raise ValueError(
+                    f"{args.eval_data} has {key}={found}, but {args.data} has {key}={expected}; build both alike"
+                )
+    start = start_weights(args.init_from, model, vocab) if args.init_from else None
+    if args.continue_from:
+        start = start_weights(args.continue_from, model, vocab)
+        _check_has_moments(start)
+    return Plan(args, model, deepspeed, shards, eval_shards, start)
+
+
+def _check_has_moments(start: Weights) -> None:
+    """Raises ValueError for weights that are no checkpoint of ours, or not of the whole model."""
+    if not (start.path / "checkpoint.json").is_file():
+        raise ValueError(
+            f"--continue-from {start.path}: no run or checkpoint of ours, so it has no optimizer moments; --init-from"
+            " starts from its weights alone"
+        )
+    if missing := missing_heads(start):
+        raise ValueError(
+            f"--continue-from {start.path} has no {', '.join(missing)}; train on shards with the pair task of that run,"
+            " or start from its weights alone with --init-from"
+        )
+
+
+def dry_run(plan: Plan, world_size: int) -> str:
+    """What a run would be and cost: its resolved settings and the answer of pretrain.plan, for the ranks at hand."""
+    args, manifest = plan.args, plan.shards.manifest
+    on_gpu = torch.cuda.is_available()
+    name = torch.cuda.get_device_name().lower() if on_gpu else "cpu"
+    kind = next((kind for kind in DEVICES if kind.partition("-")[0] in name), "a100-80g")
+    num_local = min(world_size, torch.cuda.device_count() if on_gpu else world_size)
+    job = Job(
+        *(plan.model, plan.deepspeed, world_size // num_local, num_local, args.tensor_parallel),
+        manifest["config"]["seq_length"],
+        manifest["num_tokens"] / manifest["num_sequences"],
+        *(manifest["config"]["max_predictions"], DEVICES[kind], args.sequence_parallel, args.recompute, on_gpu),
+    )
+    settings = {"arguments": vars(args), "model": plan.model.to_json(), "deepspeed_config": plan.deepspeed}
+    return f"{json.dumps(settings, indent=2, default=str)}\n\n{report(job, args.model)}\n\nNothing was written."
+
+
+def claim_run_folder(plan: Plan) -> IO[str]:
+    """Makes --output this run's own: identity, model, vocabulary, and both forms of the DeepSpeed config. Returns the
+    lock that keeps other jobs out while it is open.
+    """
+    output = plan.args.output
+    claim_output(output, plan.identity(), name="run", done_file="finished.json")
+    lock = lock_run_folder(output)
+    remove_partial_checkpoints(output)
+    write_json(output / "config.json", plan.model.to_json())
+    write_json(output / "deepspeed_config.json", plan.deepspeed)
+    write_json(output / "deepspeed_engine_config.json", engine_config(plan.deepspeed))
+    shutil.copyfile(plan.shards.vocab_file, output / plan.shards.vocab_file.name)
+    return lock
