@@ -119,10 +119,12 @@ def train_one_seed(
     engine, optimizer, task: TextTask, train: Features, dev: Features, settings: dict, seed: int, log: IO[str]
 ) -> tuple[list[dict], np.ndarray]:
     """THE loop: every epoch's row (losses, dev scores, speed), and the predictions [num dev] after the last one."""
-    schedule = settings["deepspeed_config"]["scheduler"]["params"]
+    schedule = settings["deepspeed_config"]["scheduler"]
     peak_lr = settings["deepspeed_config"]["optimizer"]["params"]["lr"]
     epochs, step = [], 0
-    bar = tqdm(total=schedule["total_num_steps"], desc=f"{task.name} seed {seed}", unit="step", dynamic_ncols=True)
+    bar = tqdm(
+        total=schedule["params"]["total_num_steps"], desc=f"{task.name} seed {seed}", unit="step", dynamic_ncols=True
+    )
     for epoch in range(1, settings["epochs"] + 1):
         began, losses = time.perf_counter(), []
         for indices in epoch_batches(len(train), settings["batch_size"], seed, epoch):

@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain.schedule import COMMON_KEYS, SCHEDULES, check_schedule
+
 # layers, hidden size, heads (Devlin et al. 2019, section 3; Turc et al. 2019, table 1; Shoeybi et al. 2019, table 4)
 PRESETS = {
     "tiny": (2, 128, 2),
@@ -191,9 +193,6 @@ OPTIMIZER_DEFAULTS = {
     },
     "AdamW": {"lr": None, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
 }
-SCHEDULER_KEYS = {
-    "WarmupPolynomialLR": ("total_num_steps", "warmup_num_steps", "warmup_proportion", "degree", "end_lr")
-}
 REQUIRED_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "optimizer", "scheduler")
 DEEPSPEED_KEYS = (
     *REQUIRED_KEYS,
@@ -263,12 +262,9 @@ def check_deepspeed_config(config: dict, path: str) -> None:
         raise ValueError(
             f"{path}: optimizer.params.lr={params.get('lr')!r} is not a learning rate; give a number such as 0.004"
         )
-    kind, params = named_block(config, "scheduler", SCHEDULER_KEYS, path)
-    check_keys(params, SCHEDULER_KEYS[kind], f"{path}: scheduler.params")
-    if type(params.get("total_num_steps")) is not int or params["total_num_steps"] < 1:
-        raise ValueError(
-            f"{path}: scheduler.params.total_num_steps={params.get('total_num_steps')!r} is not a positive whole number"
-        )
+    kind, params = named_block(config, "scheduler", SCHEDULES, path)
+    check_keys(params, (*COMMON_KEYS, *SCHEDULES[kind]), f"{path}: scheduler.params")
+    check_schedule(kind, params, f"{path}: scheduler.params")
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{path}: zero_optimization.stage={stage!r}; ZeRO has the stages 0, 1, 2 and 3")

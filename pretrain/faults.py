@@ -40,9 +40,9 @@ def stop_requests(folder: Path | None) -> list[bool]:
 class LossWatch:
     """Judges every step by its loss, and by the updates that fp16 skipped because a gradient overflowed."""
 
-    def __init__(self, deepspeed: dict, spike_factor: float | None, num_skipped: int):
-        self.max_skipped = deepspeed.get("fp16", {}).get("initial_scale_power", DEFAULT_SCALE_POWER)
-        self.min_scale = deepspeed.get("fp16", {}).get("min_loss_scale", 1)
+    def __init__(self, fp16: dict, spike_factor: float | None, num_skipped: int):
+        self.max_skipped = fp16.get("initial_scale_power", DEFAULT_SCALE_POWER)
+        self.min_scale = fp16.get("min_loss_scale", 1)
         self.spike_factor = spike_factor
         self.mean: float | None = None
         self.num_skipped_before, self.num_skipped_in_a_row = num_skipped, 0

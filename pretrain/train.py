@@ -53,8 +53,8 @@ def train(plan: Plan, layout: Layout) -> None:
     if drawn and not first:
         log.say(f"{plan.start.path} has no {', '.join(drawn)}: drawn from seed {args.seed}")
     throughput = Throughput(plan.model, layout)
-    watch = LossWatch(plan.deepspeed, args.spike_factor, engine.skipped_steps)
-    schedule, peak_lr = plan.deepspeed["scheduler"]["params"], plan.deepspeed["optimizer"]["params"]["lr"]
+    watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, engine.skipped_steps)
+    schedule, peak_lr = plan.deepspeed["scheduler"], plan.deepspeed["optimizer"]["params"]["lr"]
     entropy = unigram_entropy(plan.eval_shards) if plan.eval_shards and layout.rank == 0 else None
     batches = training_batches(
         *(plan.shards, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout),
