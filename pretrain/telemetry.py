@@ -2,9 +2,14 @@
 writes.
 """
 
+import datetime
+import importlib.metadata
 import json
+import os
+import platform
 import re
 import resource
+import subprocess
 import time
 from pathlib import Path
 
@@ -39,6 +44,7 @@ class RunLog:
     def __init__(self, folder: Path, layout: Layout, first_step: int, total_steps: int):
         self.path = folder / "metrics.jsonl"
         self.active = layout.rank == 0
+        self.num_ranks = layout.dp_size * layout.tp_size
         if not self.active:
             return
         for name in ("metrics.jsonl", "tensors.jsonl"):
@@ -75,6 +81,15 @@ class RunLog:
         with open(self.path.with_name("tensors.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **rows}) + "\n")
 
+    def launched(self, step: int) -> None:
+        """A row of launches.jsonl and a line: when, where and by which versions and sources the run goes on."""
+        if not self.active:
+            return
+        row = {"time": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "step": step, **whereabouts(self.num_ranks)}
+        with open(self.path.with_name("launches.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.say(", ".join(f"{name} {value}" for name, value in row.items()))
+
     def advance(self, step: int, **shown: str) -> None:
         """Moves the progress bar to `step`."""
         if self.active:
@@ -92,6 +107,23 @@ class RunLog:
             self.bar.close()
             self.board.close()
             self.file.close()
+
+
+def whereabouts(num_ranks: int) -> dict:
+    """Host, process, versions, and the state of the git checkout that the sources lie in: what a result depends on."""
+    sources = Path(__file__).parents[1]
+    state = subprocess.run(
+        ["git", "-C", str(sources), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")}
+    return {
+        "host": platform.node(),
+        "process": os.getpid(),
+        "ranks": num_ranks,
+        "python": platform.python_version(),
+        **versions,
+        "git": state.stdout.strip() or "not a checkout",
+    }
 
 
 def read_metrics(folder: str | Path, kind: str | None = None) -> list[dict]:

@@ -48,6 +48,7 @@ def train(plan: Plan, layout: Layout) -> None:
     last = min(plan.total_steps, args.stop_after or plan.total_steps)
     log = RunLog(output, layout, first, plan.total_steps)
     log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
+    log.launched(first)
     for warning in warnings:
         log.say(f"WARNING: {warning}")
     if drawn and not first:

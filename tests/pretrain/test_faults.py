@@ -1,0 +1,155 @@
+"""What ends a run before its last step, on real processes: requests to stop, losses that are no numbers, a second job,
+a rank that dies.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.faults import LossWatch, lock_run_folder
+from pretrain.telemetry import read_metrics
+from pretrain.train import main
+from tests.pretrain.test_train import CONFIG, ROOT, arguments, losses, run_training
+from tests.ranks import run_ranks
+
+LONG = ["--steps", "100000", "--eval-interval", "100000", "--save-interval", "100000"]
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+def start(argv: list[str], log: Path, *launcher: str) -> subprocess.Popen:
+    command = [*(launcher or (sys.executable, "-m")), "pretrain.train", *argv]
+    with open(log, "w") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+
+
+def wait_for_step(output: Path, process: subprocess.Popen, log: Path, step: int = 2) -> None:
+    """Until a run of a process has logged a step."""
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() or len(read_metrics(output, "train")) < step:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+def last_step(output: Path) -> int:
+    return read_metrics(output, "train")[-1]["step"]
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(shard_folders, config_file, tmp_path):
+    """One process: USR1 first, TERM several times while it saves. A second job is refused meanwhile."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    process = start(arguments(shard_folders, config_file, output, *LONG), log)
+    wait_for_step(output, process, log)
+    with pytest.raises(ValueError, match=rf"in use by process {process.pid} on .*; wait for it, stop it by `touch"):
+        main(arguments(shard_folders, config_file, output, *LONG))
+    process.send_signal(signal.SIGUSR1)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert process.returncode == 0, log.read_text()
+    assert re.search(r"stopped by .*SIGUSR1.* after step \d+ of 100000, saved: the same command", log.read_text())
+    saved = [path.name for path in (output / "checkpoints").glob("step_*")]
+    assert saved == [f"step_{last_step(output):08d}"]
+    assert not (output / "finished.json").exists()
+    (launch,) = [json.loads(line) for line in (output / "launches.jsonl").read_text().splitlines()]
+    assert launch["process"] == process.pid and {"host", "git", "torch", "deepspeed"} <= launch.keys()
+    lock_run_folder(output).close()  # free again
+
+
+def test_a_stop_file_stops_all_ranks_once(shard_folders, config_file, tmp_path):
+    output = tmp_path / "run"
+    run_ranks(run_training, 2, arguments(shard_folders, config_file, output, "--stop-after", "1"))
+    (output / "STOP").touch()
+    run_ranks(run_training, 2, arguments(shard_folders, config_file, output))
+    assert last_step(output) == 2 and not (output / "STOP").exists()
+    assert (output / "checkpoints/latest").read_text() == "step_00000002"
+    run_ranks(run_training, 2, arguments(shard_folders, config_file, output))
+    assert len(losses(output)) == 6 and (output / "finished.json").exists()
+
+
+def fault_of(argv: list[str]) -> str:
+    """What a run stops with; all ranks stop, so that they can be used again."""
+    with pytest.raises(FloatingPointError) as caught:
+        run_training(argv)
+    return str(caught.value)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_samples(shard_folders, config_file, tmp_path):
+    """A learning rate of 1e30 makes the loss of step 2 NaN, though only step 1 and multiples of 5 are logged."""
+    more = ["--set", "optimizer.params.lr=1e30", "--log-interval", "5", "--tensor-parallel", "2"]
+    faults = run_ranks(fault_of, 2, arguments(shard_folders, config_file, tmp_path / "run", *more))
+    assert faults[0] == faults[1]
+    assert re.match(
+        r"step 2: the loss is (nan|inf); 16 samples: \d+, .* \.\.\.; more in .*fault_step_00000002", faults[0]
+    )
+    dump = json.loads((tmp_path / "run/fault_step_00000002.json").read_text())
+    assert [len(part["samples"]) for part in dump["micro_batches"]] == [4, 4, 4, 4]
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_overflow_after_overflow_is_a_fault_and_a_few_are_not():
+    watch = LossWatch({"initial_scale_power": 4}, None, num_skipped=7)
+    assert [watch.fault(1.0, 7 + count, 2.0**20) for count in (1, 2, 3, 3, 4, 5, 6)] == [None] * 7
+    assert watch.fault(1.0, 14, 2.0**16) == "the gradients overflowed 4 times in a row, loss scale 65536"
+    assert LossWatch({}, None, num_skipped=0).fault(1.0, 1, 1.0) == (
+        "the gradients overflowed 1 times in a row, loss scale 1"
+    )
+
+
+def test_a_spike_is_told_only_if_asked(shard_folders, config_file, tmp_path):
+    watch = LossWatch({}, 1.5, num_skipped=0)
+    assert [watch.spike(loss) for loss in (2.0, 2.9, 1.0)] == [None] * 3
+    assert watch.spike(9.0) == pytest.approx(1.99891)
+    assert LossWatch({}, None, num_skipped=0).spike(9.0) is None
+    more = ["--spike-factor", "1.01", "--set", "optimizer.params.lr=3", "--steps", "3"]
+    run_ranks(run_training, 1, arguments(shard_folders, config_file, tmp_path / "run", *more))
+    spike = read_metrics(tmp_path / "run", "spike")[0]
+    assert spike["loss"] > 1.01 * spike["mean_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_a_rank_that_dies_takes_the_others_down_within_a_minute(launcher, shard_folders, config_file, tmp_path):
+    """kill -9 of rank 1 of 2, then SIGTERM to the launcher of the run that goes on."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    launchers = {
+        "deepspeed": ("deepspeed", "--num_accelerators", "2", "--module"),
+        "torchrun": ("torchrun", "--nproc_per_node", "2", "--master_port", "0", "-m"),
+    }
+    process = start(arguments(shard_folders, config_file, output, *LONG), log, *launchers[launcher])
+    wait_for_step(output, process, log)
+    ranks = rank_processes(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert process.wait(60) != 0, log.read_text()
+    print(f"{launcher}: {time.monotonic() - killed:.0f} s")
+    assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()]
+    assert "-9" in log.read_text() or "SIGKILL" in log.read_text()
+
+
+def rank_processes(launcher: subprocess.Popen) -> dict[int, int]:
+    """Rank -> process id of all that run the trainer in a launcher's session."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == launcher.pid:
+                environment = dict(
+                    item.split("=", 1) for item in (folder / "environ").read_text().split("\0") if "=" in item
+                )
+                if "LOCAL_RANK" in environment:
+                    found[int(environment["LOCAL_RANK"])] = int(folder.name)
+        except (ProcessLookupError, FileNotFoundError):
+            pass
+    return found
