@@ -10,6 +10,7 @@ import platform
 import re
 import resource
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -81,14 +82,18 @@ class RunLog:
         with open(self.path.with_name("tensors.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **rows}) + "\n")
 
-    def launched(self, step: int) -> None:
-        """A row of launches.jsonl and a line: when, where and by which versions and sources the run goes on."""
+    def launched(self, step: int, warnings: list[str]) -> None:
+        """A row of launches.jsonl and lines: when, where, by which versions and sources the run goes on after a step,
+        and of what its user is warned.
+        """
         if not self.active:
             return
         row = {"time": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "step": step, **whereabouts(self.num_ranks)}
         with open(self.path.with_name("launches.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row | {"warnings": warnings}) + "\n")
         self.say(", ".join(f"{name} {value}" for name, value in row.items()))
+        for warning in warnings:
+            self.say(f"WARNING: {warning}")
 
     def advance(self, step: int, **shown: str) -> None:
         """Moves the progress bar to `step`."""
@@ -98,9 +103,10 @@ class RunLog:
                 self.bar.set_postfix(shown)
 
     def say(self, line: str) -> None:
-        """A line above the progress bar."""
+        """A line above the progress bar, at once also in a file."""
         if self.active:
             self.bar.write(line)
+            sys.stdout.flush()
 
     def close(self) -> None:
         if self.active:

@@ -23,7 +23,7 @@ import torch
 
 from data_prep.cli import run_cli, write_json
 from data_prep.shards import Shards, unigram_entropy
-from pretrain.checkpoint import load_tensors, require_whole, resume, save_checkpoint
+from pretrain.checkpoint import list_checkpoints, load_tensors, resume, save_checkpoint
 from pretrain.data import StepBatch, evaluation_batches, training_batches
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, init_layout, make_deterministic, rank_environment
@@ -32,6 +32,7 @@ from pretrain.schedule import learning_rate
 from pretrain.settings import Plan, claim_run_folder, dry_run, make_plan, parse_args
 from pretrain.telemetry import RunLog, Throughput, trust_ratio_summary
 from pretrain.tensors import HEADS
+from pretrain.weights import check_whole
 
 
 def train(plan: Plan, layout: Layout) -> None:
@@ -39,18 +40,17 @@ def train(plan: Plan, layout: Layout) -> None:
     args, output = plan.args, plan.args.output
     module = BertForPreTraining(plan.model, layout, args.recompute)
     init_weights(module, args.seed)
+    if plan.start and not list_checkpoints(output):
+        check_whole(plan.start, layout)
     drawn = load_weights(module, plan.start, optional=HEADS) if args.init_from else []
     engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
     first, warnings = resume(engine, layout, output)
     if args.continue_from and not first:
-        require_whole(plan.start.path, layout)
         load_tensors(engine, layout, plan.start.path)
     last = min(plan.total_steps, args.stop_after or plan.total_steps)
     log = RunLog(output, layout, first, plan.total_steps)
     log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
-    log.launched(first)
-    for warning in warnings:
-        log.say(f"WARNING: {warning}")
+    log.launched(first, warnings)
     if drawn and not first:
         log.say(f"{plan.start.path} has no {', '.join(drawn)}: drawn from seed {args.seed}")
     throughput = Throughput(plan.model, layout)

@@ -22,6 +22,7 @@ from data_prep.cli import finished_file, sha256_file
 from pretrain.checkpoint import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
 from pretrain.config import ModelConfig, load_model_config
 from pretrain.google import CONFIG_FILE, find_google_checkpoint, google_readers
+from pretrain.layout import Layout
 from pretrain.model import sinusoidal_positions
 from pretrain.tensors import HEADS, POSITIONS, Whole, is_vocabulary, tensor_table
 
@@ -79,10 +80,12 @@ def open_weights(path: str | Path) -> Weights:
     return Weights(checkpoint, home, config, files, readers)
 
 
-def check_whole(weights: Weights) -> None:
-    """Raises ValueError if these are weights of a checkpoint of ours and its files are damaged."""
+def check_whole(weights: Weights, layout: Layout | None = None) -> None:
+    """Raises ValueError if these are weights of a checkpoint of ours whose files are damaged; with a layout the ranks
+    share the work.
+    """
     if (weights.path / CHECKSUMS).is_file():
-        require_whole(weights.path)
+        require_whole(weights.path, layout)
 
 
 def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) -> Tensor:

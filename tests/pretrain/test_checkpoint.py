@@ -1,0 +1,172 @@
+"""Checkpoints that cannot be trusted: damaged, cut short, full of code, half written, on a full disk."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.cli import sha256_file
+from pretrain.checkpoint import CHECKSUMS, damaged_files, list_checkpoints, read_tensors
+from pretrain.convert import main as convert
+from pretrain.settings import claim_run_folder, make_plan, parse_args
+from tests.pretrain.test_train import CONFIG, ROOT, arguments, losses, run_training
+from tests.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped_run(shard_folders, config_file, tmp_path_factory) -> Path:
+    """A run of 6 steps on two ranks that was stopped after step 4; checkpoints after 2 and 4. Not to be changed."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    more = ["--save-interval", "2", "--stop-after", "4"]
+    run_ranks(run_training, 2, arguments(shard_folders, config_file, folder, *more))
+    return folder
+
+
+@pytest.fixture
+def run_folder(stopped_run, tmp_path) -> Path:
+    return shutil.copytree(stopped_run, tmp_path / "run")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped bit": ("*optim_states.pt", flip_a_bit, "optim_states.pt has another checksum"),
+    "truncated": ("mp_rank_00*.pt", lambda path: os.truncate(path, path.stat().st_size - 1), "has another checksum"),
+    "missing": ("fragments_dp_1*", Path.unlink, "fragments_dp_1_tp_0.json is missing"),
+    "checksums cut": (CHECKSUMS, lambda path: os.truncate(path, path.stat().st_size // 2), "missing or cut short"),
+    "no checksums": (CHECKSUMS, Path.unlink, "missing or cut short"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(damage, run_folder, tmp_path):
+    pattern, break_it, told = DAMAGES[damage]
+    checkpoint = list_checkpoints(run_folder)[-1]
+    assert damaged_files(checkpoint) == []
+    break_it(next(checkpoint.glob(pattern)))
+    assert told in " ".join(damaged_files(checkpoint))
+    if damage == "flipped bit":
+        with pytest.raises(ValueError, match=f"is damaged: .*{told}"):
+            convert(["--checkpoint", str(run_folder), "--output", str(tmp_path / "hf")])
+
+
+def test_the_checksums_are_those_of_sha256sum(stopped_run):
+    for checkpoint in list_checkpoints(stopped_run):
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", CHECKSUMS], cwd=checkpoint, check=True)
+        names = {line.split("  ")[1] for line in (checkpoint / CHECKSUMS).read_text().splitlines()}
+        assert names == {path.name for path in checkpoint.iterdir()} - {CHECKSUMS}
+
+
+def test_a_damaged_newest_falls_back_loudly(shard_folders, config_file, run_folder):
+    """From step 2 again: the losses of steps 3 and 4 are the same as before."""
+    before = losses(run_folder)
+    flip_a_bit(next(list_checkpoints(run_folder)[-1].glob("*pp_rank_1*optim_states.pt")))
+    run_ranks(run_training, 2, arguments(shard_folders, config_file, run_folder))
+    assert losses(run_folder)[:4] == before
+    assert len(losses(run_folder)) == 6
+    launches = [json.loads(line) for line in (run_folder / "launches.jsonl").read_text().splitlines()]
+    assert [launch["step"] for launch in launches] == [0, 2]
+    (warning,) = launches[1]["warnings"]
+    assert "step_00000004 is damaged (zero_pp_rank_1_mp_rank_00_optim_states.pt has another checksum)" in warning
+    assert (run_folder / "checkpoints/step_00000004.damaged").is_dir()
+
+
+def refusal_of(argv: list[str]) -> str:
+    with pytest.raises(ValueError) as caught:
+        run_training(argv)
+    return str(caught.value)
+
+
+def test_without_any_whole_checkpoint_nothing_is_started(shard_folders, config_file, run_folder):
+    for checkpoint in list_checkpoints(run_folder):
+        flip_a_bit(checkpoint / "checkpoint.json")
+    told = run_ranks(refusal_of, 2, arguments(shard_folders, config_file, run_folder))
+    assert "no checkpoint is whole (step_00000004: checkpoint.json has another checksum; step_00000002" in told[0]
+    assert [path.name for path in list_checkpoints(run_folder)] == ["step_00000002", "step_00000004"]
+
+
+class RunsCode:
+    """Pickled, it makes a file where it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_strangers_pickle_is_not_run(stage, shard_folders, config_file, run_folder, tmp_path):
+    """At the layout of the save and at another, its checksums in order."""
+    for checkpoint in list_checkpoints(run_folder):
+        for path in checkpoint.glob("*.pt"):
+            torch.save(torch.load(path, weights_only=False) | {"more": RunsCode(tmp_path / "code ran")}, path)
+        names = [line.split("  ")[1] for line in (checkpoint / CHECKSUMS).read_text().splitlines()]
+        (checkpoint / CHECKSUMS).write_text("".join(f"{sha256_file(checkpoint / name)}  {name}\n" for name in names))
+    more = ["--set", f"zero_optimization.stage={stage}"]
+    told = run_ranks(refusal_of, 2, arguments(shard_folders, config_file, run_folder, *more))
+    assert "refused, it holds posix.mkdir" in told[0]
+    with pytest.raises(ValueError, match=r"refused, it holds posix\.mkdir"):
+        dict(read_tensors(checkpoint))
+    assert not (tmp_path / "code ran").exists()
+    with open(next(checkpoint.glob("*optim_states.pt")), "rb") as file:  # the pickle does what it says
+        torch.load(file, weights_only=False)
+    assert (tmp_path / "code ran").exists()
+
+
+def test_what_is_kept(shard_folders, config_file, tmp_path):
+    """The last one, and every second for good; the rest of a killed save is gone."""
+    output = tmp_path / "run"
+    more = ["--steps", "5", "--save-interval", "1", "--keep-checkpoints", "1", "--keep-every", "2"]
+    argv = arguments(shard_folders, config_file, output, *more)
+    claim_run_folder(make_plan(parse_args(argv), 2))
+    (output / "checkpoints/step_00000003.tmp").mkdir(parents=True)
+    (output / "checkpoints/step_00000003.tmp/mp_rank_00_model_states.pt").write_bytes(b"half")
+    run_ranks(run_training, 2, argv)
+    assert [path.name for path in list_checkpoints(output)] == ["step_00000002", "step_00000004", "step_00000005"]
+    assert not list((output / "checkpoints").glob("*.tmp"))
+
+
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size={size} none {disk} || exit 77
+{command}
+code=$?
+cp -r {disk}/run/checkpoints {copy}
+exit $code
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_checkpoints_before_it_whole(shard_folders, config_file, tmp_path):
+    """24 MB hold two checkpoints of 9 MB and not a third."""
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    command = [sys.executable, "-m", "pretrain.train"]
+    command += arguments(shard_folders, config_file, disk / "run", "--save-interval", "1")
+    script = ON_A_SMALL_DISK.format(size="24m", disk=disk, copy=copy, command=" ".join(command))
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    if result.returncode in (1, 77):
+        pytest.skip(f"a user may not mount a disk here: {result.stderr}")
+    assert result.returncode == 2, result.stderr
+    (error,) = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert f"error: {disk}/run/checkpoints/step_00000003 could not be written (" in error
+    assert "Make room and run the same command again" in error
+    whole = sorted(copy.glob("step_????????"))
+    assert [path.name for path in whole] == ["step_00000001", "step_00000002"]
+    assert [damaged_files(path) for path in whole] == [[], []]
