@@ -1,0 +1,128 @@
+"""From phase 1 to phase 2: longer sequences, weights and moments kept, the schedule anew; and what a run would be."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep import build
+from pretrain.checkpoint import MOMENTS, find_checkpoint, list_checkpoints, tensor_reader
+from pretrain.convert import main as convert
+from pretrain.settings import make_plan, parse_args
+from pretrain.telemetry import read_metrics
+from pretrain.train import main
+from tests.pretrain.test_train import CONFIG, arguments, losses, run_training, without_pair_task
+from tests.ranks import run_ranks
+
+PHASE_2 = {
+    **CONFIG,
+    "train_batch_size": 8,
+    "train_micro_batch_size_per_gpu": 2,
+    "zero_optimization": {"stage": 2},
+    "optimizer": {"type": "Lamb", "params": {"lr": 4e-3, "weight_decay": 0.02}},
+    "scheduler": {"type": "WarmupLinearLR", "params": {"total_num_steps": 4, "warmup_num_steps": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def config_files(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("configs")
+    for name, config in (("phase1", CONFIG), ("phase2", PHASE_2)):
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    return folder / "phase1.json", folder / "phase2.json"
+
+
+@pytest.fixture(scope="module")
+def long_shards(shard_folders, tmp_path_factory) -> tuple[Path, Path]:
+    """The same corpora in sequences of 512."""
+    folder = tmp_path_factory.mktemp("long")
+    for split in shard_folders:
+        build.main(
+            ["--corpus", f"{split}_corpus", "--output", f"{folder}/{split.name}", "--seq-length", "512",
+             "--max-predictions", "80", "--duplicates", "1", "--pair-task", "nsp", "--seed", "0"]
+        )  # fmt: skip
+    return folder / "train", folder / "heldout"
+
+
+@pytest.fixture(scope="module")
+def phase_1(shard_folders, config_files, tmp_path_factory) -> Path:
+    """Three steps of six at tensor parallel 2, ZeRO 1."""
+    output = tmp_path_factory.mktemp("phase1") / "run"
+    more = ["--tensor-parallel", "2", "--stop-after", "3"]
+    run_ranks(run_training, 2, arguments(shard_folders, config_files[0], output, *more))
+    return output
+
+
+def state(run: Path, kinds=("weight", *MOMENTS)) -> dict[tuple, torch.Tensor]:
+    names, read = tensor_reader(find_checkpoint(run))
+    return {(name, kind): read(name, kind) for name in names for kind in kinds}
+
+
+def test_through_the_switch_a_stopped_run_is_bit_for_bit_the_uninterrupted_one(
+    long_shards, config_files, phase_1, tmp_path
+):
+    """Data parallel 2 and ZeRO 2 after tensor parallel 2 and ZeRO 1, dropout on."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    more = ["--continue-from", str(phase_1)]
+    run_ranks(run_training, 2, arguments(long_shards, config_files[1], whole, *more))
+    for stop in (["--stop-after", "1"], ["--stop-after", "3"], []):
+        run_ranks(run_training, 2, arguments(long_shards, config_files[1], halves, *more, *stop))
+    assert len(losses(whole)) == 4
+    assert losses(halves) == losses(whole)
+    found, expected = state(halves), state(whole)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert read_metrics(halves, "eval")[-1] == read_metrics(whole, "eval")[-1]
+    rates = [row["learning_rate"] for row in read_metrics(whole, "train")]
+    assert rates == pytest.approx([2e-3, 4e-3, 2e-3, 1e-3])
+
+
+def test_weights_and_moments_are_those_of_phase_1(long_shards, config_files, phase_1, tmp_path):
+    """One step at rate 0: exp_avg' = 0.9 exp_avg + 0.1 g, and without moments 0.1 g."""
+    for flag in ("--continue-from", "--init-from"):
+        more = [flag, str(phase_1), "--steps", "1", "--set", "optimizer.params.lr=0"]
+        run_ranks(run_training, 1, arguments(long_shards, config_files[1], tmp_path / flag, *more))
+    before, kept, fresh = (state(run) for run in (phase_1, tmp_path / "--continue-from", tmp_path / "--init-from"))
+    for (name, kind), moment in before.items():
+        rows = kept[name, kind].shape[0]  # the vocabulary is padded for one rank, not for two
+        if kind == "weight":
+            assert torch.equal(kept[name, kind], moment[:rows])
+            continue
+        decay = {"exp_avg": 0.9, "exp_avg_sq": 0.999}[kind]
+        expected = decay * moment[:rows] + fresh[name, kind]
+        assert moment.abs().max() > 0
+        print(name, kind, (kept[name, kind] - expected).abs().max().item() / expected.abs().max().item())
+        torch.testing.assert_close(kept[name, kind], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_what_has_no_moments_is_refused(long_shards, shard_folders, config_files, phase_1, tmp_path):
+    checkpoint = list_checkpoints(phase_1)[-1]
+    plan = make_plan(parse_args(_continuing(long_shards, config_files, tmp_path, checkpoint)), 1)
+    assert plan.identity()["continue_from"].keys() == {"run.json", "checkpoint.json"}
+    convert(["--checkpoint", str(phase_1), "--output", str(tmp_path / "hf")])
+    with pytest.raises(
+        ValueError, match="--continue-from .*/hf: no run or checkpoint of ours, so it has no optimizer m"
+    ):
+        make_plan(parse_args(_continuing(long_shards, config_files, tmp_path, tmp_path / "hf")), 1)
+    folders = [without_pair_task(folder, tmp_path / folder.name) for folder in shard_folders]
+    run_ranks(run_training, 1, arguments(folders, config_files[0], tmp_path / "no pairs", "--stop-after", "1"))
+    with pytest.raises(ValueError, match="has no bert.pooler.dense.weight, .* train on shards with the pair task of"):
+        make_plan(parse_args(_continuing(long_shards, config_files, tmp_path, tmp_path / "no pairs")), 1)
+    with pytest.raises(ValueError, match="no checkpoint here; give a run folder"):
+        make_plan(parse_args(_continuing(long_shards, config_files, tmp_path, tmp_path)), 1)
+    with pytest.raises(SystemExit):
+        parse_args([*_continuing(long_shards, config_files, tmp_path, checkpoint), "--init-from", str(phase_1)])
+    with pytest.raises(ValueError, match="has hidden_size=128, the model has 256"):
+        make_plan(parse_args([*_continuing(long_shards, config_files, tmp_path, checkpoint), "--model", "mini"]), 1)
+
+
+def _continuing(shards, config_files, folder: Path, start: Path) -> list[str]:
+    return arguments(shards, config_files[1], folder / "run", "--continue-from", str(start))
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(shard_folders, config_files, tmp_path, capsys):
+    main(arguments(shard_folders, config_files[0], tmp_path / "run", "--dry-run", "--steps", "77"))
+    told = capsys.readouterr().out
+    assert '"total_num_steps": 77' in told and '"hidden_size": 128' in told and '"tensor_parallel": 1' in told
+    assert "time to train, 77 steps" in told and "peak, of " in told and told.endswith("Nothing was written.\n")
+    assert not (tmp_path / "run").exists()
