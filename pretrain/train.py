@@ -11,6 +11,7 @@ finished.json is there. Exit code 1: the run cannot go on (its loss is no number
 """
 
 import math
+import platform
 import sys
 from pathlib import Path
 
@@ -241,6 +242,12 @@ def main(argv: list[str] | None = None) -> None:
         if layout.rank == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as error:
+        error.add_note(
+            f"rank {layout.rank} on {platform.node()}: if this is about a peer or a timeout, another rank died, or did"
+            f" not answer for --timeout {args.timeout} minutes; its own message or the launcher's names it"
+        )
+        raise
     layout.close()
 
 

@@ -2,19 +2,21 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from data_prep.cli import sha256_file
-from pretrain.checkpoint import CHECKSUMS, damaged_files, list_checkpoints, read_tensors
+from pretrain.checkpoint import CHECKSUMS, damaged_files, find_checkpoint, list_checkpoints, read_tensors
 from pretrain.convert import main as convert
 from pretrain.settings import claim_run_folder, make_plan, parse_args
-from tests.pretrain.test_train import CONFIG, ROOT, arguments, losses, run_training
+from tests.pretrain.test_train import CONFIG, ROOT, SMALL_MODEL, arguments, losses, run_training
 from tests.ranks import run_ranks
 
 
@@ -170,3 +172,34 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_whole(shard_folders, confi
     whole = sorted(copy.glob("step_????????"))
     assert [path.name for path in whole] == ["step_00000001", "step_00000002"]
     assert [damaged_files(path) for path in whole] == [[], []]
+
+
+NUM_KILLS = 4
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_the_end_is_the_same(shard_folders, config_file, tmp_path):
+    """kill -9 at random moments, most of them in a save, since every step has one; no checkpoint is ever half there."""
+    (tmp_path / "model.json").write_text(json.dumps(SMALL_MODEL))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = ["--model", str(tmp_path / "model.json"), "--steps", str(10 * NUM_KILLS), "--save-interval", "1"]
+    run_ranks(run_training, 1, arguments(shard_folders, config_file, whole, *more))
+    command = [sys.executable, "-m", "pretrain.train", *arguments(shard_folders, config_file, killed, *more)]
+    moments = random.Random(0)
+    for index in range(NUM_KILLS):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (killed / "launches.jsonl").exists() or num_lines(killed / "launches.jsonl") <= index:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 1.5))
+        process.kill()
+        process.wait()
+        assert [damaged_files(checkpoint) for checkpoint in list_checkpoints(killed)] in ([], [[]], [[], []], [[]] * 3)
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert losses(killed) == losses(whole)
+    expected = dict(read_tensors(find_checkpoint(whole)))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read_tensors(find_checkpoint(killed)))
+
+
+def num_lines(path: Path) -> int:
+    return path.read_text().count("\n")

@@ -131,6 +131,7 @@ def test_a_rank_that_dies_takes_the_others_down_within_a_minute(shard_folders, c
     assert launcher.wait(60) != 0, log.read_text()
     assert not any(rank.is_running() for rank in ranks.values())
     assert re.search(r"--local_rank=1.* exits with return code = -9", log.read_text())
+    assert re.search(r"rank 0 on \S+: if this is about a peer or a timeout, another rank died", log.read_text())
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_through_the_switch_a_stopped_run_is_bit_for_bit_the_uninterrupted_one(
 
 
 def test_weights_and_moments_are_those_of_phase_1(long_shards, config_files, phase_1, tmp_path):
-    """One step at rate 0: exp_avg' = 0.9 exp_avg + 0.1 g, and without moments 0.1 g."""
+    """One step at rate 0: exp_avg' = 0.9 exp_avg + 0.1 g, and without moments 0.1 g. Measured: 2.5e-7 of the largest."""
     for flag in ("--continue-from", "--init-from"):
         more = [flag, str(phase_1), "--steps", "1", "--set", "optimizer.params.lr=0"]
         run_ranks(run_training, 1, arguments(long_shards, config_files[1], tmp_path / flag, *more))
@@ -91,8 +91,7 @@ def test_weights_and_moments_are_those_of_phase_1(long_shards, config_files, pha
         decay = {"exp_avg": 0.9, "exp_avg_sq": 0.999}[kind]
         expected = decay * moment[:rows] + fresh[name, kind]
         assert moment.abs().max() > 0
-        print(name, kind, (kept[name, kind] - expected).abs().max().item() / expected.abs().max().item())
-        torch.testing.assert_close(kept[name, kind], expected, rtol=1e-5, atol=1e-8)
+        assert (kept[name, kind] - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_what_has_no_moments_is_refused(long_shards, shard_folders, config_files, phase_1, tmp_path):
