@@ -78,7 +78,7 @@ def test_through_the_switch_a_stopped_run_is_bit_for_bit_the_uninterrupted_one(
 
 
 def test_weights_and_moments_are_those_of_phase_1(long_shards, config_files, phase_1, tmp_path):
-    """One step at rate 0: exp_avg' = 0.9 exp_avg + 0.1 g, and without moments 0.1 g. Measured: 2.5e-7 of the largest."""
+    """One step at rate 0: exp_avg' = 0.9 exp_avg + 0.1 g, without moments 0.1 g. Measured: 2.5e-7 of the largest."""
     for flag in ("--continue-from", "--init-from"):
         more = [flag, str(phase_1), "--steps", "1", "--set", "optimizer.params.lr=0"]
         run_ranks(run_training, 1, arguments(long_shards, config_files[1], tmp_path / flag, *more))
