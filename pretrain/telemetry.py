@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -117,10 +118,10 @@ class RunLog:
 
 def whereabouts(num_ranks: int) -> dict:
     """Host, process, versions, and the state of the git checkout that the sources lie in: what a result depends on."""
-    sources = Path(__file__).parents[1]
-    state = subprocess.run(
-        ["git", "-C", str(sources), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    state = ""
+    if git := shutil.which("git"):
+        command = [git, "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty"]
+        state = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")}
     return {
         "host": platform.node(),
@@ -128,7 +129,7 @@ def whereabouts(num_ranks: int) -> dict:
         "ranks": num_ranks,
         "python": platform.python_version(),
         **versions,
-        "git": state.stdout.strip() or "not a checkout",
+        "git": state or "not a checkout",
     }
 
 
