@@ -18,7 +18,11 @@ def test_a_shipped_config_is_complete_and_explained(name):
 
 @pytest.mark.parametrize(
     ("name", "dp_size", "num_steps"),
-    [("mini.json", 2, 1), ("mini.json", 1, 2), ("large_lamb_phase1.json", 256, 4), ("large_lamb_phase2.json", 256, 16)],
+    [
+        *[("mini.json", 2, 1), ("mini.json", 1, 2), ("large_lamb_phase1.json", 256, 4)],
+        *[("large_lamb_phase2.json", 256, 16), ("large_lamb_deepspeed_phase1.json", 64, 16)],
+        *[("base_adamw.json", 8, 1), ("1.3b_tp_zero2.json", 4, 16), ("3.9b_tp_zero3_offload.json", 8, 16)],
+    ],
 )
 def test_what_is_left_over_is_accumulated(name, dp_size, num_steps):
     assert num_accumulation_steps(load_deepspeed_config(DS_CONFIGS / name), dp_size) == num_steps

@@ -12,7 +12,7 @@ from pretrain.convert import main as convert
 from pretrain.settings import make_plan, parse_args
 from pretrain.telemetry import read_metrics
 from pretrain.train import main
-from tests.pretrain.test_train import CONFIG, arguments, losses, run_training, without_pair_task
+from tests.pretrain.test_train import CONFIG, ROOT, SMALL_MODEL, arguments, losses, run_training, without_pair_task
 from tests.ranks import run_ranks
 
 PHASE_2 = {
@@ -125,3 +125,29 @@ def test_a_dry_run_tells_all_and_writes_nothing(shard_folders, config_files, tmp
     assert '"total_num_steps": 77' in told and '"hidden_size": 128' in told and '"tensor_parallel": 1' in told
     assert "time to train, 77 steps" in told and "peak, of " in told and told.endswith("Nothing was written.\n")
     assert not (tmp_path / "run").exists()
+
+
+SHIPPED = [
+    (["1.3b_tp_zero2.json"], 2),
+    (["3.9b_tp_zero3_offload.json"], 2),
+    (["large_lamb_phase1.json", "large_lamb_phase2.json"], 1),
+    (["large_lamb_deepspeed_phase1.json", "large_lamb_deepspeed_phase2.json"], 1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("files", "tensor_parallel"), SHIPPED, ids=lambda value: str(value))
+def test_the_shipped_phases_run_scaled_down(files, tensor_parallel, shard_folders, long_shards, tmp_path):
+    """25 steps of each phase, batch and model overridden on the command line: the loss falls through both."""
+    (tmp_path / "model.json").write_text(json.dumps(SMALL_MODEL | {"max_position_embeddings": 512}))
+    seen, start = [], []
+    for number, (file, folders) in enumerate(zip(files, (shard_folders, long_shards), strict=False)):
+        output = tmp_path / str(number)
+        more = ["--model", str(tmp_path / "model.json"), "--tensor-parallel", str(tensor_parallel), "--steps", "25"]
+        more += ["--set", "train_batch_size=8", "train_micro_batch_size_per_gpu=4", *start]
+        run_ranks(run_training, 2, arguments(folders, ROOT / "ds_configs" / file, output, *more))
+        seen += losses(output)
+        start = ["--continue-from", str(output)]
+    print(files, f"{seen[0]:.3f} -> {seen[-1]:.3f}")
+    assert len(seen) == 25 * len(files)
+    assert seen[-1] < seen[0]
