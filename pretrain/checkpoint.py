@@ -65,7 +65,9 @@ def save_checkpoint(
             sync_folder(parent)
             with finished_file(parent / "latest", "w") as file:
                 file.write(name)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise  # not torch's way of telling of a full disk
         free = shutil.disk_usage(run_folder).free
         raise OSError(
             f"{finished} could not be written ({describe_error(error).splitlines()[0]}); {free:,} bytes are free there,"

@@ -241,7 +241,8 @@ def dry_run(plan: Plan, world_size: int) -> str:
         *(manifest["config"]["max_predictions"], DEVICES[kind], args.sequence_parallel, args.recompute, on_gpu),
     )
     settings = {"arguments": vars(args), "model": plan.model.to_json(), "deepspeed_config": plan.deepspeed}
-    return f"{json.dumps(settings, indent=2, default=str)}\n\n{report(job, args.model)}\n\nNothing was written."
+    told = (json.dumps(settings, indent=2, default=str), report(job, args.model), f"Counted for {kind}.")
+    return "\n\n".join([*told, "Nothing was written."])
 
 
 def claim_run_folder(plan: Plan) -> IO[str]:

@@ -39,21 +39,12 @@ from pretrain.weights import check_whole
 def train(plan: Plan, layout: Layout) -> None:
     """The loop: batch, forward, backward, step, log, evaluate, save, stop."""
     args, output = plan.args, plan.args.output
-    module = BertForPreTraining(plan.model, layout, args.recompute)
-    init_weights(module, args.seed)
-    if plan.start and not list_checkpoints(output):
-        check_whole(plan.start, layout)
-    drawn = load_weights(module, plan.start, optional=HEADS) if args.init_from else []
-    engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
-    first, warnings = resume(engine, layout, output)
-    if args.continue_from and not first:
-        load_tensors(engine, layout, plan.start.path)
-    last = min(plan.total_steps, args.stop_after or plan.total_steps)
+    engine, optimizer, first, warnings = start_engine(plan, layout)
+    last = max(first, min(plan.total_steps, args.stop_after or plan.total_steps))
+    requests = []  # to stop before that
     log = RunLog(output, layout, first, plan.total_steps)
     log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
     log.launched(first, warnings)
-    if drawn and not first:
-        log.say(f"{plan.start.path} has no {', '.join(drawn)}: drawn from seed {args.seed}")
     throughput = Throughput(plan.model, layout)
     watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, engine.skipped_steps)
     schedule, peak_lr = plan.deepspeed["scheduler"], plan.deepspeed["optimizer"]["params"]["lr"]
@@ -104,6 +95,26 @@ def train(plan: Plan, layout: Layout) -> None:
         (output / STOP_FILE).unlink(missing_ok=True)
         if last == plan.total_steps:
             write_json(output / "finished.json", {"step": last})
+
+
+def start_engine(plan: Plan, layout: Layout) -> tuple:
+    """(engine, optimizer, step it stands after, warnings): from the newest checkpoint, from what the user named, or
+    from the seed.
+    """
+    args, warnings = plan.args, []
+    module = BertForPreTraining(plan.model, layout, args.recompute)
+    init_weights(module, args.seed)
+    is_new = not list_checkpoints(args.output)
+    if plan.start and is_new:
+        check_whole(plan.start, layout)
+        drawn = [] if args.continue_from else load_weights(module, plan.start, optional=HEADS)
+        if drawn:
+            warnings.append(f"{plan.start.path} has no {', '.join(drawn)}: drawn from seed {args.seed}")
+    engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
+    if is_new and args.continue_from:
+        load_tensors(engine, layout, plan.start.path)
+    first, told = resume(engine, layout, args.output)
+    return engine, optimizer, first, warnings + told
 
 
 def train_step(engine, batch: StepBatch, seed: tuple, layout: Layout) -> torch.Tensor:

@@ -75,6 +75,7 @@ def test_a_stop_file_stops_all_ranks_once(shard_folders, config_file, tmp_path):
     (output / "STOP").touch()
     run_ranks(run_training, 2, arguments(shard_folders, config_file, output))
     assert last_step(output) == 2 and not (output / "STOP").exists()
+    run_ranks(run_training, 2, arguments(shard_folders, config_file, output, "--stop-after", "1"))  # it is past that
     assert (output / "checkpoints/latest").read_text() == "step_00000002"
     run_ranks(run_training, 2, arguments(shard_folders, config_file, output))
     assert len(losses(output)) == 6 and (output / "finished.json").exists()
