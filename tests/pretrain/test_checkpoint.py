@@ -182,16 +182,17 @@ def test_killed_again_and_again_the_end_is_the_same(shard_folders, config_file, 
     """kill -9 at random moments, most of them in a save, since every step has one; no checkpoint is ever half there."""
     (tmp_path / "model.json").write_text(json.dumps(SMALL_MODEL))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = ["--model", str(tmp_path / "model.json"), "--steps", str(40 * NUM_KILLS), "--save-interval", "1"]
+    more = ["--model", str(tmp_path / "model.json"), "--steps", str(15 * NUM_KILLS)]
     run_ranks(run_training, 1, arguments(shard_folders, config_file, whole, *more))
-    command = [sys.executable, "-m", "pretrain.train", *arguments(shard_folders, config_file, killed, *more)]
+    saving = arguments(shard_folders, config_file, killed, *more, "--save-interval", "1")
+    command = [sys.executable, "-m", "pretrain.train", *saving]
     moments = random.Random(0)
     for index in range(NUM_KILLS):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not (killed / "launches.jsonl").exists() or num_lines(killed / "launches.jsonl") <= index:
             assert process.poll() is None
             time.sleep(0.05)
-        time.sleep(moments.uniform(0, 1))
+        time.sleep(moments.uniform(0, 0.4))
         process.kill()
         process.wait()
         assert [damaged_files(checkpoint) for checkpoint in list_checkpoints(killed)] in ([], [[]], [[], []], [[]] * 3)
