@@ -37,14 +37,16 @@ test: venv  ## the tests
 test-slow: venv  ## the slower proofs
 	.venv/bin/python -m pytest -m slow
 
-# Slurm's programs may be where only root's PATH leads.
+# Daemons may be where only root's PATH leads. Where systemd runs, Debian's packages start services of their own.
+SLURM_PROGRAMS := munged slurmctld slurmd sbatch shellcheck sshd ssh pdsh ip
+SLURM_PACKAGES := munge slurmctld slurmd slurm-client shellcheck openssh-server openssh-client pdsh iproute2
 test-slurm: export PATH := $(PATH):/usr/sbin
-test-slurm: venv  ## the jobs in slurm/ on a Slurm of two nodes started here; root on Debian installs what is missing
-	@if ! { command -v slurmctld && command -v slurmd && command -v munged && command -v shellcheck; } >/dev/null && \
-		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-			slurmctld slurmd slurm-client munge shellcheck >/dev/null || \
-			echo "apt-get could not install Slurm: its tests are skipped"; \
+test-slurm: venv  ## the jobs in slurm/ on two nodes started here; root on Debian installs Slurm first
+	@for program in $(SLURM_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) >/dev/null || \
+			echo "apt-get could not install them: their tests are skipped"; \
 	fi
 	.venv/bin/python -m pytest -m slurm
 
