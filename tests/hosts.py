@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where Debian keeps ip and sshd
+PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where Debian keeps ip and daemons
 PROGRAMS = ("unshare", "nsenter", "ip", "sshd", "ssh", "ssh-keygen", "pdsh")
 ADDRESSES = {"host1": "10.77.0.1", "host2": "10.77.0.2"}
 

@@ -1,5 +1,5 @@
-"""A real Slurm on this host, for tests: munge, slurmctld and two slurmd on loopback, without systemd, as root or as a
-user.
+"""A real Slurm on this machine, for tests: munge, slurmctld and two slurmd without systemd, all on loopback as root or
+as a user, or each node on a host of its own (tests/hosts.py) with a network between them.
 
 Everything lives in one temporary folder, with ports of its own, and only what was started here is stopped. Debian:
 `apt-get install slurmctld slurmd slurm-client munge`.
@@ -13,11 +13,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where Debian keeps daemons
+from tests.hosts import ADDRESSES, PATH, Host
+
+ROOT = Path(__file__).parents[1]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NODES = ("n1", "n2")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL")
@@ -26,7 +28,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 # get their --signal first. cred_expire also bounds the wait before a requeued job may start again (else 120 s).
 CONFIG = """
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={names[0]}({addresses[0]})
 SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
@@ -61,8 +63,8 @@ SlurmdTimeout=10
 SlurmctldTimeout=10
 ReturnToService=2
 MinJobAge=3600
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=8000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=8000
+NodeName=n1 NodeHostname={names[0]} NodeAddr={addresses[0]} Port={ports[1]} CPUs=4 RealMemory=8000
+NodeName=n2 NodeHostname={names[1]} NodeAddr={addresses[1]} Port={ports[2]} CPUs=4 RealMemory=8000
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 State=UP
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
 """
@@ -73,10 +75,10 @@ def missing_programs() -> list[str]:
 
 
 class SlurmCluster:
-    """The daemons that run, and the commands to talk to them; every command has a time limit."""
+    """The daemons that run, and the commands to talk to them; every command has a time limit, and runs on n1."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, hosts: Sequence[Host]):
+        self.folder, self.hosts = folder, dict(zip(NODES, hosts, strict=False))
         self.mark = f"SLURM_CONF={folder}/slurm.conf"  # in the environment of all that runs here
         self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen] = {}
@@ -85,34 +87,39 @@ class SlurmCluster:
         for name in ("state", *(f"spool.{node}" for node in NODES)):
             (self.folder / name).mkdir()
         self.folder.chmod(0o755)  # munge refuses a socket that others could not reach
-        values = {"host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "ports": free_ports(3)}
+        names = [host.name for host in self.hosts.values()] or [socket.gethostname().split(".")[0]] * 2
+        addresses = [ADDRESSES[name] for name in names] if self.hosts else ["127.0.0.1"] * 2
+        values = {"names": names, "addresses": addresses, "user": getpass.getuser(), "ports": free_ports(3)}
         (self.folder / "slurm.conf").write_text(CONFIG.format(folder=self.folder, **values))
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
         options = [f"--{name}={self.folder}/munge.{name}" for name in ("socket", "pid-file", "seed-file", "log-file")]
         options[0] = f"--socket={self.folder}/munge.sock"
-        self.start_daemon("munged", "--foreground", f"--key-file={key}", *options)
+        self.start_daemon("munged", "n1", "--foreground", f"--key-file={key}", *options)
         self._wait_until(lambda: (self.folder / "munge.sock").exists(), "munged")
-        self.start_daemon("slurmctld", "-D")
+        self.start_daemon("slurmctld", "n1", "-D")
         for node in NODES:
             self.start_node(node)
         self._wait_until(lambda: all(self.is_idle(node) for node in NODES), "the nodes")
 
-    def start_daemon(self, name: str, *arguments: str) -> None:
+    def on_node(self, node: str, *command: str) -> list[str]:
+        return self.hosts[node].command(*command, folder=ROOT) if self.hosts else list(command)
+
+    def start_daemon(self, name: str, node: str, *arguments: str) -> None:
         with open(self.folder / f"{name}.out", "a") as log:
             self.daemons[name] = subprocess.Popen(
-                [shutil.which(name.split(".")[0], path=PATH), *arguments],
+                self.on_node(node, shutil.which(name.split(".")[0], path=PATH), *arguments),
                 **{"env": self.environment, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
                 start_new_session=True,
             )
 
     def start_node(self, node: str) -> None:
-        self.start_daemon(f"slurmd.{node}", "-D", "-N", node)
+        self.start_daemon(f"slurmd.{node}", node, "-D", "-N", node)
 
     def lose_node(self, node: str) -> None:
         """Kills a slurmd and all that runs under it, as a power cut would."""
-        self.daemons[f"slurmd.{node}"].kill()
+        os.killpg(self.daemons[f"slurmd.{node}"].pid, signal.SIGKILL)
         tasks = processes_with(self.mark, f"SLURMD_NODENAME={node}")
         for pid in [*{daemon for task in tasks if (daemon := step_daemon(task))}, *tasks]:
             kill(pid)
@@ -126,9 +133,9 @@ class SlurmCluster:
         """What a command printed, as a user of the cluster would run it; `environment` is added to ours."""
         added = {name: str(value) for name, value in environment.items()}
         result = subprocess.run(
-            list(map(str, command)),
+            self.on_node("n1", *map(str, command)),
             **{"env": self.environment | added, "capture_output": True, "text": True, "timeout": timeout},
-            check=False,
+            **{"cwd": ROOT, "check": False},
         )
         assert result.returncode == 0 or not check, f"{command}: {result.stdout}{result.stderr}"
         return result.stdout.strip()
@@ -158,12 +165,10 @@ class SlurmCluster:
         while self.run("squeue", "--noheader", check=False) and time.monotonic() < deadline:
             time.sleep(0.3)
         for process in reversed(self.daemons.values()):
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(process.pid, number)
+                    process.wait(timeout=10)
         for pid in processes_with(self.mark):
             kill(pid)
 
@@ -178,9 +183,10 @@ class SlurmCluster:
 
 
 @contextmanager
-def slurm_cluster() -> Iterator[SlurmCluster]:
+def slurm_cluster(*hosts: Host) -> Iterator[SlurmCluster]:
+    """Two nodes on two hosts, or both on this machine."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path has 107 characters
-    cluster = SlurmCluster(folder)
+    cluster = SlurmCluster(folder, hosts)
     try:
         cluster.start()
         yield cluster

@@ -1,5 +1,5 @@
 """The jobs in slurm/ on a real Slurm with two nodes: from text to a table, and what becomes of a job that is told to
-go, cancelled, preempted, or loses a node.
+go, cancelled, preempted, or loses a node. As root the nodes are two hosts with a network between them.
 
 One run that nobody disturbs (`undisturbed`, made by submit_all.sh) is what all others have to equal bit for bit.
 """
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -24,6 +24,7 @@ import torch
 from data_prep import build, corpus
 from pretrain.checkpoint import MOMENTS, find_checkpoint, tensor_reader
 from pretrain.telemetry import read_metrics, read_rows
+from tests.hosts import two_hosts, why_no_hosts
 from tests.slurm_cluster import SlurmCluster, kill, missing_programs, processes_with, slurm_cluster
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ pytestmark = pytest.mark.slurm
 def cluster() -> Iterator[SlurmCluster]:
     if missing := missing_programs():
         pytest.skip(f"no {', '.join(missing)} here; on Debian `make test-slurm` installs them as root")
-    with slurm_cluster() as cluster:
+    with two_hosts() if why_no_hosts() is None else nullcontext(()) as hosts, slurm_cluster(*hosts) as cluster:
         yield cluster
 
 
