@@ -73,10 +73,10 @@ all_nodes_answer() {
     timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true 2>/dev/null
 }
 
-# reason: of what this try has printed, the first line that says why a rank failed.
+# reason: of what this try has printed, the first line that says why a rank failed, not that it lost another.
 reason() {
-    tail -n "+$first_line" "$log" | grep -aEv 'Connection (closed|reset)' |
-        grep -aEm 1 '^([A-Za-z_.]*(Error|Exception)|error): |^srun: error: .*(Exited|Killed|fault|Aborted|Error|Memory)'
+    tail -n "+$first_line" "$log" | grep -aEv 'Connection (closed|reset)|remote process exited' |
+        grep -aEm 1 '^(\[rank[0-9]+\]: )?([A-Za-z_.]*(Error|Exception)|error): |^srun: error: .*(Exited|Killed|fault|Aborted|Error|Memory)'
 }
 
 if in_job; then

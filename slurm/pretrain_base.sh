@@ -13,6 +13,8 @@ here=$(dirname "$0")
 [ -e "$here/job.sh" ] || here=$SLURM_SUBMIT_DIR/slurm # Slurm runs a copy of this file
 # shellcheck source=slurm/job.sh
 . "$here/job.sh"
+: "${CONFIGS:=ds_configs/base_lamb.json ds_configs/base_lamb.json}"
+: "${STEPS:=112500 12500}" # 90 % and 10 % of its steps, as Devlin et al. 2019, A.2
 . slurm/pretrain.sh
 
 if ! in_job; then

@@ -265,9 +265,9 @@ def test_cancelled_it_stays_so_and_a_lost_node_does_not_end_it(cluster, undistur
     later = cluster.run("slurm/pretrain_large.sh", **site | {"RUN": tmp_path})
     wait_for_steps(cluster, later, tmp_path)
     cluster.lose_node("n2")
-    while cluster.job(later)["JobState"] == "RUNNING":
-        time.sleep(0.3)
+    deadline = time.monotonic() + 90
     while "DOWN" not in cluster.run("scontrol", "-o", "show", "node", "n2"):
+        assert time.monotonic() < deadline, cluster.output(later)[-3000:]
         time.sleep(0.3)
     cluster.start_node("n2")
     assert cluster.wait(later) == "COMPLETED", cluster.output(later)[-3000:]
@@ -275,15 +275,32 @@ def test_cancelled_it_stays_so_and_a_lost_node_does_not_end_it(cluster, undistur
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_a_crash_fails_the_job_at_once_and_says_why(cluster, undisturbed, site, tmp_path):
-    """A rank killed; a wrong option; phase 2 without a phase 1."""
+def test_an_unfinished_job_fails_and_says_why(cluster, undisturbed, site, tmp_path):
+    """A rank killed; stopped by hand; a wrong option, told through a container; phase 2 without a phase 1."""
     job = cluster.run("slurm/pretrain_large.sh", **site | {"RUN": tmp_path / "run"})
     wait_for_steps(cluster, job, tmp_path / "run", more=1)
     kill(python_of(cluster, f"SLURM_JOB_ID={job}", "SLURM_PROCID=3")[0])
     started = time.monotonic()
     assert cluster.wait(job) == "FAILED" and time.monotonic() - started < 20
     assert re.search(r"failed with code \d+: .*task 3: Killed", last_line(cluster, job))
-    job = cluster.run("slurm/pretrain_large.sh", **site | {"RUN": tmp_path / "wrong", "TP": "3"})
+    job = cluster.run("slurm/pretrain_large.sh", **site | {"RUN": tmp_path / "run"})
+    after = cluster.run("slurm/pretrain_large.sh", f"--dependency=afterok:{job}", **site | {"RUN": tmp_path / "after"})
+    (tmp_path / "run/phase1/STOP").touch()
+    assert cluster.wait(job) == "FAILED" and cluster.job(job)["ExitCode"] == "75:0"
+    assert last_line(cluster, job).endswith("stopped before the end: submit again to go on")
+    assert cluster.wait(after) == "CANCELLED"
+    container = tmp_path / "apptainer"  # a stand-in that leads into no container
+    container.write_text(
+        '#!/bin/sh\n[ "$1 $2 $3 $4 $5 $7" = "exec --nv --bind a:b --pwd image.sif" ] && shift 7 && exec "$@"\n'
+    )
+    container.chmod(0o755)
+    inside = {
+        "CONTAINER": "apptainer",
+        "IMAGE": "image.sif",
+        "MOUNTS": "a:b",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    job = cluster.run("slurm/pretrain_large.sh", **site | inside | {"RUN": tmp_path / "wrong", "TP": "3"})
     assert cluster.wait(job) == "FAILED"
     assert "failed with code 2: error: 4 ranks cannot form groups of --tensor-parallel 3" in last_line(cluster, job)
     job = cluster.run("slurm/pretrain_large.sh", **site | {"RUN": tmp_path / "none", "PHASES": "2"})
