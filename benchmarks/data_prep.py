@@ -96,11 +96,11 @@ def high_water_mark(pid: int) -> int:
     return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     with quiet():
         work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 class Bench:
@@ -121,17 +121,18 @@ class Bench:
         options = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
         return ["--corpus", corpus_folder, "--workers", str(workers), *options]
 
-    def tokenise(self, text: Path, format: str, workers: int = 1) -> tuple[float, str]:
+    def tokenise(self, text: Path, format: str, workers: int = 1, clock=time.perf_counter) -> tuple[float, str]:
         """(seconds without the training of Punkt, the corpus)."""
         output, arguments = self.new(), self.corpus_arguments(text, format, workers)
         with quiet():
             corpus.main([*arguments, "--output", output, "--prepare"])
         steps = (["--slice", "0/1"], ["--finish"])
-        return seconds_of(lambda: [corpus.main([*arguments, "--output", output, *step]) for step in steps]), output
+        seconds = seconds_of(lambda: [corpus.main([*arguments, "--output", output, *step]) for step in steps], clock)
+        return seconds, output
 
-    def shard(self, corpus_folder: str, workers: int = 1) -> tuple[float, str]:
+    def shard(self, corpus_folder: str, workers: int = 1, clock=time.perf_counter) -> tuple[float, str]:
         output, arguments = self.new(), self.build_arguments(corpus_folder, workers)
-        return seconds_of(lambda: build.main([*arguments, "--output", output])), output
+        return seconds_of(lambda: build.main([*arguments, "--output", output]), clock), output
 
     def peak(self, command: str, arguments: list[str]) -> tuple[float, str]:
         """(peak memory in MB of the largest process, output folder) of a command with two workers."""
@@ -148,14 +149,16 @@ class Bench:
 
 
 def speeds(bench: Bench, raw: Path, split: Path, megabytes: dict[str, float], repeats: int) -> list[dict]:
-    """Our stages, in turn; each figure is the median of `repeats` rounds after one that compiles."""
+    """Our stages, in turn, by seconds of processor time, which a busy machine does not change: per core. Each figure is
+    the median of `repeats` rounds after one that compiles.
+    """
     rounds = []
     for turn in range(repeats + 1):
         row = {}
-        split_s, split_corpus = bench.tokenise(split, "sentences")
-        shard_s, shards = bench.shard(split_corpus)
-        raw_s, raw_corpus = bench.tokenise(raw, "text")
-        raw_shard_s, _ = bench.shard(raw_corpus)
+        split_s, split_corpus = bench.tokenise(split, "sentences", clock=time.process_time)
+        shard_s, shards = bench.shard(split_corpus, clock=time.process_time)
+        raw_s, raw_corpus = bench.tokenise(raw, "text", clock=time.process_time)
+        raw_shard_s, _ = bench.shard(raw_corpus, clock=time.process_time)
         opened = Shards(shards)
         row["sentence-split text to shards, MB/s"] = megabytes["split"] / (split_s + shard_s)
         row["raw text to corpus, cleaned and split, MB/s"] = megabytes["raw"] / raw_s

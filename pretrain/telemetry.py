@@ -1,7 +1,12 @@
 """What a run shows: metrics.jsonl, TensorBoard, a progress bar, throughput and model FLOPs utilisation. Only rank 0
 writes.
+
+    python -m pretrain.telemetry plot RUN RUN ... --output DIR
+
+compares runs: a PNG a curve and one HTML page with all of them, last values and differing settings.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -19,7 +24,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data_prep.cli import finished_file
+from data_prep.cli import finished_file, run_cli
 from pretrain.config import ModelConfig
 from pretrain.data import StepBatch
 from pretrain.layout import Layout
@@ -221,3 +226,19 @@ def grouped_by_kind(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, value in values.items():
         kinds.setdefault(LAYER_NUMBER.sub("", name), []).append(value)
     return {kind: torch.stack(numbers).float().cpu() for kind, numbers in kinds.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pretrain.telemetry", description="Compare runs by their curves.")
+    plot = parser.add_subparsers(required=True).add_parser("plot", help="draw the curves of runs into one another")
+    plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="what pretrain.train made, one or more")
+    plot.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for PNG files and curves.html")
+    args = parser.parse_args(argv)
+    from pretrain.curves import compare_runs  # it reads metrics by this module
+
+    for path in compare_runs(args.runs, args.output):
+        print(path)
+
+
+if __name__ == "__main__":
+    run_cli(main)

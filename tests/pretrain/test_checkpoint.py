@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_whole(shard_folders, confi
     assert [damaged_files(path) for path in whole] == [[], []]
 
 
-NUM_KILLS = 2
+NUM_KILLS = 2  # each start costs seconds; twenty passed in 150 s
 
 
 @pytest.mark.slow
