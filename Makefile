@@ -6,7 +6,7 @@ REUSED := $(wildcard $(STAMP))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smoke test test-slow lint clean
+.PHONY: help venv quickstart smoke test test-slow test-slurm lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,19 @@ test: venv  ## the tests
 
 test-slow: venv  ## the slower proofs
 	.venv/bin/python -m pytest -m slow
+
+# Daemons may be where only root's PATH leads. Where systemd runs, Debian's packages start services of their own.
+SLURM_PROGRAMS := munged slurmctld slurmd sbatch shellcheck sshd ssh pdsh ip
+SLURM_PACKAGES := munge slurmctld slurmd slurm-client shellcheck openssh-server openssh-client pdsh iproute2
+test-slurm: export PATH := $(PATH):/usr/sbin
+test-slurm: venv  ## the jobs in slurm/ on two nodes started here; root on Debian installs Slurm first
+	@for program in $(SLURM_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) >/dev/null || \
+			echo "apt-get could not install them: their tests are skipped"; \
+	fi
+	.venv/bin/python -m pytest -m slurm
 
 lint: venv  ## ruff, check and format
 	.venv/bin/ruff check .

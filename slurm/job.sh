@@ -1,0 +1,98 @@
+# shellcheck shell=bash
+# What all jobs share: how they are submitted, how ranks start, and what becomes of a job that is told to go. Sourced.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+. slurm/env.sh
+
+say() { echo "$(date +%T) [job $SLURM_JOB_ID, try ${SLURM_RESTART_COUNT:-0}] $*"; }
+in_job() { [ "${0##*/}" = slurm_script ]; } # the name that Slurm gives to its copy of a batch script
+
+# submit GPUS SBATCH-OPTIONS SCRIPT: a job with so many GPUs on each node, where there are any. Prints its id.
+submit() {
+    local options=(--parsable --kill-on-invalid-dep=yes --output="$WORK/logs/%x-%j.out") id
+    [ "$1" = 0 ] || [ "$GPUS_PER_NODE" = 0 ] || options+=(--gres="gpu:$1")
+    mkdir -p "$WORK/logs"
+    id=$(sbatch "${options[@]}" "${@:2}") || exit
+    echo "${id%%;*}"
+}
+
+# ranks MODULE ARGUMENTS: one process for each GPU of the allocation. Returns srun's exit code.
+ranks() {
+    local head
+    # The first node's address as Slurm knows it: its name may not resolve.
+    head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_ADDR=$(scontrol -o show node "$head" | grep -oP '\bNodeAddr=\K\S+')
+    export MASTER_ADDR MASTER_PORT=$((30000 + SLURM_JOB_ID % 2700)) OMP_NUM_THREADS=$CPUS_PER_TASK
+    say "$((SLURM_JOB_NUM_NODES * TASKS_PER_NODE)) ranks on $SLURM_JOB_NODELIST, first at $MASTER_ADDR:$MASTER_PORT"
+    launch --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * TASKS_PER_NODE))" \
+        --ntasks-per-node="$TASKS_PER_NODE" --cpus-per-task="$CPUS_PER_TASK" --kill-on-bad-exit=1 -- "$@"
+}
+
+# alone MODULE ARGUMENTS: one process. Returns its exit code.
+alone() { launch --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" -- "$@"; }
+
+# launch SRUN-OPTIONS -- MODULE ARGUMENTS: in the background and waited for, so that this shell can hear signals.
+launch() {
+    local options=() code
+    while [ "$1" != -- ]; do options+=("$1") && shift; done
+    shift
+    srun "${options[@]}" "${container[@]}" "$PYTHON" -u -m "$@" &
+    srun_pid=$!
+    wait "$srun_pid"
+    code=$?
+    while kill -0 "$srun_pid" 2>/dev/null; do # a signal ends `wait` early
+        wait "$srun_pid"
+        code=$?
+    done
+    srun_pid=
+    return "$code"
+}
+
+# leave CODE: ends a job that is not finished, after its ranks ended with CODE; never with 0, so that `afterok` is not
+# fooled. It runs again if Slurm warned it or a node is gone, unless Slurm has already decided what becomes of it.
+leave() {
+    local why=
+    [ "$warned" = 0 ] || why="it was told to make way"
+    [ "$1" = 0 ] || all_nodes_answer || why="a node does not answer"
+    if [ -n "$why" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ] &&
+        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+        say "not finished, $why: requeued"
+        scontrol requeue "$SLURM_JOB_ID" && trap - TERM USR1 && exec sleep infinity # until Slurm ends it
+    fi
+    if [ "$1" != 0 ]; then
+        say "failed with code $1: $(reason)"
+    elif [ "$warned" = 1 ]; then
+        say "not finished, $why: Slurm decides whether it runs again"
+    else
+        say "stopped before the end: submit again to go on"
+    fi
+    exit $(($1 ? $1 : 75))
+}
+
+all_nodes_answer() {
+    timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true 2>/dev/null
+}
+
+# reason: of what this try has printed, the first line that says why a rank failed, not that it lost another.
+reason() {
+    tail -n "+$first_line" "$log" | grep -aEv 'Connection (closed|reset)|remote process exited' |
+        grep -aEm 1 '^(\[rank[0-9]+\]: )?([A-Za-z_.]*(Error|Exception)|error): |^srun: error: .*(Exited|Killed|fault|Aborted|Error|Memory)'
+}
+
+if in_job; then
+    warned=0 srun_pid='' container=()
+    trap 'warned=1; say "warned: saving"; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid"' USR1
+    trap 'warned=1; say "told to end"' TERM # the ranks get their own from Slurm
+    export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30} # seconds between lines of a progress bar
+    log=$(readlink "/proc/$$/fd/1") || exit
+    first_line=$(($(wc -l <"$log") + 1))
+    # shellcheck disable=SC2086  # modules are words
+    [ -z "$MODULES" ] || module load $MODULES || exit
+    [ -z "$NETWORK_INTERFACE" ] || export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
+    case $CONTAINER in
+    none) ;;
+    pyxis) container=(--container-image="$IMAGE" --container-mounts="$MOUNTS" --container-workdir="$PWD") ;;
+    apptainer) container=(apptainer exec --nv --bind "$MOUNTS" --pwd "$PWD" "$IMAGE") ;;
+    *) say "CONTAINER=$CONTAINER: choose none, pyxis or apptainer" && exit 2 ;;
+    esac
+fi
