@@ -73,10 +73,15 @@ all_nodes_answer() {
     timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true 2>/dev/null
 }
 
-# reason: of what this try has printed, the first line that says why a rank failed, not that it lost another.
+# reason: of what this try has printed, the line that says why a rank failed: what Python said first, but for ranks that
+# only lost another one; else the first rank that was killed; else what srun said first.
 reason() {
-    tail -n "+$first_line" "$log" | grep -aEv 'Connection (closed|reset)|remote process exited' |
-        grep -aEm 1 '^(\[rank[0-9]+\]: )?([A-Za-z_.]*(Error|Exception)|error): |^srun: error: .*(Exited|Killed|fault|Aborted|Error|Memory)'
+    local said
+    said=$(tail -n "+$first_line" "$log" | tr '\r' '\n')
+    grep -aE '^(\[rank[0-9]+\]: )?([A-Za-z_.]*(Error|Exception)|error): ' <<<"$said" |
+        grep -avEm 1 'Connection|Broken pipe|Socket|recv|[Tt]imed out|remote process exited' ||
+        grep -aEm 1 '^srun: error: .*(Killed|fault|Aborted|Memory)' <<<"$said" ||
+        grep -aEm 1 '^srun: error: ' <<<"$said"
 }
 
 if in_job; then
