@@ -13,6 +13,7 @@ made twice: the same command goes on after an interruption. Slice I of N writes 
 import argparse
 import shutil
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.randomness import shuffled_positions
 from data_prep.shards import MANIFEST, make_manifest, shard_entry, write_shard
 from data_prep.tokenizer import Tokenizer, load_tokenizer
-from data_prep.workers import ordered_map
+from data_prep.workers import worker_pool
 
 CHUNK_TOKENS = 1 << 22  # a unit of planning: some 40,000 instances of 128 tokens
 SHARD_TOKENS = 1 << 24  # 32 MB of tokens in a shard, unless --num-shards says otherwise
@@ -172,30 +173,31 @@ def build(
         shard_start=np.arange(num_shards + 1) * num_sequences // num_shards,
     )
     all_steps = not (prepare or slice or finish)
-    if (prepare or all_steps) and not prepared.exists():
-        _share_bounds(output / "plan", *bounds)
-        plan = ordered_map(partial(plan_chunk, job), enumerate(chunks), workers)
-        for _ in tqdm(plan, "plan", len(chunks), unit="chunk"):
-            pass
-        tokenizer.save(output)
-        write_json(prepared, counts)
-    if slice or all_steps:
-        index, count = slice or (0, 1)
-        _write_shards(job, range(index, num_shards, count), workers)
-    if finish or all_steps:
-        entries = _finished_entries(job, workers)
+    with worker_pool(workers) as ordered_map:
+        if (prepare or all_steps) and not prepared.exists():
+            _share_bounds(output / "plan", *bounds)
+            plan = ordered_map(partial(plan_chunk, job), enumerate(chunks))
+            for _ in tqdm(plan, "plan", len(chunks), unit="chunk"):
+                pass
+            tokenizer.save(output)
+            write_json(prepared, counts)
+        if slice or all_steps:
+            index, count = slice or (0, 1)
+            _write_shards(job, range(index, num_shards, count), ordered_map)
+        entries = _finished_entries(job, ordered_map) if finish or all_steps else None
+    if entries:
         remove_leftovers(output)
         write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
         shutil.rmtree(output / "plan")
 
 
-def _write_shards(job: Job, shards: range, workers: int) -> None:
+def _write_shards(job: Job, shards: range, ordered_map: Callable) -> None:
     with tqdm(desc="write", total=int(sum(map(job.shard_size, shards))), unit="seq", unit_scale=True) as bar:
-        for num_sequences in ordered_map(partial(fill_shard, job), shards, workers):
+        for num_sequences in ordered_map(partial(fill_shard, job), shards):
             bar.update(num_sequences)
 
 
-def _finished_entries(job: Job, workers: int) -> list[dict]:
+def _finished_entries(job: Job, ordered_map: Callable) -> list[dict]:
     """The manifest's entries of all shards. Raises ValueError where slices have not written theirs yet."""
     files = [job.shard_file(shard) for shard in range(len(job.shard_start) - 1)]
     if absent := [file.name for file in files if not file.exists()]:
@@ -203,7 +205,7 @@ def _finished_entries(job: Job, workers: int) -> list[dict]:
             f"{job.output} is not complete: {len(absent)} of {len(files)} shards are missing, the first {absent[0]}; "
             "give all its --slice commands again (what is done is not done again), then --finish"
         )
-    return list(tqdm(ordered_map(shard_entry, files, workers), "checksum", len(files), unit="shard"))
+    return list(tqdm(ordered_map(shard_entry, files), "checksum", len(files), unit="shard"))
 
 
 def cut_into_chunks(sentence_start: np.ndarray, document_start: np.ndarray, duplicates: int) -> list[range]:

@@ -72,7 +72,7 @@ from data_prep.parts import (
 )
 from data_prep.sentences import SentenceSplitter, load_splitter, train_splitter
 from data_prep.tokenizer import Tokenizer, load_tokenizer
-from data_prep.workers import ordered_map
+from data_prep.workers import worker_pool
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,10 @@ def tokenise_slice(args: argparse.Namespace, files: list[Path], recipe: Recipe) 
     """Make all parts of the slice (of everything, without --slice) that are not there yet."""
     recipe.parts.mkdir(exist_ok=True)
     slice = args.slice or (0, 1)
-    with tqdm(desc="tokenise", total=input_bytes(files), unit="B", unit_scale=True) as bar:
+    bar = tqdm(desc="tokenise", total=input_bytes(files), unit="B", unit_scale=True)
+    with bar, worker_pool(args.workers) as ordered_map:
         sources = missing_sources(recipe.parts, files, args.format, args.text_key, slice, bar.write, bar.update)
-        for _ in ordered_map(partial(tokenise_part, recipe), sources, args.workers):
+        for _ in ordered_map(partial(tokenise_part, recipe), sources):
             pass
 
 

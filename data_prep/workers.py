@@ -5,24 +5,32 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
 
 
-def ordered_map(function: Callable, items: Iterable, num_workers: int) -> Iterator:
-    """`map` over processes, in the order of the items; at most two a worker wait, so that memory stays constant."""
+@contextmanager
+def worker_pool(num_workers: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
+    """A `map` in the order of the items, over processes that start when first needed and stay until the block ends."""
     if num_workers == 1:
-        yield from map(function, items)
+        yield map
         return
     with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        waiting: deque = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
+        yield partial(_ordered_map, pool, num_workers)
+
+
+def _ordered_map(pool: ProcessPoolExecutor, num_workers: int, function: Callable, items: Iterable) -> Iterator:
+    """At most two items a worker wait, so that memory stays constant."""
+    waiting: deque = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * num_workers:
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise OSError("a worker process was killed, probably for want of memory; try fewer --workers") from error
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise OSError("a worker process was killed, probably for want of memory; try fewer --workers") from error
+    finally:
+        for future in waiting:
+            future.cancel()
