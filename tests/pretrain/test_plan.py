@@ -118,8 +118,8 @@ def test_memory_and_traffic_are_those_of_a_real_run(case, tmp_path):
     real = run_ranks(measured, world_size, *run)[0]
     print(f"predicted / allocated: {memory(job)['peak'] / real['peak']:.3f}")
     if sequence_parallel:
-        # gloo has no reduce-scatter: it sends something else than NCCL, and its threads free copies of split activations
-        # late. Measured in five sessions: 0.83 to 1.01 of what was allocated.
+        # gloo has no reduce-scatter: it sends something else than NCCL, and its threads free copies of split
+        # activations late. Measured in five sessions: 0.83 to 1.01 of what was allocated.
         assert memory(job)["peak"] == pytest.approx(real["peak"], rel=0.25)
         return
     assert memory(job)["peak"] == pytest.approx(real["peak"], rel=0.1)
