@@ -25,6 +25,7 @@ from data_prep import build, corpus
 from pretrain.checkpoint import MOMENTS, find_checkpoint, tensor_reader
 from pretrain.telemetry import read_metrics, read_rows
 from tests.hosts import two_hosts, why_no_hosts
+from tests.pretrain.test_train import CONFIG
 from tests.slurm_cluster import SlurmCluster, kill, missing_programs, processes_with, slurm_cluster
 
 ROOT = Path(__file__).parents[1]
@@ -36,17 +37,6 @@ MODEL = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
     "max_position_embeddings": 64,
-}
-CONFIG = {
-    "train_batch_size": 16,
-    "train_micro_batch_size_per_gpu": 4,
-    "gradient_clipping": 1.0,
-    "zero_optimization": {"stage": 1},
-    "optimizer": {"type": "Lamb", "params": {"lr": 5e-3}},
-    "scheduler": {
-        "type": "WarmupPolynomialLR",
-        "params": {"total_num_steps": 6, "warmup_proportion": 0.3, "degree": 0.5},
-    },
 }
 
 pytestmark = pytest.mark.slurm
