@@ -227,8 +227,8 @@ def plan_chunk(job: Job, numbered_chunk: tuple[int, range]) -> None:
     if job.chunk_file(chunk).exists():
         return
     bounds = [np.load(job.output / "plan" / f"{name}.npy", mmap_mode="r") for name in ("sentences", "documents")]
-    instances = make_instances(*bounds, documents, job.config.instance_rule)
     first, last = job.chunk_start[chunk : chunk + 2]
+    instances = make_instances(*bounds, documents, job.config.instance_rule, last - first)
     instances["position"] = shuffled_positions(first, last, job.num_sequences, job.config.seed)
     with finished_file(job.chunk_file(chunk)) as file:
         np.save(file, instances[np.argsort(instances["position"])])

@@ -62,17 +62,22 @@ def count_instances(
 
 
 def make_instances(
-    sentence_start: np.ndarray, document_start: np.ndarray, documents: range, rule: InstanceRule
+    sentence_start: np.ndarray,
+    document_start: np.ndarray,
+    documents: range,
+    rule: InstanceRule,
+    num_instances: int | None = None,
 ) -> np.ndarray:
     """Instances of `documents`, in the order (duplicate, document, place in the document), as an array of dtype
-    INSTANCE.
+    INSTANCE. `num_instances` is what count_instances said, where the caller has asked already.
 
     sentence_start int64 [S + 1] in tokens and document_start int64 [D + 1] in sentences describe the WHOLE corpus,
     without empty sentences or documents (`drop_empty`): the random next sentences of NSP come from all of it, so NSP
     needs D >= 2.
     """
-    # Counting costs so little that going through twice beats an array that grows.
-    instances = np.zeros(count_instances(sentence_start, document_start, documents, rule), INSTANCE)
+    if num_instances is None:  # counting costs so little that going through twice beats an array that grows
+        num_instances = count_instances(sentence_start, document_start, documents, rule)
+    instances = np.zeros(num_instances, INSTANCE)
     _run(sentence_start, document_start, documents, rule, instances)
     return instances
 
