@@ -137,43 +137,19 @@ def build(
     prepared = output / "plan" / "prepared.json"
     if (slice or finish) and not (prepared.exists() or (output / MANIFEST).exists()):
         raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
-    if prepared.exists():
-        counts = read_json(prepared)
-    else:
-        counts = [
-            count_instances(*bounds, chunk, config.instance_rule) for chunk in tqdm(chunks, "count", unit="chunk")
-        ]
-    num_sequences = sum(counts)
-    num_shards = num_shards or default_num_shards(num_sequences, config.seq_length)
-    if num_shards > num_sequences:
-        raise ValueError(
-            f"num_shards={num_shards} exceeds the {num_sequences} sequences of this corpus; choose at most that many"
-        )
-    identity = {"vocab": _describe_vocab(tokenizer), "corpus": _describe_corpus(corpus)}
-    if claim_output(output, asdict(config) | {"num_shards": num_shards} | identity, done_file=MANIFEST) == "done":
-        shutil.rmtree(output / "plan", ignore_errors=True)  # killed between its last two acts
-        return
-
-    job = Job(
-        token_file=Path(corpus.token_ids.filename),
-        token_dtype=corpus.token_ids.dtype,
-        output=output,
-        config=config,
-        masking=masking_rule(
-            tokenizer,
-            masked_lm_prob=config.masked_lm_prob,
-            max_predictions=config.max_predictions,
-            whole_word=config.whole_word,
-            max_ngram=config.max_ngram,
-        ),
-        cls_id=tokenizer.cls_id,
-        sep_id=tokenizer.sep_id,
-        shard_dtype=np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32),
-        chunk_start=np.concatenate([[0], np.cumsum(counts)]),
-        shard_start=np.arange(num_shards + 1) * num_sequences // num_shards,
-    )
-    all_steps = not (prepare or slice or finish)
-    with worker_pool(workers) as ordered_map:
+    with worker_pool(workers) as ordered_map:  # its processes start while this one counts
+        counts = read_json(prepared) if prepared.exists() else _count(*bounds, chunks, config.instance_rule)
+        num_shards = num_shards or default_num_shards(sum(counts), config.seq_length)
+        if num_shards > sum(counts):
+            raise ValueError(
+                f"num_shards={num_shards} exceeds the {sum(counts)} sequences of this corpus; choose at most that many"
+            )
+        identity = {"vocab": _describe_vocab(tokenizer), "corpus": _describe_corpus(corpus)}
+        if claim_output(output, asdict(config) | {"num_shards": num_shards} | identity, done_file=MANIFEST) == "done":
+            shutil.rmtree(output / "plan", ignore_errors=True)  # killed between its last two acts
+            return
+        job = _make_job(corpus, tokenizer, output, config, counts, num_shards)
+        all_steps = not (prepare or slice or finish)
         if (prepare or all_steps) and not prepared.exists():
             _share_bounds(output / "plan", *bounds)
             plan = ordered_map(partial(plan_chunk, job), enumerate(chunks))
@@ -189,6 +165,29 @@ def build(
         remove_leftovers(output)
         write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
         shutil.rmtree(output / "plan")
+
+
+def _count(sentence_start, document_start, chunks: list[range], rule: InstanceRule) -> list[int]:
+    bar = tqdm(chunks, "count", unit="chunk")
+    return [count_instances(sentence_start, document_start, chunk, rule) for chunk in bar]
+
+
+def _make_job(
+    corpus: Corpus, tokenizer: Tokenizer, output: Path, config: BuildConfig, counts: list[int], num_shards: int
+) -> Job:
+    names = ("masked_lm_prob", "max_predictions", "whole_word", "max_ngram")
+    return Job(
+        token_file=Path(corpus.token_ids.filename),
+        token_dtype=corpus.token_ids.dtype,
+        output=output,
+        config=config,
+        masking=masking_rule(tokenizer, **{name: getattr(config, name) for name in names}),
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+        shard_dtype=np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32),
+        chunk_start=np.concatenate([[0], np.cumsum(counts)]),
+        shard_start=np.arange(num_shards + 1) * sum(counts) // num_shards,
+    )
 
 
 def _write_shards(job: Job, shards: range, ordered_map: Callable) -> None:

@@ -189,6 +189,7 @@ OPTIMIZER_DEFAULTS = {
         "weight_decay": 0.01,
         "bias_correction": True,
         "use_nvlamb": False,
+        "min_trust_ratio": 0.0,
         "max_trust_ratio": None,
     },
     "AdamW": {"lr": None, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
@@ -258,10 +259,7 @@ def check_deepspeed_config(config: dict, path: str) -> None:
             raise ValueError(f"{path}: {key}={config[key]!r} is not a positive whole number")
     kind, params = named_block(config, "optimizer", OPTIMIZER_DEFAULTS, path)
     check_keys(params, OPTIMIZER_DEFAULTS[kind], f"{path}: optimizer.params")
-    if not is_number(params.get("lr")) or params["lr"] < 0:
-        raise ValueError(
-            f"{path}: optimizer.params.lr={params.get('lr')!r} is not a learning rate; give a number such as 0.004"
-        )
+    check_optimizer({**OPTIMIZER_DEFAULTS[kind], **params}, f"{path}: optimizer.params")
     kind, params = named_block(config, "scheduler", SCHEDULES, path)
     check_keys(params, (*COMMON_KEYS, *SCHEDULES[kind]), f"{path}: scheduler.params")
     check_schedule(kind, params, f"{path}: scheduler.params")
@@ -273,6 +271,26 @@ def check_deepspeed_config(config: dict, path: str) -> None:
             f"{path}: 16 bits at zero_optimization.stage=0: DeepSpeed's wrapper for that takes a first step before the"
             " optimizer knows its tensors; choose stage 1, which on one device is the same work"
         )
+
+
+def check_optimizer(params: dict, where: str) -> None:
+    """Raises ValueError for the first value that LAMB or AdamW would take and go wrong with."""
+    betas, lowest, highest = params["betas"], params.get("min_trust_ratio"), params.get("max_trust_ratio")
+    are_betas = isinstance(betas, list | tuple) and len(betas) == 2
+    rules = {
+        "lr": (is_number(params["lr"]) and params["lr"] >= 0, "a learning rate: a number such as 0.004"),
+        "betas": (are_betas and all(is_number(beta) and 0 <= beta < 1 for beta in betas), "two numbers from 0 to 1"),
+        "eps": (is_number(params["eps"]) and params["eps"] > 0, "a small number such as 1e-6"),
+        "weight_decay": (is_number(params["weight_decay"]) and params["weight_decay"] >= 0, "0 or a number above it"),
+        "min_trust_ratio": (lowest is None or (is_number(lowest) and lowest >= 0), "0 or a number above it"),
+        "max_trust_ratio": (
+            highest is None or (is_number(highest) and highest > (lowest or 0)),
+            "a number above min_trust_ratio, or null",
+        ),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise ValueError(f"{where}.{name}={params[name]!r} must be {rule}")
 
 
 def named_block(config: dict, name: str, known, path: str) -> tuple[str, dict]:

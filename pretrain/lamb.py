@@ -114,9 +114,10 @@ class Lamb(torch.optim.Optimizer):
     """LAMB with global state bound to a DeepSpeed engine.
 
     Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in
-    NVIDIA's recipe, off in DeepSpeed's); `max_trust_ratio` clamps the ratio (none in the paper). Groups without weight
-    decay (biases and LayerNorm) are not adapted, as in the authors' code (`exclude_from_layer_adaptation`) and in
-    NVIDIA's; `use_nvlamb` adapts them too. A tensor whose weight or update is all zero has ratio 1.
+    NVIDIA's recipe, off in DeepSpeed's); `min_trust_ratio` and `max_trust_ratio` clamp the ratio (none in the paper,
+    0.01 and 0.3 in DeepSpeed's recipe). Groups without weight decay (biases and LayerNorm) are not adapted, as in the
+    authors' code (`exclude_from_layer_adaptation`) and in NVIDIA's; `use_nvlamb` adapts them too. A tensor whose weight
+    or update is all zero has ratio 1.
     """
 
     def __init__(
@@ -128,12 +129,13 @@ class Lamb(torch.optim.Optimizer):
         weight_decay=0.01,
         bias_correction=True,
         use_nvlamb=False,
+        min_trust_ratio=0.0,
         max_trust_ratio=None,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.bias_correction = bias_correction
         self.use_nvlamb = use_nvlamb
-        self.max_trust_ratio = max_trust_ratio
+        self.min_trust_ratio, self.max_trust_ratio = min_trust_ratio, max_trust_ratio
         # Made once: on a CPU the pages of a new tensor cost more than the whole step.
         self._updates: dict[Tensor, Tensor] = {}
         # Of the last step, by tensor: its norm, that of its update, and their ratio.
@@ -244,9 +246,8 @@ class Lamb(torch.optim.Optimizer):
             dist.all_reduce(shared, group=self.split_group)
             squares[:, columns] = shared
         weight_norms, update_norms = squares.sqrt().float()
-        ratios = torch.where((weight_norms > 0) & (update_norms > 0), weight_norms / update_norms, 1.0)
-        if self.max_trust_ratio is not None:
-            ratios = ratios.clamp(max=self.max_trust_ratio)
+        ratios = (weight_norms / update_norms).clamp(self.min_trust_ratio, self.max_trust_ratio)
+        ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0)
         names = [fragment.name for fragment in fragments]
         for known, values in (
             (self.weight_norms, weight_norms),

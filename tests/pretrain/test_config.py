@@ -87,3 +87,24 @@ def test_a_broken_deepspeed_file_is_named(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_deepspeed_config(path)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "lr=None must be a learning rate"),
+        ({"lr": True}, "lr=True must be"),
+        ({"lr": 1e-3, "betas": [0.9]}, r"betas=\[0.9\] must be two numbers"),
+        ({"lr": 1e-3, "betas": [0.9, 1]}, "betas"),
+        ({"lr": 1e-3, "eps": 0}, "eps=0 must be"),
+        ({"lr": 1e-3, "weight_decay": "0.01"}, "weight_decay='0.01' must be"),
+        ({"lr": 1e-3, "min_trust_ratio": -1}, "min_trust_ratio=-1 must be"),
+        ({"lr": 1e-3, "min_trust_ratio": 0.5, "max_trust_ratio": 0.3}, "max_trust_ratio=0.3 must be a number above"),
+        ({"lr": 1e-3, "momentum": 0.9}, "unknown key 'momentum'"),
+    ],
+)
+def test_an_optimizers_wrong_value_is_named(params, message, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(GOOD | {"optimizer": {"type": "Lamb", "params": params}}))
+    with pytest.raises(ValueError, match=message):
+        load_deepspeed_config(path)

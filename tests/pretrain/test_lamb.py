@@ -45,13 +45,16 @@ def test_equals_the_paper(bias_correction):
         np.testing.assert_allclose(tensor.detach().numpy(), expected, atol=1e-6)
 
 
-def test_trust_ratio_of_a_zero_tensor_is_one_and_the_clamp_holds():
-    zero, large = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.full((4,), 100.0))
-    optimizer = Lamb([zero, large], lr=0.1, weight_decay=0.0, use_nvlamb=True, max_trust_ratio=10.0)
-    zero.grad, large.grad = torch.ones(3), torch.ones(4)
+def test_trust_ratio_of_a_zero_tensor_is_one_and_the_clamps_hold():
+    """The first step's update is 1 everywhere: a weight of 100 has the ratio 100, one of 0.1 the ratio 0.1."""
+    tensors = [torch.nn.Parameter(torch.full((4,), start)) for start in (0.0, 100.0, 0.1, 5.0)]
+    options = {"weight_decay": 0.0, "use_nvlamb": True, "min_trust_ratio": 2.0, "max_trust_ratio": 10.0}
+    optimizer = Lamb(tensors, lr=0.1, **options)
+    for tensor in tensors:
+        tensor.grad = torch.ones(4)
     optimizer.step()
-    assert torch.allclose(zero, torch.full((3,), -0.1), atol=1e-5)
-    assert torch.allclose(large, torch.full((4,), 99.0), atol=1e-4)
+    for tensor, end in zip(tensors, (-0.1, 99.0, -0.1, 4.5), strict=True):
+        assert torch.allclose(tensor, torch.full((4,), end), atol=1e-4)
 
 
 def test_what_is_not_decayed_is_not_adapted():
