@@ -4,15 +4,14 @@
 
 You et al. (2020) claim that LAMB keeps its quality from batch 512 to 32k with rates scaled by the square root of the
 batch and a warm-up whose share grows with it (section 4.1, table 4), untuned, and that AdamW does not even where it is
-tuned. Here LAMB has one rate, --lamb-rate at the smallest batch, scaled so; AdamW is tuned at each batch over
---adamw-rates, scaled likewise. Each run is one `pretrain.train`, so a killed study goes on where it was.
+tuned. Here LAMB's rate is tuned at the smallest batch over --lamb-rates and scaled so from there; AdamW is tuned at
+every batch over --adamw-rates, scaled likewise. Each run is one `pretrain.train`: a killed study goes on where it was.
 """
 
 import argparse
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import parser, report
@@ -41,13 +40,11 @@ def deepspeed_config(optimizer: str, batch_size: int, rate: float, args: argpars
     }
 
 
-def runs(args: argparse.Namespace) -> Iterator[tuple[str, int, float, float]]:
-    """(optimizer, batch size, rate at the smallest batch, rate scaled by the square root of the batch)."""
-    for batch_size in args.batches:
-        scale = math.sqrt(batch_size / min(args.batches))
-        for optimizer, rates in (("Lamb", [args.lamb_rate]), ("AdamW", args.adamw_rates)):
-            for rate in rates:
-                yield optimizer, batch_size, rate, rate * scale
+def tuned(optimizer: str, batch_size: int, rates: list[float], args: argparse.Namespace) -> dict[float, float]:
+    """{rate at the smallest batch: held-out loss}, best first; each is scaled by the square root of the batch."""
+    scale = math.sqrt(batch_size / min(args.batches))
+    losses = {rate: held_out_loss(optimizer, batch_size, rate * scale, args) for rate in rates}
+    return dict(sorted(losses.items(), key=lambda pair: (math.isnan(pair[1]), pair[1])))
 
 
 def held_out_loss(optimizer: str, batch_size: int, rate: float, args: argparse.Namespace) -> float:
@@ -60,8 +57,11 @@ def held_out_loss(optimizer: str, batch_size: int, rate: float, args: argparse.N
     every = str(args.samples // batch_size)
     command += ["--eval-interval", every, "--save-interval", every, "--keep-checkpoints", "1"]
     subprocess.run(list(map(str, command)), check=False)
-    rows = read_metrics(folder, "eval")
-    return rows[-1]["mlm_loss"] if rows else math.nan
+    if (folder / "finished.json").exists():
+        return read_metrics(folder, "eval")[-1]["mlm_loss"]
+    if list(folder.glob("fault_step_*.json")):
+        return math.nan
+    raise OSError(f"{folder}: the run neither ended nor diverged, see above; the same command goes on")
 
 
 def plot(rows: list[dict], entropy: float, path: Path) -> None:
@@ -89,28 +89,25 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--samples", type=int, default=131_072, help="sequences of each run (default 131072)")
     options.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024, 4096], help="batch sizes")
     options.add_argument("--micro-batch", type=int, default=64, help="sequences at once (default 64)")
-    options.add_argument("--lamb-rate", type=float, default=3e-3, help="of LAMB at the smallest batch (default 3e-3)")
-    options.add_argument(
-        "--adamw-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="of AdamW at the smallest batch"
-    )
+    for name, rates in (("lamb", [3e-3, 1e-2, 2e-2]), ("adamw", [3e-4, 1e-3, 3e-3])):
+        options.add_argument(f"--{name}-rates", type=float, nargs="+", default=rates, help="at the smallest batch")
     args = options.parse_args(argv)
     if uneven := [size for size in args.batches if args.samples % size]:
         raise ValueError(f"--samples {args.samples} is no multiple of batch {uneven[0]}")
     args.output.mkdir(parents=True, exist_ok=True)
-    losses: dict[tuple[str, int], dict[float, float]] = {}
-    for optimizer, batch_size, rate, scaled in runs(args):
-        losses.setdefault((optimizer, batch_size), {})[rate] = held_out_loss(optimizer, batch_size, scaled, args)
-    rows, tuning = [], []
-    for batch_size in args.batches:
-        adamw = losses["AdamW", batch_size]
-        best = min(adamw, key=lambda rate: (math.isnan(adamw[rate]), adamw[rate]))
-        steps = args.samples // batch_size
-        row = {"batch": batch_size, "steps": steps, "LAMB, one rate": losses["Lamb", batch_size][args.lamb_rate]}
-        rows.append({**row, "AdamW, tuned": adamw[best], "AdamW's rate": best})
-        tuning.append({"batch": batch_size, **{f"AdamW {rate:.2g}": loss for rate, loss in adamw.items()}})
+    rows, tuning, lamb_rates = [], [], args.lamb_rates
+    for batch_size in sorted(args.batches):
+        lamb = tuned("Lamb", batch_size, lamb_rates, args)
+        lamb_rates = [next(iter(lamb))]  # tuned once, at the smallest batch
+        adamw = tuned("AdamW", batch_size, args.adamw_rates, args)
+        row = {"batch": batch_size, "steps": args.samples // batch_size}
+        row |= {f"{name}'s rate": next(iter(losses)) for name, losses in (("LAMB", lamb), ("AdamW", adamw))}
+        rows.append({**row, "LAMB, one rate": lamb[lamb_rates[0]], "AdamW, tuned": next(iter(adamw.values()))})
+        for name, losses in (("LAMB", lamb), ("AdamW", adamw)):
+            tuning += [{"batch": batch_size, "optimizer": name, "rate": r, "loss": losses[r]} for r in sorted(losses)]
     entropy = unigram_entropy(Shards(args.eval_data))
     title = f"Held-out MLM loss of {args.model} after {args.samples:,} samples; unigram entropy {entropy:.3f} nat"
-    report("large-batch", {title: rows, "AdamW's tuning": tuning}, args.save)
+    report("large-batch", {title: rows, "Every run": tuning}, args.save)
     plot(rows, entropy, args.output / "large_batch.png")
     print(args.output / "large_batch.png")
 
