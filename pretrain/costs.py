@@ -222,7 +222,9 @@ def communication(job: Job) -> dict[str, float]:
     prediction_bytes = job.micro_batch * job.max_predictions * (config.hidden_size * value + 20)
     forward = 4 * config.num_hidden_layers * hidden_bytes  # two all-reduces a layer
     again = forward if job.recompute == "full" else 0
-    backward = forward * (1.5 if job.sequence_parallel else 1)  # inputs are gathered again for the weights' gradients
+    backward = forward
+    if job.sequence_parallel:  # inputs are gathered again for the weights' gradients; embeddings' and heads' gradients
+        backward += forward / 2 + 2 * hidden_bytes
     weights = held_parameters(job) * value
     reductions = job.num_micro_batches if job.stage >= 2 else 1  # ZeRO 2 and 3 keep no whole gradients to add to
     gathers = {0: 0, 1: 1, 2: 1}.get(job.stage, job.num_micro_batches * _gathers_of_stage_3(job))

@@ -1,0 +1,176 @@
+"""The work of a training step in counts that no machine changes: floating-point operations, operators, new bytes,
+values that Python waits for, collectives and what they carry, Python calls.
+
+    python -m benchmarks.work                                    or, for a layout of ranks,
+    deepspeed --num_accelerators 2 --module benchmarks.work --tensor-parallel 2 --zero 1
+
+A time says little on a busy machine and nothing on another one; a change that adds work shows here
+(tests/benchmarks/test_work.py holds these counts). The model is small and the batch made of random tokens: the counts
+grow with both, the ratio to what is needed does not.
+"""
+
+import math
+import sys
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import parser, report
+from data_prep.cli import run_cli
+from pretrain.config import ModelConfig
+from pretrain.data import pack_sequences
+from pretrain.engine import initialize_engine
+from pretrain.layout import Layout, init_layout
+from pretrain.model import BertForPreTraining, PretrainingBatch, init_weights
+
+CONFIG = ModelConfig(
+    vocab_size=1024, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512
+)
+LENGTHS = (64, 40, 64, 24)  # of a micro-batch's sequences
+NUM_PREDICTIONS = 9  # of a sequence of 64; of a shorter one as much less
+NUM_MICRO_BATCHES = 2
+SMALL = 1024  # bytes
+
+
+class Counting(TorchDispatchMode):
+    """Counts what reaches torch's dispatcher: operators, bytes of new storages, collectives by their group, and the
+    bytes that this rank sends in them on a ring (as `pretrain.costs.communication` counts); in `small` those of
+    SMALL bytes or less, such as a norm.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        groups = (layout.get_model_parallel_group(), layout.get_data_parallel_group())
+        self.axes = dict(zip((group.group_name for group in groups), ("tensor parallel", "data parallel"), strict=True))
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "c10d":
+            group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject))
+            axis = self.axes.get(group.group_name, "all ranks")
+            largest = max(map(_bytes, _tensors(args)))
+            if largest <= SMALL:
+                self.counts[f"{axis}, small, calls"] += 1
+            else:
+                passes = 2 if function._opname == "allreduce_" else 1  # to reduce and to spread
+                self.counts[f"{axis}, calls"] += 1
+                self.counts[f"{axis}, bytes"] += passes * largest * (group.size() - 1) // group.size()
+            return result
+        self.counts["operators"] += 1
+        self.counts["values read by Python"] += function is torch.ops.aten._local_scalar_dense.default
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        new = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(result)}
+        self.counts["new bytes"] += sum(size for key, size in new.items() if key not in given)
+        return result
+
+
+def _tensors(values) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def count_python_calls(run) -> int:
+    """Calls of Python functions in `run()`, on this thread."""
+    calls = 0
+
+    def count(frame, event, argument) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def random_batch(config: ModelConfig) -> PretrainingBatch:
+    """A micro-batch of LENGTHS, the same on every rank."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor(LENGTHS)
+    token_ids = torch.randint(config.vocab_size, (int(lengths.sum()),), generator=generator)
+    starts = torch.cumsum(lengths, 0) - lengths
+    positions = torch.cat([start + torch.arange(_predictions(n)) for start, n in zip(starts, LENGTHS, strict=True)])
+    return PretrainingBatch(
+        sequences=pack_sequences(token_ids.numpy(), lengths.numpy(), (lengths // 2).numpy()),
+        masked_lm_positions=positions,
+        masked_lm_labels=torch.randint(config.vocab_size, positions.shape, generator=generator),
+        pair_labels=torch.zeros(len(LENGTHS), dtype=torch.int64),
+    )
+
+
+def num_predictions() -> int:
+    """Of one micro-batch."""
+    return sum(map(_predictions, LENGTHS))
+
+
+def _predictions(length: int) -> int:
+    return math.ceil(NUM_PREDICTIONS * length / 64)
+
+
+def needed_flops(config: ModelConfig) -> int:
+    """Matrix products of one step of one replica, by the formula that MFU counts with."""
+    return NUM_MICRO_BATCHES * config.training_flops(list(LENGTHS), num_predictions())
+
+
+def deepspeed_config(stage: int, dp_size: int, optimizer: str) -> dict:
+    """Buckets that hold all gradients, no parameter too small to be sharded: every collective is there once."""
+    zero = {"stage": stage, "reduce_bucket_size": 2_000_000, "stage3_param_persistence_threshold": 0}
+    return {
+        "train_batch_size": NUM_MICRO_BATCHES * len(LENGTHS) * dp_size,
+        "train_micro_batch_size_per_gpu": len(LENGTHS),
+        "gradient_clipping": 1.0,
+        "zero_optimization": zero,
+        "optimizer": {"type": optimizer, "params": {"lr": 1e-3}},
+        "scheduler": {"type": "WarmupPolynomialLR", "params": {"total_num_steps": 10}},
+    }
+
+
+def count_step(stage: int, tensor_parallel: int, sequence_parallel: bool, optimizer: str) -> dict[str, int]:
+    """Counts of this rank's third step: nothing is built or compiled any more. Collective."""
+    layout = init_layout(tensor_parallel, sequence_parallel)
+    deepspeed = deepspeed_config(stage, layout.dp_size, optimizer)
+    module = BertForPreTraining(CONFIG, layout)
+    init_weights(module, seed=0)
+    engine, _ = initialize_engine(module, deepspeed, layout)
+    batch = random_batch(CONFIG).to(layout.device)
+
+    def step() -> None:
+        for index in range(NUM_MICRO_BATCHES):
+            mlm_loss, _, pair_loss, _ = engine(batch, (0, 0, index, layout.dp_rank))
+            engine.backward(mlm_loss.mean() + pair_loss.mean())
+            engine.step()
+
+    for _ in range(2):  # the first step of all builds and allocates what stays
+        with FlopCounterMode(display=False) as flops, Counting(layout) as counting:
+            step()
+    counts = {"matrix-product FLOPs": flops.get_total_flops(), **dict(sorted(counting.counts.items()))}
+    return counts | {"Python calls": count_python_calls(step)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--zero", type=int, default=0, choices=range(4), help="stage (default 0)")
+    options.add_argument("--tensor-parallel", type=int, default=1, help="default 1")
+    options.add_argument("--sequence-parallel", action="store_true")
+    options.add_argument("--optimizer", default="Lamb", choices=("Lamb", "AdamW"), help="default Lamb")
+    options.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
+    args = options.parse_args(argv)
+    counts = count_step(args.zero, args.tensor_parallel, args.sequence_parallel, args.optimizer)
+    if torch.distributed.get_rank() == 0:
+        report(
+            "work", {"One step of one rank": [{"what": name, "count": f"{n:,}"} for name, n in counts.items()]}, False
+        )
+
+
+if __name__ == "__main__":
+    run_cli(main)

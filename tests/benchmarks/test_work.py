@@ -1,0 +1,99 @@
+"""What a training step does, counted: a change that adds work to it fails here, on any machine.
+
+A count that falls is good news: write the new one into EXPECTED. `python -m benchmarks.work` prints them.
+"""
+
+import pytest
+
+from benchmarks.work import (
+    CONFIG,
+    LENGTHS,
+    NUM_MICRO_BATCHES,
+    SMALL,
+    count_step,
+    deepspeed_config,
+    needed_flops,
+    num_predictions,
+)
+from pretrain.costs import DEVICES, Job, communication
+from tests.ranks import run_ranks
+
+# (ranks, ZeRO stage, tensor parallel, sequence parallel, optimizer): operators, values read by Python, MB of new
+# storages, Python calls, collectives above SMALL bytes and up to that, of rank 0 (Python 3.11, torch 2.13).
+EXPECTED = {
+    (1, 0, 1, False, "Lamb"): (1587, 0, 58.73, 27_100, 1, 13),
+    (1, 0, 1, False, "AdamW"): (1911, 46, 63.75, 27_100, 1, 12),
+    (2, 1, 1, False, "Lamb"): (2025, 3, 71.82, 28_600, 3, 14),
+    (2, 2, 1, False, "Lamb"): (2532, 3, 83.66, 30_100, 4, 14),
+    (2, 3, 1, False, "Lamb"): (3100, 1, 74.02, 102_000, 6, 14),
+    (2, 0, 2, False, "Lamb"): (1561, 0, 35.75, 28_400, 21, 13),
+    (2, 1, 2, True, "Lamb"): (2304, 3, 47.33, 31_500, 49, 44),
+    (4, 2, 2, False, "Lamb"): (2536, 3, 56.98, 30_300, 24, 16),
+}
+NAMES = ("operators", "values read by Python", "MB", "Python calls", "collectives", "small collectives")
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """{case: counts of rank 0}, each asked for once."""
+    known = {}
+
+    def count(case: tuple) -> dict[str, int]:
+        if case not in known:
+            known[case] = run_ranks(count_step, case[0], *case[1:])[0]
+        return known[case]
+
+    return count
+
+
+@pytest.mark.parametrize("case", EXPECTED, ids=str)
+def test_no_more_work_than_before(case, counted):
+    counts = counted(case)
+    small = sum(count for name, count in counts.items() if name.endswith("small, calls"))
+    calls = sum(count for name, count in counts.items() if name.endswith("parallel, calls"))
+    found = (*(counts[name] for name in NAMES[:2]), counts["new bytes"] / 1e6, counts["Python calls"], calls, small)
+    print(dict(zip(NAMES, found, strict=True)))
+    slack = (1.02, 1, 1.01, 1.05, 1, 1)  # other versions of Python and torch take other roads
+    for name, value, limit, factor in zip(NAMES, found, EXPECTED[case], slack, strict=True):
+        assert value <= limit * factor, f"{name}: {value} where {limit} were enough"
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_the_operations_are_those_that_mfu_counts(tensor_parallel, counted):
+    """And what a CPU's attention adds: sequences are padded to the longest. The pair head's two outputs are not split
+    and not counted in MFU.
+    """
+    case = next(case for case in EXPECTED if case[2] == tensor_parallel and not case[3])
+    padding = len(LENGTHS) * max(LENGTHS) ** 2 - sum(length**2 for length in LENGTHS)
+    attention = 3 * 4 * padding * CONFIG.hidden_size * CONFIG.num_hidden_layers
+    pair_head = 3 * 2 * len(LENGTHS) * CONFIG.hidden_size * 2
+    whole = needed_flops(CONFIG) + NUM_MICRO_BATCHES * (attention + pair_head)
+    replicated = NUM_MICRO_BATCHES * (pair_head + _unsplit_heads())
+    expected = (whole - replicated) / tensor_parallel + replicated
+    assert counted(case)["matrix-product FLOPs"] == expected
+
+
+def _unsplit_heads() -> int:
+    """The pooler and the head's dense layer, which every tensor-parallel rank computes whole."""
+    rows = len(LENGTHS) + num_predictions()
+    return 3 * 2 * rows * CONFIG.hidden_size**2
+
+
+@pytest.mark.parametrize("case", EXPECTED, ids=str)
+def test_the_plan_knows_what_is_sent(case, counted):
+    """Bytes in collectives above SMALL, which leaves out what is a number a tensor, a prediction or a feature; ZeRO 1
+    to 3 pad their partitions.
+    """
+    ranks, stage, tensor_parallel, sequence_parallel, optimizer = case
+    deepspeed = deepspeed_config(stage, ranks // tensor_parallel, optimizer)
+    mean_length, mean_predictions = sum(LENGTHS) / len(LENGTHS), num_predictions() / len(LENGTHS)
+    job = Job(
+        *(CONFIG, deepspeed, 1, ranks, tensor_parallel, max(LENGTHS), mean_length, mean_predictions, DEVICES["cpu"]),
+        *(sequence_parallel, "none", False),
+    )
+    planned = communication(job)
+    losses = NUM_MICRO_BATCHES * (tensor_parallel - 1) / tensor_parallel * 2 * num_predictions() * 20
+    for axis, apart, padding in (("tensor parallel", losses, 0), ("data parallel", 0, 64)):
+        expected = sum(size for name, size in planned.items() if name.startswith(axis)) - apart
+        assert counted(case).get(f"{axis}, bytes", 0) == pytest.approx(expected, abs=padding)
+    assert planned["LAMB's norms"] <= 4 * SMALL
