@@ -28,3 +28,4 @@ export SBATCH_SIGNAL=${SBATCH_SIGNAL:-B:USR1@300}     # so many seconds before t
 : "${VOCAB:=$WORK/vocab}"     # a vocabulary; if missing, one is trained on TEXT
 : "${SHARDS:=$WORK/shards}"   # masked shards, a folder for each sequence length
 : "${GLUE:=$WORK/glue}"       # of `python -m data_prep.download glue`
+: "${SQUAD:=$WORK/squad}"     # of `python -m data_prep.download squad`

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole road in one call: text -> shards -> phase 1 -> phase 2 -> GLUE's table. Each job waits for the one before it,
-# and none runs if that failed. Prints the ids; to be run on a login node.   NODES=8 slurm/submit_all.sh
+# The whole road in one call: text -> shards -> phase 1 -> phase 2 -> the tables of GLUE and SQuAD, as far as their files are
+# there. Each job waits for the one before it, and none runs if that failed. Prints the ids; to be run on a login node.
+#    NODES=8 slurm/submit_all.sh
 # shellcheck source=slurm/job.sh
 . "$(dirname "$0")/job.sh"
 set -e
@@ -10,5 +11,14 @@ export RUN=${RUN:-$WORK/$PRETRAIN}
 data=$(slurm/data_prep.sh)
 phase1=$(PHASES=1 "slurm/$PRETRAIN.sh" --dependency="afterok:$data" --job-name="${PRETRAIN}_1")
 phase2=$(PHASES=2 "slurm/$PRETRAIN.sh" --dependency="afterok:$phase1" --job-name="${PRETRAIN}_2")
-table=$(CHECKPOINT=$RUN/phase2 slurm/glue.sh --dependency="afterok:$phase2")
-echo "data $data, phase 1 $phase1, phase 2 $phase2, GLUE's table $table"
+echo "data $data, phase 1 $phase1, phase 2 $phase2"
+
+# table NAME FILES
+table() {
+    local id
+    [ -d "$2" ] || { echo "no $2: no $1 table" && return; }
+    id=$(CHECKPOINT=$RUN/phase2 "slurm/$1.sh" --dependency="afterok:$phase2")
+    echo "$1 table $id"
+}
+table glue "$GLUE"
+table squad "$SQUAD"

@@ -70,6 +70,15 @@ def site(tmp_path_factory) -> dict[str, str]:
             path = folder / "glue" / task / f"{split}.tsv"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(rows) + "\n")
+        questions = [
+            {"id": first, "question": f"What is {first}?", "is_impossible": bool(label),
+             "answers": [] if label else [{"text": second[6:-1], "answer_start": 6}]}
+            for first, second, label in pairs
+        ]  # fmt: skip
+        paragraphs = [{"context": pair[1], "qas": [question]} for pair, question in zip(pairs, questions, strict=True)]
+        path = folder / "squad" / f"{split}-v2.0.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"data": [{"title": "statements", "paragraphs": paragraphs}]}))
     return {
         **{"PYTHON": sys.executable, "WORK": f"{folder}/work", "SBATCH_TIMELIMIT": "30"},
         **{"GPUS_PER_NODE": "0", "TASKS_PER_NODE": "2", "CPUS_PER_TASK": "1", "NODES": "2", "TP": "2"},
@@ -80,9 +89,12 @@ def site(tmp_path_factory) -> dict[str, str]:
         "TRAIN_OPTIONS": "--log-interval 1 --save-interval 100000",
         **{
             "GLUE": f"{folder}/glue",
-            "TASKS": "CoLA RTE",
+            "SQUAD": f"{folder}/squad",
+            "GLUE_TASKS": "CoLA RTE",
+            "SQUAD_TASKS": "squad2",
             "SEEDS": "0 1",
-            "FINETUNE_OPTIONS": "--epochs 1 --max-seq-length 64",
+            "GLUE_OPTIONS": "--epochs 1 --max-seq-length 64",
+            "SQUAD_OPTIONS": "--epochs 1 --max-seq-length 64 --doc-stride 16",
         },
     }
 
@@ -91,8 +103,8 @@ def site(tmp_path_factory) -> dict[str, str]:
 def all_jobs(cluster, site) -> dict[str, str]:
     """The ids that submit_all.sh printed, once its last job has ended."""
     printed = cluster.run("slurm/submit_all.sh", **site)
-    jobs = dict(re.findall(r"(data|phase 1|phase 2|table) (\d+)", printed))
-    assert list(jobs) == ["data", "phase 1", "phase 2", "table"], printed
+    jobs = dict(re.findall(r"(data|phase 1|phase 2|glue table|squad table) (\d+)", printed))
+    assert list(jobs) == ["data", "phase 1", "phase 2", "glue table", "squad table"], printed
     for name, job in jobs.items():
         assert cluster.wait(job, timeout=400) == "COMPLETED", f"{name}: {failures(site['WORK'])}"
     return jobs
@@ -156,11 +168,13 @@ def shard_checksums(shards: Path) -> dict[str, str]:
 
 
 def test_one_call_from_text_to_a_table(cluster, all_jobs, site):
-    report = Path(site["WORK"], "glue_results/report.md").read_text()
-    for task in site["TASKS"].split():
-        results = json.loads(Path(site["WORK"], "glue_results", task, "results.json").read_text())
-        assert results["start"] == "pretrained" and results["task"] in report
-    assert "finished before and kept: seed 0, 1" in cluster.output(all_jobs["table"])
+    for name in ("glue", "squad"):
+        folder = Path(site["WORK"], f"{name}_results")
+        report = (folder / "report.md").read_text()
+        for task in site[f"{name.upper()}_TASKS"].split():
+            results = json.loads((folder / task / "results.json").read_text())
+            assert results["start"] == "pretrained" and results["task"] in report
+        assert "finished before and kept: seed 0, 1" in cluster.output(all_jobs[f"{name} table"])
     assert read_metrics(Path(site["WORK"], "pretrain_large/phase1"), "eval")
     ends = [cluster.job(all_jobs[name])[time] for name in ("phase 1", "phase 2") for time in ("StartTime", "EndTime")]
     assert ends == sorted(ends), "phase 2 began before phase 1 was finished"
@@ -173,6 +187,18 @@ def test_four_slices_make_the_bytes_of_one_process(all_jobs, site, tmp_path):
         build.main(["--corpus", f"{tmp_path}/corpus", "--output", f"{tmp_path}/{length}", "--seq-length", length,
                     "--max-predictions", predictions, "--duplicates", "2"])  # fmt: skip
     assert shard_checksums(work / "shards") == shard_checksums(tmp_path)
+
+
+def test_base_runs_both_phases_with_the_shipped_config(cluster, all_jobs, site):
+    """Of which only the batch and the precision are scaled down."""
+    own = {name: value for name, value in site.items() if name != "CONFIGS"}
+    scale = "--set train_batch_size=16 train_micro_batch_size_per_gpu=4 bf16.enabled=false"
+    job = cluster.run("slurm/pretrain_base.sh", **own | {"NODES": "1", "STEPS": "4 2", "TRAIN_OPTIONS": scale})
+    assert cluster.wait(job) == "COMPLETED", cluster.output(job)[-3000:]
+    run = Path(site["WORK"], "pretrain_base")
+    for phase, num_steps in ((1, 4), (2, 2)):
+        assert json.loads((run / f"phase{phase}/finished.json").read_text()) == {"step": num_steps}
+        assert json.loads((run / f"phase{phase}/deepspeed_config.json").read_text())["optimizer"]["params"]["lr"] > 0
 
 
 def test_a_killed_slice_fails_the_chain_and_the_same_command_goes_on(cluster, all_jobs, site, tmp_path):
