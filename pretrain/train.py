@@ -50,7 +50,7 @@ def train(plan: Plan, layout: Layout) -> None:
     schedule, peak_lr = plan.deepspeed["scheduler"], plan.deepspeed["optimizer"]["params"]["lr"]
     entropy = unigram_entropy(plan.eval_shards) if plan.eval_shards and layout.rank == 0 else None
     batches = training_batches(
-        *(plan.shards, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout),
+        *(plan.data, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout),
         *(range(first, last), args.masks == "dynamic"),
     )
     for step, batch in enumerate(batches, start=first + 1):
@@ -169,8 +169,10 @@ def describe_fault(
     Suspects are the micro-batches whose sums are no numbers, or all of the step if none is.
     """
     finite = torch.isfinite(sums).all(1).tolist()
+    folders = [str(shards.folder) for shards, _ in plan.data]
     parts = [
-        {"dp_rank": layout.dp_rank, "micro_batch": index, "is_finite": finite[index], "samples": samples.tolist()}
+        {"dp_rank": layout.dp_rank, "micro_batch": index, "is_finite": finite[index]}
+        | {"samples": [[folders[data_set], sample] for data_set, sample, _ in samples.T.tolist()]}
         for index, samples in enumerate(batch.samples)
         if layout.tp_rank == 0
     ]
@@ -180,7 +182,7 @@ def describe_fault(
     path = plan.args.output / f"fault_step_{step:08d}.json"
     if layout.rank == 0:
         write_json(path, {"step": step, "fault": fault, "seed": plan.args.seed, **values, "micro_batches": suspects})
-    shown = ", ".join(map(str, samples[:8])) + (" ..." if len(samples) > 8 else "")
+    shown = ", ".join(f"{sample} of {folder}" for folder, sample in samples[:4]) + " ..." * (len(samples) > 4)
     return (
         f"step {step}: {fault}; {len(samples)} samples: {shown}; more in {path}. Nothing was saved since the last"
         " checkpoint: lower optimizer.params.lr, or look at the samples with `python -m data_prep.show`"

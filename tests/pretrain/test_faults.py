@@ -90,14 +90,18 @@ def fault_of(argv: list[str]) -> str:
 
 def test_a_loss_that_is_no_number_stops_with_its_samples(shard_folders, config_file, tmp_path):
     """A learning rate of 1e30 makes the loss of step 2 NaN, though only step 1 and multiples of 5 are logged."""
-    more = ["--set", "optimizer.params.lr=1e30", "--log-interval", "5", "--tensor-parallel", "2"]
+    data = [f"{folder}={weight}" for folder, weight in zip(shard_folders, (3, 1), strict=True)]
+    more = ["--data", *data] + ["--set", "optimizer.params.lr=1e30", "--log-interval", "5", "--tensor-parallel", "2"]
     faults = run_ranks(fault_of, 2, arguments(shard_folders, config_file, tmp_path / "run", *more))
     assert faults[0] == faults[1]
     assert re.match(
-        r"step 2: the loss is (nan|inf); 16 samples: \d+, .* \.\.\.; more in .*fault_step_00000002", faults[0]
+        r"step 2: the loss is (nan|inf); 16 samples: \d+ of \S+/train, .* \.\.\.; more in .*fault_step_00000002",
+        faults[0],
     )
     dump = json.loads((tmp_path / "run/fault_step_00000002.json").read_text())
     assert [len(part["samples"]) for part in dump["micro_batches"]] == [4, 4, 4, 4]
+    folders = [folder for part in dump["micro_batches"] for folder, _ in part["samples"]]
+    assert folders == [str(shard_folders[0])] * 12 + [str(shard_folders[1])] * 4
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 

@@ -56,7 +56,7 @@ def train_curve(
         }
     losses = []
     micro_batch_size = config["train_micro_batch_size_per_gpu"]
-    batches = training_batches(Shards(shards), 0, BATCH_SIZE, micro_batch_size, layout, range(NUM_STEPS))
+    batches = training_batches([(Shards(shards), 1)], 0, BATCH_SIZE, micro_batch_size, layout, range(NUM_STEPS))
     for step, batch in enumerate(batches):
         mlm_loss, _, pair_loss, _ = layout.sum_over_data_parallel(
             train_step(engine, batch, (0, step), layout).sum(0)
