@@ -126,6 +126,9 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
         "--spike-factor", type=float, help="tell of a loss above this many times its running mean; default: no"
     )
     run.add_argument(
+        "--skip-spikes", action="store_true", help="leave out the updates of steps whose loss --spike-factor tells of"
+    )
+    run.add_argument(
         "--dry-run", action="store_true", help="print what the run would be and cost, write nothing and stop"
     )
     run.add_argument("--seed", type=int, default=1234, help="of initial weights, data order and dropout (default 1234)")
@@ -175,6 +178,8 @@ class Plan:
         }
         if self.args.masks != "stored":
             values["masks"] = self.args.masks
+        if self.args.skip_spikes:
+            values["skip_spikes"] = self.args.spike_factor
         if self.start is not None:
             values["continue_from" if self.args.continue_from else "init_from"] = self.start.identity()
         return values
@@ -190,6 +195,10 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
             raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
     if args.spike_factor is not None and args.spike_factor <= 1:
         raise ValueError(f"--spike-factor {args.spike_factor:g} is not above 1: every step would be a spike")
+    if args.skip_spikes and args.spike_factor is None:
+        raise ValueError(
+            "--skip-spikes has to know what a spike is: give --spike-factor too, 2 for twice the mean loss"
+        )
     overrides = args.set + ([f"scheduler.params.total_num_steps={args.steps}"] if args.steps else [])
     deepspeed = load_deepspeed_config(args.deepspeed_config, overrides)
     num_accumulation_steps(deepspeed, world_size // args.tensor_parallel)

@@ -26,7 +26,7 @@ from data_prep.cli import run_cli, write_json
 from data_prep.shards import Shards, unigram_entropy
 from pretrain.checkpoint import list_checkpoints, load_tensors, resume, save_checkpoint
 from pretrain.data import StepBatch, evaluation_batches, training_batches
-from pretrain.engine import initialize_engine
+from pretrain.engine import initialize_engine, step_without_update
 from pretrain.layout import Layout, init_layout, make_deterministic, rank_environment
 from pretrain.model import BertForPreTraining, init_weights, load_weights
 from pretrain.schedule import learning_rate
@@ -37,16 +37,16 @@ from pretrain.weights import check_whole
 
 
 def train(plan: Plan, layout: Layout) -> None:
-    """The loop: batch, forward, backward, step, log, evaluate, save, stop."""
+    """The loop: batch, forward, backward, judge, step, log, evaluate, save, stop."""
     args, output = plan.args, plan.args.output
-    engine, optimizer, first, warnings = start_engine(plan, layout)
+    engine, optimizer, first, mean_loss, warnings = start_engine(plan, layout)
     last = max(first, min(plan.total_steps, args.stop_after or plan.total_steps))
     requests = []  # to stop before that
     log = RunLog(output, layout, first, plan.total_steps)
     log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
     log.launched(first, warnings)
     throughput = Throughput(plan.model, layout)
-    watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, engine.skipped_steps)
+    watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, mean_loss)
     schedule, peak_lr = plan.deepspeed["scheduler"], plan.deepspeed["optimizer"]["params"]["lr"]
     entropy = unigram_entropy(plan.eval_shards) if plan.eval_shards and layout.rank == 0 else None
     batches = training_batches(
@@ -57,15 +57,23 @@ def train(plan: Plan, layout: Layout) -> None:
         rate = learning_rate(schedule, peak_lr, step - 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        sums = train_step(engine, batch, (args.seed, step), layout)
+        sums = accumulate_gradients(engine, batch, (args.seed, step), layout)
         values, requests = exchange(sums, batch, output, layout)
-        if fault := watch.fault(values["loss"], engine.skipped_steps, getattr(engine.optimizer, "loss_scale", 1.0)):
+        if mean := watch.spike(values["loss"]):
+            log.write("spike", step, {"loss": values["loss"], "mean_loss": mean, "skipped": int(args.skip_spikes)})
+            log.say(
+                f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}"
+                + "; its update is skipped" * args.skip_spikes
+            )
+        if mean and args.skip_spikes:
+            step_without_update(engine)
+        else:
+            engine.step()
+        overflowed = not engine.was_step_applied()
+        if fault := watch.fault(values["loss"], overflowed, getattr(engine.optimizer, "loss_scale", 1.0)):
             raise FloatingPointError(
                 describe_fault(fault, step, values | {"learning_rate": rate}, sums, batch, plan, layout)
             )
-        if mean := watch.spike(values["loss"]):
-            log.write("spike", step, {"loss": values["loss"], "mean_loss": mean})
-            log.say(f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}")
         last = step if requests else last
         throughput.add(batch)
         if step % args.log_interval == 0 or step in (1, last):
@@ -83,7 +91,7 @@ def train(plan: Plan, layout: Layout) -> None:
             )
             throughput.reset()
         if step % args.save_interval == 0 or step == last:
-            save_checkpoint(engine, layout, output, step, args.keep_checkpoints, args.keep_every)
+            save_checkpoint(engine, layout, output, step, args.keep_checkpoints, args.keep_every, watch.mean)
             throughput.reset()
         if step == last:
             break
@@ -98,8 +106,8 @@ def train(plan: Plan, layout: Layout) -> None:
 
 
 def start_engine(plan: Plan, layout: Layout) -> tuple:
-    """(engine, optimizer, step it stands after, warnings): from the newest checkpoint, from what the user named, or
-    from the seed.
+    """(engine, optimizer, step it stands after, running mean of the loss, warnings): from the newest checkpoint, from
+    what the user named, or from the seed.
     """
     args, warnings = plan.args, []
     module = BertForPreTraining(plan.model, layout, args.recompute)
@@ -113,24 +121,25 @@ def start_engine(plan: Plan, layout: Layout) -> tuple:
     engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
     if is_new and args.continue_from:
         load_tensors(engine, layout, plan.start.path)
-    first, told = resume(engine, layout, args.output)
-    return engine, optimizer, first, warnings + told
+    first, mean_loss, told = resume(engine, layout, args.output)
+    return engine, optimizer, first, mean_loss, warnings + told
 
 
-def train_step(engine, batch: StepBatch, seed: tuple, layout: Layout) -> torch.Tensor:
-    """One optimizer step. Returns this rank's sums, [micro-batches, 4] float64 on its device: MLM loss, MLM correct,
-    pair loss, pair correct.
+def accumulate_gradients(engine, batch: StepBatch, seed: tuple, layout: Layout) -> torch.Tensor:
+    """Forward and backward of one step; the update is left to the caller. Returns this rank's sums, [micro-batches, 4]
+    float64 on its device: MLM loss, MLM correct, pair loss, pair correct.
 
     The loss is normalised by the step: sums divided by the counts of the whole step, over all ranks and accumulation
     steps. DeepSpeed averages gradients over the data-parallel ranks, hence the factor.
     """
     sums = []
     for index, micro_batch in enumerate(batch.micro_batches):
+        if index:
+            engine.step()  # it only counts micro-batches, until the last one
         outputs = engine(micro_batch.to(layout.device), (*seed, index, layout.dp_rank))
         mlm_loss, _, pair_loss, _ = outputs
         loss = mlm_loss.sum() / max(1, batch.num_predictions) + pair_loss.sum() / max(1, batch.num_pairs)
         engine.backward(loss * layout.dp_size, scale_wrt_gas=False)
-        engine.step()
         sums.append(torch.stack([output.detach().double().sum() for output in outputs]))
     return torch.stack(sums)
 

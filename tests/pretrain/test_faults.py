@@ -106,19 +106,18 @@ def test_a_loss_that_is_no_number_stops_with_its_samples(shard_folders, config_f
 
 
 def test_overflow_after_overflow_is_a_fault_and_a_few_are_not():
-    watch = LossWatch({"initial_scale_power": 4}, None, num_skipped=7)
-    assert [watch.fault(1.0, 7 + count, 2.0**20) for count in (1, 2, 3, 3, 4, 5, 6)] == [None] * 7
-    assert watch.fault(1.0, 14, 2.0**16) == "the gradients overflowed 4 times in a row, loss scale 65536"
-    assert LossWatch({}, None, num_skipped=0).fault(1.0, 1, 1.0) == (
-        "the gradients overflowed 1 times in a row, loss scale 1"
-    )
+    watch = LossWatch({"initial_scale_power": 4}, None)
+    assert [watch.fault(1.0, bool(overflowed), 2.0**20) for overflowed in (1, 1, 1, 0, 1, 1, 1)] == [None] * 7
+    assert watch.fault(1.0, True, 2.0**16) == "the gradients overflowed 4 times in a row, loss scale 65536"
+    assert LossWatch({}, None).fault(1.0, True, 1.0) == ("the gradients overflowed 1 times in a row, loss scale 1")
 
 
 def test_a_spike_is_told_only_if_asked(shard_folders, config_file, tmp_path):
-    watch = LossWatch({}, 1.5, num_skipped=0)
+    watch = LossWatch({}, 1.5)
     assert [watch.spike(loss) for loss in (2.0, 2.9, 1.0)] == [None] * 3
     assert watch.spike(9.0) == pytest.approx(1.99891)
-    assert LossWatch({}, None, num_skipped=0).spike(9.0) is None
+    assert LossWatch({}, 1.5, watch.mean).spike(9.0) == watch.mean == pytest.approx(2.0689191)
+    assert LossWatch({}, None).spike(9.0) is None
     more = ["--spike-factor", "1.01", "--set", "optimizer.params.lr=3", "--steps", "3"]
     run_ranks(run_training, 1, arguments(shard_folders, config_file, tmp_path / "run", *more))
     spike = read_metrics(tmp_path / "run", "spike")[0]

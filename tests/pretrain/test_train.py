@@ -14,7 +14,7 @@ import torch
 
 from data_prep.cli import sha256_file
 from data_prep.shards import make_manifest
-from pretrain.checkpoint import find_checkpoint, read_tensors
+from pretrain.checkpoint import MOMENTS, find_checkpoint, read_tensors, tensor_reader
 from pretrain.layout import init_layout
 from pretrain.settings import claim_run_folder, make_plan, parse_args
 from pretrain.telemetry import read_metrics
@@ -80,32 +80,54 @@ def losses(output: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(output, "train")]
 
 
+def state(run: Path) -> dict[tuple, torch.Tensor]:
+    """(name, kind) -> weight or moment of a run's newest checkpoint."""
+    names, read = tensor_reader(find_checkpoint(run))
+    return {(name, kind): read(name, kind) for name in names for kind in ("weight", *MOMENTS)}
+
+
+SPIKES = ["--spike-factor", "1.15", "--skip-spikes"]  # at a rate of 1 there are some
+MIXED = ["--data", "{train}=3", "{heldout}=0.7"]
+ALL_STAGES = [
+    (2, 1, 0, SPIKES),
+    (2, 1, 1, []),
+    (2, 1, 2, MIXED),
+    (2, 1, 3, ["--recompute", "full", "--masks", "dynamic", *MIXED, *SPIKES]),
+    (2, 2, 2, ["--sequence-parallel", "--recompute", "selective"]),
+]
+ALL_STAGES += [
+    pytest.param(4, 2, stage, flags, marks=pytest.mark.slow)
+    for stage, flags in enumerate(([], SPIKES, ["--sequence-parallel", *MIXED], SPIKES))
+]
+
+
 @pytest.mark.parametrize(
     ("world_size", "tensor_parallel", "stage", "flags"),
-    [
-        (2, 2, 1, []),
-        (2, 2, 2, ["--sequence-parallel", "--recompute", "selective"]),
-        (2, 1, 2, []),
-        (2, 1, 3, ["--recompute", "full", "--masks", "dynamic", "--data", "{train}=3", "{heldout}=0.7"]),
-        (1, 1, 0, []),
-    ],
-    ids=["tp2 zero1", "tp2 zero2 split tokens", "dp2 zero2", "dp2 zero3 two data sets", "zero0"],
+    ALL_STAGES,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     world_size, tensor_parallel, stage, flags, shard_folders, config_file, tmp_path
 ):
-    more = with_folders(flags, shard_folders)
+    """20 steps are 10 and a resume and 10, dropout 0.1: losses, spikes, evaluation, weights and moments."""
+    (tmp_path / "model.json").write_text(json.dumps(SMALL_MODEL))
+    more = ["--model", str(tmp_path / "model.json"), "--steps", "20", *with_folders(flags, shard_folders)]
     more += ["--tensor-parallel", str(tensor_parallel), "--set", f"zero_optimization.stage={stage}"]
+    more += ["optimizer.params.lr=1"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     run_ranks(run_training, world_size, arguments(shard_folders, config_file, whole, *more))
-    run_ranks(run_training, world_size, arguments(shard_folders, config_file, halves, *more, "--stop-after", "3"))
+    run_ranks(run_training, world_size, arguments(shard_folders, config_file, halves, *more, "--stop-after", "10"))
     assert not (halves / "finished.json").exists()
     run_ranks(run_training, world_size, arguments(shard_folders, config_file, halves, *more))
-    assert len(losses(whole)) == 6
+    assert len(losses(whole)) == 20 and json.loads((whole / "config.json").read_text())["hidden_dropout_prob"] == 0.1
     assert losses(halves) == losses(whole)
+    spikes = read_metrics(whole, "spike")
+    assert read_metrics(halves, "spike") == spikes and all(row["skipped"] for row in spikes)
+    if "--skip-spikes" in flags:
+        assert min(row["step"] for row in spikes) <= 10 < max(row["step"] for row in spikes)
     assert read_metrics(halves, "eval")[-1] == read_metrics(whole, "eval")[-1]
-    expected = dict(read_tensors(find_checkpoint(whole)))
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in read_tensors(find_checkpoint(halves)))
+    found, expected = state(halves), state(whole)
+    assert len(expected) > 60 and all(torch.equal(found[key], expected[key]) for key in expected)
     assert (halves / "finished.json").exists()
 
 
@@ -178,6 +200,8 @@ def test_held_out_averages_do_not_depend_on_the_layout(shard_folders, config_fil
         (["--set", "bf16.enabled=true", "zero_optimization.stage=0"], 1, "choose stage 1"),
         (["--model", "tny"], 1, "did you mean 'tiny'"),
         (["--steps", "0"], 1, "--steps 0"),
+        (["--spike-factor", "1"], 1, "--spike-factor 1 is not above 1: every step would be a spike"),
+        (["--skip-spikes"], 1, "--skip-spikes has to know what a spike is: give --spike-factor too"),
         (["--data", "nowhere"], 1, "nowhere does not exist"),
         (["--data", "{train}=1", "nowhere=1"], 1, "nowhere does not exist"),
         (
