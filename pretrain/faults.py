@@ -1,10 +1,11 @@
 """What can end a run before its last step, and how it is told: requests to stop, a loss that is no number, overflow
-after overflow, a second job on the same folder.
+after overflow, a rank that stands still, a second job on the same folder.
 
 Imports nothing that takes long: `hold_stop_signals` has to come before torch is imported.
 """
 
 import datetime
+import faulthandler
 import fcntl
 import math
 import os
@@ -19,6 +20,7 @@ STOP_FILE = "STOP"
 STOP_REQUESTS = (*STOP_SIGNALS, f"the file {STOP_FILE}")
 SPIKE_MEMORY = 0.99  # of the running mean of the loss: about the last hundred steps
 DEFAULT_SCALE_POWER = 16  # DeepSpeed's first fp16 loss scale is 2 to this
+WATCHDOG_MARGIN_S = 10  # after --timeout: the ranks that wait for the one that stands still speak first
 
 
 def hold_stop_signals() -> None:
@@ -72,6 +74,28 @@ class LossWatch:
         self.mean = loss if before is None else SPIKE_MEMORY * before + (1 - SPIKE_MEMORY) * loss
         is_spike = self.spike_factor is not None and before is not None and loss > self.spike_factor * before
         return before if is_spike else None
+
+
+class Watchdog:
+    """Ends this rank if what it is `at` takes longer than a collective may, and prints where each thread of it stands.
+
+    The timer is a thread of C: it also fires where the interpreter hangs, as in a read from a dead file system.
+    """
+
+    def __init__(self, timeout_min: float):
+        self.seconds = 60 * timeout_min + WATCHDOG_MARGIN_S
+        self.place = "the start"
+
+    def at(self, place: str) -> None:
+        """Begins to wait anew, for `place` to end."""
+        self.place = place
+        faulthandler.dump_traceback_later(self.seconds, exit=True)
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def lock_run_folder(folder: Path) -> IO[str]:

@@ -117,7 +117,7 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
     )
     run.add_argument(
         "--timeout",
-        type=int,
+        type=float,
         default=10,
         metavar="MINUTES",
         help="how long a rank waits for the others before it gives up (default 10)",
@@ -191,7 +191,7 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     counts = ("steps", "stop_after", "log_interval", "eval_interval", "save_interval", "keep_checkpoints", "keep_every")
     for name in (*counts, "timeout"):
         value = getattr(args, name)
-        if value is not None and value < 1:
+        if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
     if args.spike_factor is not None and args.spike_factor <= 1:
         raise ValueError(f"--spike-factor {args.spike_factor:g} is not above 1: every step would be a spike")

@@ -15,7 +15,7 @@ import platform
 import sys
 from pathlib import Path
 
-from pretrain.faults import STOP_FILE, STOP_REQUESTS, LossWatch, hold_stop_signals, stop_requests
+from pretrain.faults import STOP_FILE, STOP_REQUESTS, LossWatch, Watchdog, hold_stop_signals, stop_requests
 
 if __name__ == "__main__":
     hold_stop_signals()  # before torch, whose import takes seconds in which a signal would kill the rank
@@ -27,7 +27,7 @@ from data_prep.shards import Shards, unigram_entropy
 from pretrain.checkpoint import list_checkpoints, load_tensors, resume, save_checkpoint
 from pretrain.data import StepBatch, evaluation_batches, training_batches
 from pretrain.engine import initialize_engine, step_without_update
-from pretrain.layout import Layout, init_layout, make_deterministic, rank_environment
+from pretrain.layout import Layout, init_layout, is_about_another_rank, make_deterministic, rank_environment
 from pretrain.model import BertForPreTraining, init_weights, load_weights
 from pretrain.schedule import learning_rate
 from pretrain.settings import Plan, claim_run_folder, dry_run, make_plan, parse_args
@@ -36,7 +36,7 @@ from pretrain.tensors import HEADS
 from pretrain.weights import check_whole
 
 
-def train(plan: Plan, layout: Layout) -> None:
+def train(plan: Plan, layout: Layout, watchdog: Watchdog) -> None:
     """The loop: batch, forward, backward, judge, step, log, evaluate, save, stop."""
     args, output = plan.args, plan.args.output
     engine, optimizer, first, mean_loss, warnings = start_engine(plan, layout)
@@ -53,6 +53,7 @@ def train(plan: Plan, layout: Layout) -> None:
         *(plan.data, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout),
         *(range(first, last), args.masks == "dynamic"),
     )
+    watchdog.at(f"step {first + 1}")
     for step, batch in enumerate(batches, start=first + 1):
         rate = learning_rate(schedule, peak_lr, step - 1)
         for group in optimizer.param_groups:
@@ -83,6 +84,7 @@ def train(plan: Plan, layout: Layout) -> None:
                 log.write_tensors(step, optimizer)
             log.advance(step, loss=f"{values['loss']:.3f}", samples_per_s=f"{values['samples_per_s']:.0f}")
         if plan.eval_shards and (step % args.eval_interval == 0 or step == plan.total_steps):
+            watchdog.at(f"the evaluation after step {step}")
             values = evaluate(engine.module, plan.eval_shards, plan.micro_batch_size, layout)
             log.write("eval", step, values | {"unigram_entropy": entropy})
             log.say(
@@ -91,10 +93,12 @@ def train(plan: Plan, layout: Layout) -> None:
             )
             throughput.reset()
         if step % args.save_interval == 0 or step == last:
+            watchdog.at(f"the save after step {step}")
             save_checkpoint(engine, layout, output, step, args.keep_checkpoints, args.keep_every, watch.mean)
             throughput.reset()
         if step == last:
             break
+        watchdog.at(f"step {step + 1}")
     if last < plan.total_steps:
         reason = f" by {' and '.join(requests)}" if requests else ""
         log.say(f"stopped{reason} after step {last} of {plan.total_steps}, saved: the same command goes on")
@@ -258,17 +262,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.deterministic:
         make_deterministic()
     layout = init_layout(args.tensor_parallel, args.sequence_parallel, args.timeout)
+    watchdog = Watchdog(args.timeout)
     try:
-        train(plan, layout)
+        with watchdog:
+            train(plan, layout, watchdog)
     except FloatingPointError as error:
         if layout.rank == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
-        error.add_note(
-            f"rank {layout.rank} on {platform.node()}: if this is about a peer or a timeout, another rank died, or did"
-            f" not answer for --timeout {args.timeout} minutes; its own message or the launcher's names it"
-        )
+        if is_about_another_rank(error):
+            error.add_note(
+                f"rank {layout.rank} on {platform.node()}, in {watchdog.place}: another rank died, or stood still for"
+                f" --timeout {args.timeout:g} minutes. Ranks that no longer answer: {layout.silent_ranks() or 'none'}"
+            )
         raise
     layout.close()
 

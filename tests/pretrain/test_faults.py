@@ -3,6 +3,7 @@ a rank that dies.
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from pretrain.faults import LossWatch, lock_run_folder
+from pretrain.layout import free_port
 from pretrain.telemetry import read_metrics
 from pretrain.train import main
 from tests.pretrain.test_train import CONFIG, ROOT, arguments, losses, run_training
@@ -34,6 +36,18 @@ def start(argv: list[str], log: Path, *launcher: str) -> subprocess.Popen:
     command = [*(launcher or (sys.executable, "-m")), "pretrain.train", *argv]
     with open(log, "w") as file:
         return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+
+
+def start_ranks(argv: list[str], logs: list[Path]) -> list[subprocess.Popen]:
+    """A rank a log, without a launcher, which costs seconds."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(logs))}
+    processes = []
+    for rank, log in enumerate(logs):
+        environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with open(log, "w") as file:
+            command = [sys.executable, "-m", "pretrain.train", *argv]
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
+    return processes
 
 
 def wait_for_step(output: Path, process: subprocess.Popen, log: Path, step: int = 2) -> None:
@@ -137,7 +151,49 @@ def test_a_rank_that_dies_takes_the_others_down_within_a_minute(shard_folders, c
     print(f"down after {time.monotonic() - killed:.1f} s")
     assert not any(rank.is_running() for rank in ranks.values())
     assert re.search(r"--local_rank=1.* exits with return code = -9", log.read_text())
-    assert re.search(r"rank 0 on \S+: if this is about a peer or a timeout, another rank died", log.read_text())
+    assert re.search(r"rank 0 on \S+, in step \d+: another rank died, .* no longer answer: \[1\]", log.read_text())
+
+
+HANGS = """
+import ctypes, sys
+from pretrain.faults import Watchdog
+
+with Watchdog(0) as watchdog:
+    watchdog.seconds = 0.2
+    watchdog.at("step 1")
+    watchdog.at("step 2")
+    def read_from_a_dead_file_system():
+        ctypes.PyDLL(None).sleep(60)  # and never lets go of the interpreter
+    read_from_a_dead_file_system()
+"""
+
+
+def test_a_rank_that_hangs_says_where_and_ends():
+    began = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", HANGS], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and time.monotonic() - began < 20
+    assert "in read_from_a_dead_file_system" in result.stderr and "Timeout (0:00:00.2" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_stands_still_is_named_and_the_job_goes_on(stopped, shard_folders, config_file, tmp_path):
+    """SIGSTOP of one rank of two, --timeout of 6 s. Measured: the other ends after 18 and 19 s."""
+    output, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
+    argv = arguments(shard_folders, config_file, output, *LONG, "--timeout", "0.1")
+    ranks = start_ranks(argv, logs)
+    wait_for_step(output, ranks[0], logs[0])
+    ranks[stopped].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert ranks[1 - stopped].wait(60) == 1
+    print(f"ended after {time.monotonic() - began:.1f} s")
+    ranks[stopped].kill()
+    assert ranks[stopped].wait(10) == -signal.SIGKILL
+    told = rf"rank {1 - stopped} on \S+, in step \d+: another rank died, .* no longer answer: \[{stopped}\]"
+    assert re.search(told, logs[1 - stopped].read_text())
+    ranks = start_ranks([*argv, "--stop-after", "2"], logs)
+    assert [rank.wait(120) for rank in ranks] == [0, 0], logs[0].read_text()
+    assert last_step(output) == 2
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import torch
 from data_prep.cli import sha256_file
 from data_prep.shards import make_manifest
 from pretrain.checkpoint import MOMENTS, find_checkpoint, read_tensors, tensor_reader
+from pretrain.faults import Watchdog
 from pretrain.layout import init_layout
 from pretrain.settings import claim_run_folder, make_plan, parse_args
 from pretrain.telemetry import read_metrics
@@ -67,7 +68,8 @@ def run_training(argv: list[str]) -> None:
     if layout.rank == 0:
         claim_run_folder(plan)
     layout.barrier()
-    train(plan, layout)
+    with Watchdog(args.timeout) as watchdog:
+        train(plan, layout, watchdog)
 
 
 def with_folders(flags: list[str], shard_folders) -> list[str]:
@@ -200,6 +202,7 @@ def test_held_out_averages_do_not_depend_on_the_layout(shard_folders, config_fil
         (["--set", "bf16.enabled=true", "zero_optimization.stage=0"], 1, "choose stage 1"),
         (["--model", "tny"], 1, "did you mean 'tiny'"),
         (["--steps", "0"], 1, "--steps 0"),
+        (["--timeout", "-0.5"], 1, "--timeout -0.5 is not a positive number"),
         (["--spike-factor", "1"], 1, "--spike-factor 1 is not above 1: every step would be a spike"),
         (["--skip-spikes"], 1, "--skip-spikes has to know what a spike is: give --spike-factor too"),
         (["--data", "nowhere"], 1, "nowhere does not exist"),
