@@ -16,7 +16,7 @@ from benchmarks.measure import parser, report
 from data_prep.cli import run_cli
 from data_prep.shards import Shards
 from pretrain.config import PRESETS, load_model_config
-from pretrain.data import read_batch, rule_of_shards, sample_indices
+from pretrain.data import make_batch, read_records, rule_of_shards, sample_indices
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
 
@@ -32,11 +32,11 @@ def rates(shards: Shards, micro_batch: int, repeats: int) -> list[dict]:
 
     def stored() -> None:
         for part in parts:
-            read_batch(shards, part)
+            make_batch(read_records(shards, part))
 
     def dynamic() -> None:
         for part in parts:
-            read_batch(shards, part, epochs, rule)
+            make_batch(read_records(shards, part, epochs, rule))
 
     seconds: dict[str, list[float]] = {"stored masks": [], "dynamic masks": []}
     for turn in range(repeats + 1):
@@ -58,9 +58,9 @@ def step_share(shards: Shards, model: str, micro_batch: int, repeats: int) -> li
     for turn in range(repeats + 1):
         indices = sample_indices(0, turn * micro_batch, micro_batch, shards.num_sequences)
         marks = [time.perf_counter()]
-        batch = read_batch(shards, indices)
+        batch = make_batch(read_records(shards, indices))
         marks.append(time.perf_counter())
-        read_batch(shards, indices, np.ones(micro_batch, np.int64), rule)
+        make_batch(read_records(shards, indices, np.ones(micro_batch, np.int64), rule))
         marks.append(time.perf_counter())
         mlm_loss, _, pair_loss, _ = module(batch, (0, turn, 0, 0))
         (mlm_loss.mean() + pair_loss.mean()).backward()

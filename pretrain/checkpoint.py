@@ -2,7 +2,7 @@
 without DeepSpeed.
 
     checkpoints/step_00000500/   mp_rank_*_model_states.pt, zero_pp_rank_*_optim_states.pt     DeepSpeed's
-                                 checkpoint.json        step, layout, ZeRO stage, whole shapes
+                                 checkpoint.json        step, mean loss, layout, ZeRO stage, whole shapes
                                  fragments_dp_*_tp_*.json   which part of which tensor stands where on that rank
                                  SHA256SUMS                 of all these files, for `sha256sum -c` too
     checkpoints/latest           the name of the newest finished one
@@ -41,10 +41,17 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def save_checkpoint(
-    engine, layout: Layout, run_folder: Path, step: int, keep: int, keep_every: int | None = None
+    engine,
+    layout: Layout,
+    run_folder: Path,
+    step: int,
+    keep: int,
+    keep_every: int | None = None,
+    mean_loss: float | None = None,
 ) -> Path:
-    """Saves weights, moments and the step; collective. Keeps the newest `keep` checkpoints, and those of every
-    `keep_every`-th step. Returns the finished folder. Raises OSError that names it if it cannot be written.
+    """Saves weights, moments, the step and the running mean of the loss; collective. Keeps the newest `keep`
+    checkpoints, and those of every `keep_every`-th step. Returns the finished folder. Raises OSError that names it if
+    it cannot be written.
     """
     parent = run_folder / "checkpoints"
     name = f"step_{step:08d}"
@@ -58,7 +65,7 @@ def save_checkpoint(
         write_json(_fragments_file(partial, layout.dp_rank, layout.tp_rank), _fragments(engine))
         checksums = layout.gather({path.name: _synced_sha256(path) for path in _files_of_rank(partial, layout)})
         if layout.rank == 0:
-            write_json(partial / "checkpoint.json", _description(engine, layout, step))
+            write_json(partial / "checkpoint.json", _description(engine, layout, step, mean_loss))
             _write_checksums(partial, {name: digest for part in checksums for name, digest in part.items()})
             _remove(finished)
             partial.rename(finished)
@@ -143,9 +150,9 @@ def require_whole(folder: Path, layout: Layout | None = None) -> None:
         raise ValueError(f"{folder} is damaged: {', '.join(problems)}; name another checkpoint, or restore it")
 
 
-def resume(engine, layout: Layout, run_folder: Path) -> tuple[int, list[str]]:
-    """Restores a run's newest checkpoint that is whole; collective. Returns its step, 0 where there is none, and what
-    the user has to know.
+def resume(engine, layout: Layout, run_folder: Path) -> tuple[int, float | None, list[str]]:
+    """Restores a run's newest checkpoint that is whole; collective. Returns its step, 0 where there is none, the
+    running mean of its loss, and what the user has to know.
 
     Damaged newer ones are renamed to `*.damaged`. Raises ValueError if there are checkpoints, but none is whole.
     """
@@ -154,19 +161,19 @@ def resume(engine, layout: Layout, run_folder: Path) -> tuple[int, list[str]]:
         if problems := damaged_files(folder, layout):
             damaged[folder] = ", ".join(problems)
             continue
-        step = load_checkpoint(engine, layout, folder)
+        saved = load_checkpoint(engine, layout, folder)
         if layout.rank == 0:
             for bad in damaged:
                 _remove(bad.with_name(f"{bad.name}.damaged"))
                 bad.rename(bad.with_name(f"{bad.name}.damaged"))
         told = [f"{bad} is damaged ({what}), set aside as {bad.name}.damaged" for bad, what in damaged.items()]
-        return step, told
+        return saved["step"], saved.get("mean_loss"), told
     if damaged:
         told = "; ".join(f"{bad.name}: {what}" for bad, what in damaged.items())
         raise ValueError(
             f"{run_folder}: no checkpoint is whole ({told}); restore one, or start anew with another --output"
         )
-    return 0, []
+    return 0, None, []
 
 
 def _layout_of(engine, layout: Layout) -> dict:
@@ -179,12 +186,12 @@ def _layout_of(engine, layout: Layout) -> dict:
     }
 
 
-def _description(engine, layout: Layout, step: int) -> dict:
+def _description(engine, layout: Layout, step: int, mean_loss: float | None) -> dict:
     tensors = {}
     for name, parameter in engine.module.named_parameters():
         split = is_split(parameter)
         tensors[name] = {"shape": local_shape(parameter), "partition_dim": parameter.partition_dim if split else None}
-    return {"step": step, **_layout_of(engine, layout), "tensors": tensors}
+    return {"step": step, "mean_loss": mean_loss, **_layout_of(engine, layout), "tensors": tensors}
 
 
 def _fragments(engine) -> list[list[dict]]:
@@ -222,9 +229,9 @@ def run_folder_of(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
-def load_checkpoint(engine, layout: Layout, folder: Path) -> int:
-    """Restores weights, moments and DeepSpeed's counters from a checkpoint of any layout; collective. Returns the step
-    it was saved after.
+def load_checkpoint(engine, layout: Layout, folder: Path) -> dict:
+    """Restores weights, moments and DeepSpeed's counters from a checkpoint of any layout; collective. Returns its
+    checkpoint.json.
     """
     description = read_json(folder / "checkpoint.json")
     here = _layout_of(engine, layout)
@@ -234,7 +241,7 @@ def load_checkpoint(engine, layout: Layout, folder: Path) -> int:
         engine.load_checkpoint(str(folder.parent), tag=folder.name)
     else:
         load_tensors(engine, layout, folder)
-    return description["step"]
+    return description
 
 
 @torch.no_grad()

@@ -4,11 +4,20 @@ Nothing here has state to save: a resume needs only the number of the next step,
 in the same step. Samples were shuffled when the shards were built; an epoch permutes blocks of neighbours, so that
 readers see sequential runs. Masks are those stored in the shards or, if dynamic (Liu et al. 2019, section 4.1), drawn
 anew in each epoch by the function that drew the stored ones, which are those of epoch 0.
+
+Several data sets are mixed by weights. How many of the first k samples come from each is a function of k alone. To the
+batch from place k to k + B each gives as many as its number grows by, the next ones of its own sequence of epochs: with
+weights 3 and 1 and batches of 6
+
+    step      0          1            2
+    books     0 1 2 3    4 5 6 7 8    9 10 11 12
+    news      0 1        2            3 4
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -21,6 +30,7 @@ from pretrain.layout import Layout
 from pretrain.model import PretrainingBatch
 
 BLOCK_SIZE = 256  # samples that stay together in an epoch's permutation
+MASKING_SETTINGS = ("masked_lm_prob", "max_predictions", "whole_word", "max_ngram")  # of a folder's manifest
 
 
 @dataclass
@@ -28,32 +38,59 @@ class StepBatch:
     """One step's micro-batches of this rank, and what the whole step holds over all ranks."""
 
     micro_batches: list[PretrainingBatch]
-    samples: list[np.ndarray]  # their numbers in the shards, one array a micro-batch
+    samples: list[np.ndarray]  # as `draw_samples` gives them, one array a micro-batch
     num_samples: int
     num_predictions: int
     num_pairs: int
 
 
+def num_drawn(place: int, weights: Sequence[Fraction]) -> list[int]:
+    """How many of the first `place` samples come from each data set, off its share by less than one for each set.
+
+    The first set has its share of them all, rounded down; the second its share of those that are left, and so on. None
+    of these numbers falls when `place` grows, and they are exact: the weights are fractions.
+    """
+    counts, left, weight_left = [], place, sum(weights)
+    for weight in weights:
+        counts.append(left * weight // weight_left)
+        left, weight_left = left - counts[-1], weight_left - weight
+    return counts
+
+
+def draw_samples(seed: int, start: int, count: int, sizes: Sequence[int], weights: Sequence[Fraction]) -> np.ndarray:
+    """[3, count] int64: the data set, the number in it and the epoch of it, of the samples at places start, start + 1,
+    ... of the endless sequence over data sets of these sizes; those of one set stand together.
+    """
+    runs = []
+    ranges = zip(num_drawn(start, weights), num_drawn(start + count, weights), sizes, strict=True)
+    for data_set, (first, end, size) in enumerate(ranges):
+        indices = sample_indices(seed, first, end - first, size)
+        runs.append(np.stack([np.full(end - first, data_set), indices, np.arange(first, end) // size]))
+    return np.concatenate(runs, axis=1)
+
+
 def sample_indices(seed: int, start: int, count: int, num_samples: int) -> np.ndarray:
-    """[count] int64: the samples at places start, start + 1, ... of the endless sequence of epochs.
+    """[count] int64: the samples at places start, start + 1, ... of one data set's endless sequence of epochs.
 
     Each epoch visits every sample once, its blocks of `BLOCK_SIZE` in an order that is a function of (seed, epoch).
     """
-    parts = []
+    parts = [np.empty(0, np.int64)]
     while count > 0:
         epoch, place = divmod(start, num_samples)
-        order = _epoch_order(seed, epoch, num_samples)
-        part = order[place : place + count]
+        part = _of_epoch(seed, epoch, np.arange(place, min(place + count, num_samples)), num_samples)
         parts.append(part)
         start, count = start + len(part), count - len(part)
     return np.concatenate(parts)
 
 
-def _epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """[num_samples] Blocks in the order of this epoch."""
-    blocks = np.random.default_rng((seed, epoch)).permutation(-(-num_samples // BLOCK_SIZE))
-    order = (blocks[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)
-    return order[order < num_samples]
+def _of_epoch(seed: int, epoch: int, places: np.ndarray, num_samples: int) -> np.ndarray:
+    """The samples at `places` of an epoch. Only blocks are permuted: the order of all samples is never in memory."""
+    num_blocks = -(-num_samples // BLOCK_SIZE)
+    blocks = np.random.default_rng((seed, epoch)).permutation(num_blocks)
+    num_missing = num_blocks * BLOCK_SIZE - num_samples  # at the end of the last block: what follows it moves up
+    end_of_last = (np.flatnonzero(blocks == num_blocks - 1)[0] + 1) * BLOCK_SIZE - num_missing
+    places = places + num_missing * (places >= end_of_last)
+    return blocks[places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE
 
 
 def pack_sequences(token_ids: np.ndarray, lengths: np.ndarray, segment_b_start: np.ndarray) -> Sequences:
@@ -77,30 +114,37 @@ def make_batch(records: Records) -> PretrainingBatch:
     return PretrainingBatch(sequences, *(torch.from_numpy(target) for target in targets))
 
 
-def read_batch(
+def read_records(
     shards: Shards, indices: np.ndarray, epochs: np.ndarray | None = None, rule: MaskingRule | None = None
-) -> PretrainingBatch:
-    """The samples `indices` [B] as a checked micro-batch; with a rule, masked anew for the `epochs` [B]."""
+) -> Records:
+    """The samples `indices` [B] of one data set, checked; with a rule, masked anew for the `epochs` [B]."""
     records = shards.gather(indices)
-    check_ids(records, indices, shards.manifest["vocab"]["size"])
+    check_ids(records, indices, shards)
     if rule is not None:
         seed = shards.manifest["config"]["seed"]
         masked = mask_sequences(records.original_token_ids(), records.lengths, indices, rule, seed=seed, epoch=epochs)
         records = replace(records, **masked._asdict())
-    return make_batch(records)
+    return records
+
+
+def join_records(parts: list[Records]) -> Records:
+    """Records behind one another."""
+    if len(parts) == 1:
+        return parts[0]
+    return Records(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Records)))
 
 
 def rule_of_shards(shards: Shards) -> MaskingRule:
     """The rule by which the shards were masked."""
-    names = ("masked_lm_prob", "max_predictions", "whole_word", "max_ngram")
-    settings = {name: shards.manifest["config"][name] for name in names}
+    settings = {name: shards.manifest["config"][name] for name in MASKING_SETTINGS}
     return masking_rule(load_tokenizer(shards.vocab_file), **settings)
 
 
-def check_ids(records: Records, indices: np.ndarray, vocab_size: int) -> None:
+def check_ids(records: Records, indices: np.ndarray, shards: Shards) -> None:
     """Raises ValueError that names the first sample with an id beyond the vocabulary: split over tensor-parallel ranks,
     the embedding would silently give zeros for it.
     """
+    vocab_size = shards.manifest["vocab"]["size"]
     if max(records.token_ids.max(initial=0), records.masked_lm_labels.max(initial=0)) < vocab_size:
         return
     for ids, counts in (
@@ -111,19 +155,20 @@ def check_ids(records: Records, indices: np.ndarray, vocab_size: int) -> None:
         if len(beyond):
             sample = indices[np.repeat(np.arange(len(counts)), counts)[beyond[0]]]
             raise ValueError(
-                f"sample {sample} holds token id {ids[beyond[0]]}, but the vocabulary has {vocab_size} entries:"
-                " the shards are damaged or not ours; `python -m data_prep.show DIR --verify` tells"
+                f"sample {sample} of {shards.folder} holds token id {ids[beyond[0]]}, but the vocabulary has"
+                f" {vocab_size} entries: the shards are damaged or not ours; `python -m data_prep.show {shards.folder}"
+                " --verify` tells"
             )
 
 
-def split_samples(indices: np.ndarray, micro_batch_size: int, layout: Layout) -> list[np.ndarray]:
-    """This rank's share of a global batch, in micro-batches."""
-    mine = np.array_split(indices, layout.dp_size)[layout.dp_rank]
-    return np.split(mine, len(mine) // micro_batch_size)
+def split_samples(samples: np.ndarray, micro_batch_size: int, layout: Layout) -> list[np.ndarray]:
+    """This rank's share of a global batch [3, B], in micro-batches."""
+    mine = np.array_split(samples, layout.dp_size, axis=1)[layout.dp_rank]
+    return np.split(mine, mine.shape[1] // micro_batch_size, axis=1)
 
 
 def training_batches(
-    shards: Shards,
+    data: Sequence[tuple[Shards, Fraction]],
     seed: int,
     batch_size: int,
     micro_batch_size: int,
@@ -131,24 +176,35 @@ def training_batches(
     steps: range,
     dynamic_masks: bool = False,
 ) -> Iterator[StepBatch]:
-    """The batches of `steps`, the next one read in the background while the caller computes on the last.
+    """The batches of `steps` from data sets and their weights, the next one read in the background while the caller
+    computes on the last.
 
     With dynamic masks the ranks add up their predictions, a collective of one number a step.
     """
-    rule = rule_of_shards(shards) if dynamic_masks else None
+    data_sets, weights = zip(*data, strict=True)
+    sizes = [shards.num_sequences for shards in data_sets]
+    rule = rule_of_shards(data_sets[0]) if dynamic_masks else None  # the others were built by the same
+
+    def read_batch(samples: np.ndarray) -> PretrainingBatch:  # [3, B]
+        parts = []
+        for data_set in np.unique(samples[0]):
+            _, indices, epochs = samples[:, samples[0] == data_set]
+            parts.append(read_records(data_sets[data_set], indices, epochs, rule))
+        return make_batch(join_records(parts))
 
     def read(step: int) -> StepBatch:
-        start = step * batch_size
-        indices = sample_indices(seed, start, batch_size, shards.num_sequences)
-        epochs = np.arange(start, start + batch_size) // shards.num_sequences
-        rows = split_samples(np.arange(batch_size), micro_batch_size, layout)
-        parts = [read_batch(shards, indices[part], epochs[part], rule) for part in rows]
+        samples = draw_samples(seed, step * batch_size, batch_size, sizes, weights)
+        mine = split_samples(samples, micro_batch_size, layout)
+        parts = [read_batch(part) for part in mine]
         if rule is None:
-            num_predictions = int(shards.num_predictions(indices).sum())
+            num_predictions = sum(
+                int(shards.num_predictions(samples[1, samples[0] == data_set]).sum())
+                for data_set, shards in enumerate(data_sets)
+            )
         else:
             num_predictions = sum(len(part.masked_lm_labels) for part in parts)  # of this rank
-        num_pairs = 0 if shards.manifest["config"]["pair_task"] == "none" else batch_size
-        return StepBatch(parts, [indices[part] for part in rows], batch_size, num_predictions, num_pairs)
+        num_pairs = 0 if data_sets[0].manifest["config"]["pair_task"] == "none" else batch_size
+        return StepBatch(parts, mine, batch_size, num_predictions, num_pairs)
 
     with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
         coming = None
@@ -175,4 +231,4 @@ def evaluation_batches(
         counts = mine < len(starts)
         start = starts[mine] if counts else 0
         indices = np.arange(start, min(start + micro_batch_size, shards.num_sequences))
-        yield read_batch(shards, indices), counts
+        yield make_batch(read_records(shards, indices)), counts

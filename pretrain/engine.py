@@ -39,3 +39,13 @@ def initialize_engine(module: nn.Module, config: dict, layout: Layout):
     if isinstance(optimizer, Lamb):
         optimizer.bind(engine)
     return engine, optimizer
+
+
+def step_without_update(engine) -> None:
+    """The end of a step whose gradients are dropped, on all ranks: DeepSpeed does all that it does in a step, but the
+    optimizer, which it tells to update, does nothing. So weights and moments stay as they are at every ZeRO stage.
+    """
+    engine.basic_optimizer.step = lambda: None  # hides the method of its class
+    engine.step()
+    del engine.basic_optimizer.step
+    engine.skipped_steps += int(engine.was_step_applied())  # steps less skipped ones are updates; overflows are counted

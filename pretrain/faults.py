@@ -1,10 +1,11 @@
 """What can end a run before its last step, and how it is told: requests to stop, a loss that is no number, overflow
-after overflow, a second job on the same folder.
+after overflow, a rank that stands still, a second job on the same folder.
 
 Imports nothing that takes long: `hold_stop_signals` has to come before torch is imported.
 """
 
 import datetime
+import faulthandler
 import fcntl
 import math
 import os
@@ -19,6 +20,7 @@ STOP_FILE = "STOP"
 STOP_REQUESTS = (*STOP_SIGNALS, f"the file {STOP_FILE}")
 SPIKE_MEMORY = 0.99  # of the running mean of the loss: about the last hundred steps
 DEFAULT_SCALE_POWER = 16  # DeepSpeed's first fp16 loss scale is 2 to this
+WATCHDOG_MARGIN_S = 10  # after --timeout: the ranks that wait for the one that stands still speak first
 
 
 def hold_stop_signals() -> None:
@@ -38,36 +40,62 @@ def stop_requests(folder: Path | None) -> list[bool]:
 
 
 class LossWatch:
-    """Judges every step by its loss, and by the updates that fp16 skipped because a gradient overflowed."""
+    """Judges every step by its loss, and by whether fp16 left out its update because a gradient overflowed.
 
-    def __init__(self, fp16: dict, spike_factor: float | None, num_skipped: int):
-        self.max_skipped = fp16.get("initial_scale_power", DEFAULT_SCALE_POWER)
+    `mean` is the running mean of the loss that was saved with the checkpoint, if there is one.
+    """
+
+    def __init__(self, fp16: dict, spike_factor: float | None, mean: float | None = None):
+        self.max_overflows = fp16.get("initial_scale_power", DEFAULT_SCALE_POWER)
         self.min_scale = fp16.get("min_loss_scale", 1)
         self.spike_factor = spike_factor
-        self.mean: float | None = None
-        self.num_skipped_before, self.num_skipped_in_a_row = num_skipped, 0
+        self.mean = mean
+        self.num_overflows = 0  # in a row
 
-    def fault(self, loss: float, num_skipped: int, loss_scale: float) -> str | None:
-        """Why the run cannot go on, or None. `num_skipped` counts the skipped updates since the start.
+    def fault(self, loss: float, overflowed: bool, loss_scale: float) -> str | None:
+        """Why the run cannot go on, or None.
 
-        Each skipped update halves the loss scale; when it has gone down from its first value to 1, or to its minimum, a
+        Each overflow halves the loss scale; when it has gone down from its first value to 1, or to its minimum, a
         smaller scale is no cure.
         """
-        skipped = num_skipped > self.num_skipped_before
-        self.num_skipped_in_a_row = self.num_skipped_in_a_row + 1 if skipped else 0
-        self.num_skipped_before = num_skipped
+        self.num_overflows = self.num_overflows + 1 if overflowed else 0
         if not math.isfinite(loss):
             return f"the loss is {loss}"
-        if skipped and (self.num_skipped_in_a_row >= self.max_skipped or loss_scale <= self.min_scale):
-            return f"the gradients overflowed {self.num_skipped_in_a_row} times in a row, loss scale {loss_scale:g}"
+        if overflowed and (self.num_overflows >= self.max_overflows or loss_scale <= self.min_scale):
+            return f"the gradients overflowed {self.num_overflows} times in a row, loss scale {loss_scale:g}"
         return None
 
     def spike(self, loss: float) -> float | None:
-        """The running mean of the loss if `loss` is above `spike_factor` times it, else None; then learns `loss`."""
+        """The running mean of the loss if `loss` is above `spike_factor` times it, else None; then learns `loss`.
+
+        It learns from spikes too: a loss that stays high is one for some hundred steps, not for ever.
+        """
         before = self.mean
         self.mean = loss if before is None else SPIKE_MEMORY * before + (1 - SPIKE_MEMORY) * loss
         is_spike = self.spike_factor is not None and before is not None and loss > self.spike_factor * before
         return before if is_spike else None
+
+
+class Watchdog:
+    """Ends this rank if what it is `at` takes longer than a collective may, and prints where each thread of it stands.
+
+    The timer is a thread of C: it also fires where the interpreter hangs, as in a read from a dead file system.
+    """
+
+    def __init__(self, timeout_min: float):
+        self.seconds = 60 * timeout_min + WATCHDOG_MARGIN_S
+        self.place = "the start"
+
+    def at(self, place: str) -> None:
+        """Begins to wait anew, for `place` to end."""
+        self.place = place
+        faulthandler.dump_traceback_later(self.seconds, exit=True)
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def lock_run_folder(folder: Path) -> IO[str]:

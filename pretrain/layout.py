@@ -9,6 +9,7 @@ import datetime
 import os
 import socket
 import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ with warnings.catch_warnings():  # it warns of every optional package that is no
     warnings.simplefilter("ignore")
     from megatron.core import parallel_state
 
+ANSWER_S = 5  # that ranks are given to say that they are there, when one is missed
 LONGEST_BUILD = 600  # seconds: a lock of torch's compiler that is older was left by a process that was killed
 
 
@@ -84,10 +86,37 @@ class Layout:
     def barrier(self) -> None:
         dist.barrier()
 
+    def silent_ranks(self) -> list[int]:
+        """The ranks that no longer answer. Asked for by all that a collective failed on: each leaves word in the
+        group's store, and reads after a while who has not. Rank 0 keeps the store.
+        """
+        store, silent = dist.distributed_c10d._get_default_store(), [0]
+
+        def ask() -> None:
+            try:
+                store.set(f"heard from {self.rank}", "")
+                time.sleep(ANSWER_S)
+                ranks = range(self.dp_size * self.tp_size)
+                silent[:] = [rank for rank in ranks if not store.check([f"heard from {rank}"])]
+            except dist.DistError:
+                pass  # rank 0 is gone
+
+        asking = threading.Thread(target=ask, daemon=True)  # without an answer, for ever
+        asking.start()
+        asking.join(2 * ANSWER_S)
+        if self.rank == 0:
+            time.sleep(ANSWER_S)  # for the others to read
+        return list(silent)
+
     def close(self) -> None:
         """Leaves the process groups, so that a rank exits without a warning."""
         dist.barrier()
         dist.destroy_process_group()
+
+
+def is_about_another_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed: torch has a class for NCCL's errors, and for gloo's their own words."""
+    return isinstance(error, dist.DistBackendError) or "gloo" in str(error)
 
 
 def rank_environment() -> dict[str, int]:
@@ -174,7 +203,7 @@ def _leave_grid() -> None:
     parallel_state.destroy_model_parallel()
 
 
-def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False, timeout_min: int = 10) -> Layout:
+def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False, timeout_min: float = 10) -> Layout:
     """Joins the process group (gloo on CPUs, NCCL on GPUs) and builds the grid; may be called again for another grid of
     the same ranks. A rank that waits for the others longer than `timeout_min` minutes raises RuntimeError.
     """

@@ -4,13 +4,15 @@ import argparse
 import dataclasses
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 
 from data_prep.cli import claim_output, sha256_file, write_json
-from data_prep.shards import Shards
+from data_prep.shards import MANIFEST, Shards
 from pretrain.checkpoint import remove_partial_checkpoints
 from pretrain.config import (
     PRESETS,
@@ -21,6 +23,7 @@ from pretrain.config import (
     num_accumulation_steps,
 )
 from pretrain.costs import DEVICES, Job
+from pretrain.data import MASKING_SETTINGS
 from pretrain.faults import lock_run_folder
 from pretrain.layout import check_layout
 from pretrain.model import RECOMPUTE
@@ -34,7 +37,14 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
     )
     need = parser.add_argument_group("what is trained, on what, how")
     need.add_argument("--model", required=True, help=f"{', '.join(PRESETS)}, or a Hugging Face config.json")
-    need.add_argument("--data", required=True, type=Path, help="folder of masked shards made by data_prep.build")
+    need.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="DIR[=WEIGHT]",
+        help="folder of masked shards made by data_prep.build; or several, each with the weight of its share of every"
+        " batch: books=3 news=1",
+    )
     need.add_argument("--eval-data", type=Path, help="shards of held-out text; without it nothing is evaluated")
     need.add_argument(
         "--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON of this phase, see ds_configs/README.md"
@@ -107,13 +117,16 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
     )
     run.add_argument(
         "--timeout",
-        type=int,
+        type=float,
         default=10,
         metavar="MINUTES",
         help="how long a rank waits for the others before it gives up (default 10)",
     )
     run.add_argument(
         "--spike-factor", type=float, help="tell of a loss above this many times its running mean; default: no"
+    )
+    run.add_argument(
+        "--skip-spikes", action="store_true", help="leave out the updates of steps whose loss --spike-factor tells of"
     )
     run.add_argument(
         "--dry-run", action="store_true", help="print what the run would be and cost, write nothing and stop"
@@ -139,7 +152,7 @@ class Plan:
     args: argparse.Namespace
     model: ModelConfig
     deepspeed: dict
-    shards: Shards
+    data: list[tuple[Shards, Fraction]]  # data sets and their weights
     eval_shards: Shards | None
     start: Weights | None
 
@@ -154,15 +167,19 @@ class Plan:
     def identity(self) -> dict:
         """What makes two runs the same: not the layout, nor how a batch is cut, nor how often something is written."""
         same = ("train_batch_size", "optimizer", "scheduler", "gradient_clipping")
+        total = sum(weight for _, weight in self.data)
+        data = [[sha256_file(shards.folder / MANIFEST), str(weight / total)] for shards, weight in self.data]
         values = {
             "model": dataclasses.asdict(self.model),
-            "data": sha256_file(self.args.data / "manifest.json"),
-            "vocab": self.shards.manifest["vocab"]["sha256"],
+            "data": data if len(data) > 1 else data[0][0],
+            "vocab": self.data[0][0].manifest["vocab"]["sha256"],
             "deepspeed": {key: self.deepspeed.get(key) for key in same},
             "seed": self.args.seed,
         }
         if self.args.masks != "stored":
             values["masks"] = self.args.masks
+        if self.args.skip_spikes:
+            values["skip_spikes"] = self.args.spike_factor
         if self.start is not None:
             values["continue_from" if self.args.continue_from else "init_from"] = self.start.identity()
         return values
@@ -174,14 +191,19 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     counts = ("steps", "stop_after", "log_interval", "eval_interval", "save_interval", "keep_checkpoints", "keep_every")
     for name in (*counts, "timeout"):
         value = getattr(args, name)
-        if value is not None and value < 1:
+        if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
     if args.spike_factor is not None and args.spike_factor <= 1:
         raise ValueError(f"--spike-factor {args.spike_factor:g} is not above 1: every step would be a spike")
+    if args.skip_spikes and args.spike_factor is None:
+        raise ValueError(
+            "--skip-spikes has to know what a spike is: give --spike-factor too, 2 for twice the mean loss"
+        )
     overrides = args.set + ([f"scheduler.params.total_num_steps={args.steps}"] if args.steps else [])
     deepspeed = load_deepspeed_config(args.deepspeed_config, overrides)
     num_accumulation_steps(deepspeed, world_size // args.tensor_parallel)
-    shards = Shards(args.data)
+    data = open_data(args.data)
+    shards = data[0][0]
     vocab = shards.manifest["vocab"]
     model = load_model_config(args.model, vocab["size"])
     if args.dropout is not None:
@@ -192,25 +214,65 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     seq_length = shards.manifest["config"]["seq_length"]
     if seq_length > model.max_position_embeddings:
         raise ValueError(
-            f"{args.data}: sequences of {seq_length}, but max_position_embeddings={model.max_position_embeddings}"
+            f"{shards.folder}: sequences of {seq_length}, but max_position_embeddings={model.max_position_embeddings}"
         )
     eval_shards = Shards(args.eval_data) if args.eval_data else None
     if eval_shards:
-        if eval_shards.manifest["vocab"]["sha256"] != vocab["sha256"]:
-            raise ValueError(
-                f"{args.eval_data} and {args.data} have different vocabularies; build both with the same file"
-            )
-        for key in ("seq_length", "pair_task"):
-            found, expected = (part.manifest["config"][key] for part in (eval_shards, shards))
-            if found != expected:
-                raise ValueError(
-                    f"{args.eval_data} has {key}={found}, but {args.data} has {key}={expected}; build both alike"
-                )
+        check_alike(eval_shards, shards, ("seq_length", "pair_task"))
     start = start_weights(args.init_from, model, vocab) if args.init_from else None
     if args.continue_from:
         start = start_weights(args.continue_from, model, vocab)
         _check_has_moments(start)
-    return Plan(args, model, deepspeed, shards, eval_shards, start)
+    return Plan(args, model, deepspeed, data, eval_shards, start)
+
+
+def open_data(arguments: list[str]) -> list[tuple[Shards, Fraction]]:
+    """The data sets that --data names, open, with their weights: DIR alone, or several DIR=WEIGHT.
+
+    Raises ValueError for a weight that is missing or not positive, for a folder named twice, and for data sets that
+    cannot be mixed: all have to hold samples of one kind, masked by one rule.
+    """
+    data: dict[Path, tuple[Shards, Fraction]] = {}
+    for argument in arguments:
+        folder, equals, weight = argument.rpartition("=")
+        if not equals or Path(argument).is_dir():  # a folder's name may hold a sign of its own
+            folder, weight = argument, "1" if len(arguments) == 1 else ""
+        shards, key = Shards(folder), Path(folder).resolve()
+        if key in data:
+            raise ValueError(f"--data names {folder} twice; give it once, with the sum of the weights")
+        data[key] = shards, _weight(weight, argument)
+    data_sets = [shards for shards, _ in data.values()]
+    for shards in data_sets[1:]:
+        check_alike(shards, data_sets[0], ("seq_length", "pair_task", *MASKING_SETTINGS))
+    return list(data.values())
+
+
+def _weight(text: str, argument: str) -> Fraction:
+    """A positive number, as exact as it is written."""
+    try:
+        weight = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"--data {argument}: {f'{text!r} is no number' if text else 'its weight is missing'}; several data sets"
+            " are given as DIR=WEIGHT, with numbers above 0: books=3 news=1"
+        ) from None
+    if weight <= 0:
+        raise ValueError(f"--data {argument}: a weight is a number above 0; leave the folder out to read nothing of it")
+    return weight
+
+
+def check_alike(shards: Shards, others: Shards, keys: tuple[str, ...]) -> None:
+    """Raises ValueError that names the difference unless two folders have one vocabulary and the same settings."""
+    if shards.manifest["vocab"]["sha256"] != others.manifest["vocab"]["sha256"]:
+        raise ValueError(
+            f"{shards.folder} and {others.folder} have different vocabularies; build both with the same file"
+        )
+    for key in keys:
+        found, expected = (part.manifest["config"][key] for part in (shards, others))
+        if found != expected:
+            raise ValueError(
+                f"{shards.folder} has {key}={found}, but {others.folder} has {key}={expected}; build both alike"
+            )
 
 
 def _check_has_moments(start: Weights) -> None:
@@ -229,16 +291,17 @@ def _check_has_moments(start: Weights) -> None:
 
 def dry_run(plan: Plan, world_size: int) -> str:
     """What a run would be and cost: its resolved settings and the answer of pretrain.plan, for the ranks at hand."""
-    args, manifest = plan.args, plan.shards.manifest
+    args, config = plan.args, plan.data[0][0].manifest["config"]
     on_gpu = torch.cuda.is_available()
     name = torch.cuda.get_device_name().lower() if on_gpu else "cpu"
     kind = next((kind for kind in DEVICES if kind.partition("-")[0] in name), "a100-80g")
     num_local = min(world_size, torch.cuda.device_count() if on_gpu else world_size)
+    mean_lengths = [shards.manifest["num_tokens"] / shards.num_sequences for shards, _ in plan.data]
     job = Job(
         *(plan.model, plan.deepspeed, world_size // num_local, num_local, args.tensor_parallel),
-        manifest["config"]["seq_length"],
-        manifest["num_tokens"] / manifest["num_sequences"],
-        *(manifest["config"]["max_predictions"], DEVICES[kind], args.sequence_parallel, args.recompute, on_gpu),
+        config["seq_length"],
+        float(np.average(mean_lengths, weights=[float(weight) for _, weight in plan.data])),
+        *(config["max_predictions"], DEVICES[kind], args.sequence_parallel, args.recompute, on_gpu),
     )
     settings = {"arguments": vars(args), "model": plan.model.to_json(), "deepspeed_config": plan.deepspeed}
     told = (json.dumps(settings, indent=2, default=str), report(job, args.model), f"Counted for {kind}.")
@@ -256,5 +319,6 @@ def claim_run_folder(plan: Plan) -> IO[str]:
     write_json(output / "config.json", plan.model.to_json())
     write_json(output / "deepspeed_config.json", plan.deepspeed)
     write_json(output / "deepspeed_engine_config.json", engine_config(plan.deepspeed))
-    shutil.copyfile(plan.shards.vocab_file, output / plan.shards.vocab_file.name)
+    vocab_file = plan.data[0][0].vocab_file
+    shutil.copyfile(vocab_file, output / vocab_file.name)
     return lock

@@ -15,7 +15,7 @@ import platform
 import sys
 from pathlib import Path
 
-from pretrain.faults import STOP_FILE, STOP_REQUESTS, LossWatch, hold_stop_signals, stop_requests
+from pretrain.faults import STOP_FILE, STOP_REQUESTS, LossWatch, Watchdog, hold_stop_signals, stop_requests
 
 if __name__ == "__main__":
     hold_stop_signals()  # before torch, whose import takes seconds in which a signal would kill the rank
@@ -26,8 +26,8 @@ from data_prep.cli import run_cli, write_json
 from data_prep.shards import Shards, unigram_entropy
 from pretrain.checkpoint import list_checkpoints, load_tensors, resume, save_checkpoint
 from pretrain.data import StepBatch, evaluation_batches, training_batches
-from pretrain.engine import initialize_engine
-from pretrain.layout import Layout, init_layout, make_deterministic, rank_environment
+from pretrain.engine import initialize_engine, step_without_update
+from pretrain.layout import Layout, init_layout, is_about_another_rank, make_deterministic, rank_environment
 from pretrain.model import BertForPreTraining, init_weights, load_weights
 from pretrain.schedule import learning_rate
 from pretrain.settings import Plan, claim_run_folder, dry_run, make_plan, parse_args
@@ -36,36 +36,45 @@ from pretrain.tensors import HEADS
 from pretrain.weights import check_whole
 
 
-def train(plan: Plan, layout: Layout) -> None:
-    """The loop: batch, forward, backward, step, log, evaluate, save, stop."""
+def train(plan: Plan, layout: Layout, watchdog: Watchdog) -> None:
+    """The loop: batch, forward, backward, judge, step, log, evaluate, save, stop."""
     args, output = plan.args, plan.args.output
-    engine, optimizer, first, warnings = start_engine(plan, layout)
+    engine, optimizer, first, mean_loss, warnings = start_engine(plan, layout)
     last = max(first, min(plan.total_steps, args.stop_after or plan.total_steps))
     requests = []  # to stop before that
     log = RunLog(output, layout, first, plan.total_steps)
     log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
     log.launched(first, warnings)
     throughput = Throughput(plan.model, layout)
-    watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, engine.skipped_steps)
+    watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, mean_loss)
     schedule, peak_lr = plan.deepspeed["scheduler"], plan.deepspeed["optimizer"]["params"]["lr"]
     entropy = unigram_entropy(plan.eval_shards) if plan.eval_shards and layout.rank == 0 else None
     batches = training_batches(
-        *(plan.shards, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout),
+        *(plan.data, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout),
         *(range(first, last), args.masks == "dynamic"),
     )
+    watchdog.at(f"step {first + 1}")
     for step, batch in enumerate(batches, start=first + 1):
         rate = learning_rate(schedule, peak_lr, step - 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        sums = train_step(engine, batch, (args.seed, step), layout)
+        sums = accumulate_gradients(engine, batch, (args.seed, step), layout)
         values, requests = exchange(sums, batch, output, layout)
-        if fault := watch.fault(values["loss"], engine.skipped_steps, getattr(engine.optimizer, "loss_scale", 1.0)):
+        if mean := watch.spike(values["loss"]):
+            log.write("spike", step, {"loss": values["loss"], "mean_loss": mean, "skipped": int(args.skip_spikes)})
+            log.say(
+                f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}"
+                + "; its update is skipped" * args.skip_spikes
+            )
+        if mean and args.skip_spikes:
+            step_without_update(engine)
+        else:
+            engine.step()
+        overflowed = not engine.was_step_applied()
+        if fault := watch.fault(values["loss"], overflowed, getattr(engine.optimizer, "loss_scale", 1.0)):
             raise FloatingPointError(
                 describe_fault(fault, step, values | {"learning_rate": rate}, sums, batch, plan, layout)
             )
-        if mean := watch.spike(values["loss"]):
-            log.write("spike", step, {"loss": values["loss"], "mean_loss": mean})
-            log.say(f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}")
         last = step if requests else last
         throughput.add(batch)
         if step % args.log_interval == 0 or step in (1, last):
@@ -75,6 +84,7 @@ def train(plan: Plan, layout: Layout) -> None:
                 log.write_tensors(step, optimizer)
             log.advance(step, loss=f"{values['loss']:.3f}", samples_per_s=f"{values['samples_per_s']:.0f}")
         if plan.eval_shards and (step % args.eval_interval == 0 or step == plan.total_steps):
+            watchdog.at(f"the evaluation after step {step}")
             values = evaluate(engine.module, plan.eval_shards, plan.micro_batch_size, layout)
             log.write("eval", step, values | {"unigram_entropy": entropy})
             log.say(
@@ -83,10 +93,12 @@ def train(plan: Plan, layout: Layout) -> None:
             )
             throughput.reset()
         if step % args.save_interval == 0 or step == last:
-            save_checkpoint(engine, layout, output, step, args.keep_checkpoints, args.keep_every)
+            watchdog.at(f"the save after step {step}")
+            save_checkpoint(engine, layout, output, step, args.keep_checkpoints, args.keep_every, watch.mean)
             throughput.reset()
         if step == last:
             break
+        watchdog.at(f"step {step + 1}")
     if last < plan.total_steps:
         reason = f" by {' and '.join(requests)}" if requests else ""
         log.say(f"stopped{reason} after step {last} of {plan.total_steps}, saved: the same command goes on")
@@ -98,8 +110,8 @@ def train(plan: Plan, layout: Layout) -> None:
 
 
 def start_engine(plan: Plan, layout: Layout) -> tuple:
-    """(engine, optimizer, step it stands after, warnings): from the newest checkpoint, from what the user named, or
-    from the seed.
+    """(engine, optimizer, step it stands after, running mean of the loss, warnings): from the newest checkpoint, from
+    what the user named, or from the seed.
     """
     args, warnings = plan.args, []
     module = BertForPreTraining(plan.model, layout, args.recompute)
@@ -113,24 +125,25 @@ def start_engine(plan: Plan, layout: Layout) -> tuple:
     engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
     if is_new and args.continue_from:
         load_tensors(engine, layout, plan.start.path)
-    first, told = resume(engine, layout, args.output)
-    return engine, optimizer, first, warnings + told
+    first, mean_loss, told = resume(engine, layout, args.output)
+    return engine, optimizer, first, mean_loss, warnings + told
 
 
-def train_step(engine, batch: StepBatch, seed: tuple, layout: Layout) -> torch.Tensor:
-    """One optimizer step. Returns this rank's sums, [micro-batches, 4] float64 on its device: MLM loss, MLM correct,
-    pair loss, pair correct.
+def accumulate_gradients(engine, batch: StepBatch, seed: tuple, layout: Layout) -> torch.Tensor:
+    """Forward and backward of one step; the update is left to the caller. Returns this rank's sums, [micro-batches, 4]
+    float64 on its device: MLM loss, MLM correct, pair loss, pair correct.
 
     The loss is normalised by the step: sums divided by the counts of the whole step, over all ranks and accumulation
     steps. DeepSpeed averages gradients over the data-parallel ranks, hence the factor.
     """
     sums = []
     for index, micro_batch in enumerate(batch.micro_batches):
+        if index:
+            engine.step()  # it only counts micro-batches, until the last one
         outputs = engine(micro_batch.to(layout.device), (*seed, index, layout.dp_rank))
         mlm_loss, _, pair_loss, _ = outputs
         loss = mlm_loss.sum() / max(1, batch.num_predictions) + pair_loss.sum() / max(1, batch.num_pairs)
         engine.backward(loss * layout.dp_size, scale_wrt_gas=False)
-        engine.step()
         sums.append(torch.stack([output.detach().double().sum() for output in outputs]))
     return torch.stack(sums)
 
@@ -169,8 +182,10 @@ def describe_fault(
     Suspects are the micro-batches whose sums are no numbers, or all of the step if none is.
     """
     finite = torch.isfinite(sums).all(1).tolist()
+    folders = [str(shards.folder) for shards, _ in plan.data]
     parts = [
-        {"dp_rank": layout.dp_rank, "micro_batch": index, "is_finite": finite[index], "samples": samples.tolist()}
+        {"dp_rank": layout.dp_rank, "micro_batch": index, "is_finite": finite[index]}
+        | {"samples": [[folders[data_set], sample] for data_set, sample, _ in samples.T.tolist()]}
         for index, samples in enumerate(batch.samples)
         if layout.tp_rank == 0
     ]
@@ -180,7 +195,7 @@ def describe_fault(
     path = plan.args.output / f"fault_step_{step:08d}.json"
     if layout.rank == 0:
         write_json(path, {"step": step, "fault": fault, "seed": plan.args.seed, **values, "micro_batches": suspects})
-    shown = ", ".join(map(str, samples[:8])) + (" ..." if len(samples) > 8 else "")
+    shown = ", ".join(f"{sample} of {folder}" for folder, sample in samples[:4]) + " ..." * (len(samples) > 4)
     return (
         f"step {step}: {fault}; {len(samples)} samples: {shown}; more in {path}. Nothing was saved since the last"
         " checkpoint: lower optimizer.params.lr, or look at the samples with `python -m data_prep.show`"
@@ -247,17 +262,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.deterministic:
         make_deterministic()
     layout = init_layout(args.tensor_parallel, args.sequence_parallel, args.timeout)
+    watchdog = Watchdog(args.timeout)
     try:
-        train(plan, layout)
+        with watchdog:
+            train(plan, layout, watchdog)
     except FloatingPointError as error:
         if layout.rank == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
-        error.add_note(
-            f"rank {layout.rank} on {platform.node()}: if this is about a peer or a timeout, another rank died, or did"
-            f" not answer for --timeout {args.timeout} minutes; its own message or the launcher's names it"
-        )
+        if is_about_another_rank(error):
+            error.add_note(
+                f"rank {layout.rank} on {platform.node()}, in {watchdog.place}: another rank died, or stood still for"
+                f" --timeout {args.timeout:g} minutes. Ranks that no longer answer: {layout.silent_ranks() or 'none'}"
+            )
         raise
     layout.close()
 

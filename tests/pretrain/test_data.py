@@ -1,5 +1,7 @@
 """The order of samples and the making of batches: functions of (seed, step), the same for every layout."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from data_prep.shards import Shards
 from pretrain.data import (
     BLOCK_SIZE,
     check_ids,
+    draw_samples,
     evaluation_batches,
     make_batch,
-    read_batch,
+    num_drawn,
+    read_records,
     rule_of_shards,
     sample_indices,
     training_batches,
@@ -35,14 +39,61 @@ def test_any_part_of_the_endless_sequence_is_the_same_part():
     assert np.array_equal(sample_indices(3, 650, 200, 700), whole[650:850])
 
 
+@pytest.mark.parametrize("num_samples", [1, BLOCK_SIZE - 1, BLOCK_SIZE, 3 * BLOCK_SIZE + 1, 9 * BLOCK_SIZE])
+def test_the_order_is_that_of_whole_blocks_put_behind_one_another(num_samples):
+    for epoch in range(4):
+        blocks = np.random.default_rng((3, epoch)).permutation(-(-num_samples // BLOCK_SIZE))
+        order = (blocks[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)
+        found = sample_indices(3, epoch * num_samples, num_samples, num_samples)
+        assert np.array_equal(found, order[order < num_samples])
+
+
+WEIGHTS = [Fraction("0.3"), Fraction(5), Fraction("1e-3"), Fraction(1, 3)]
+
+
+def test_a_mixture_has_the_shares_of_its_weights_at_every_place():
+    shares = [weight / sum(WEIGHTS) for weight in WEIGHTS]
+    before = [0] * len(WEIGHTS)
+    for place in [*range(3000), 10**12, 10**12 + 1]:
+        counts = num_drawn(place, WEIGHTS)
+        assert sum(counts) == place and all(0 <= last <= now for last, now in zip(before, counts, strict=True))
+        errors = [abs(count - place * share) for count, share in zip(counts, shares, strict=True)]
+        assert max(errors) < len(WEIGHTS)
+        before = counts
+    assert num_drawn(18, [Fraction(3), Fraction(1)]) == [13, 5]  # the module's example
+
+
+def test_each_data_set_of_a_mixture_has_its_own_whole_epochs():
+    """However the sequence is cut into batches; a single one is what it is alone, whatever its weight."""
+    sizes = [300, 2 * BLOCK_SIZE + 17, 5, 40]
+    whole = draw_samples(7, 0, 5000, sizes, WEIGHTS)
+    batches = np.concatenate([draw_samples(7, start, 40, sizes, WEIGHTS) for start in range(0, 5000, 40)], axis=1)
+    for data_set, size in enumerate(sizes):
+        _, indices, epochs = whole[:, whole[0] == data_set]
+        assert np.array_equal(batches[1:, batches[0] == data_set], [indices, epochs])
+        assert np.array_equal(indices, sample_indices(7, 0, len(indices), size))
+        for epoch in range(len(indices) // size):
+            assert sorted(indices[epochs == epoch]) == list(range(size))
+    assert max(whole[2, whole[0] == 1]) > 5  # it has been read several times
+    alone = draw_samples(7, 1234, 900, [700], [Fraction(2)])
+    assert np.array_equal(alone[1], sample_indices(7, 1234, 900, 700)) and not alone[0].any()
+
+
+@pytest.mark.parametrize("weights", [[1], [3, 1]], ids=["one set", "two sets"])
 @pytest.mark.parametrize("dp_size", [1, 2, 4])
-def test_every_layout_sees_the_same_global_batch(dp_size, shard_folders):
-    shards = Shards(shard_folders[0])
-    whole = next(training_batches(shards, 0, 16, 16, Layout(1, 1, 0, 0, CPU), range(5, 6)))
+def test_every_layout_sees_the_same_global_batch(dp_size, weights, shard_folders):
+    data = list(zip(map(Shards, shard_folders), map(Fraction, weights), strict=False))
+    whole = next(training_batches(data, 0, 16, 16, Layout(1, 1, 0, 0, CPU), range(5, 6)))
     parts = [
-        next(training_batches(shards, 0, 16, 2, Layout(dp_size, 1, rank, 0, CPU), range(5, 6)))
-        for rank in range(dp_size)
+        next(training_batches(data, 0, 16, 2, Layout(dp_size, 1, rank, 0, CPU), range(5, 6))) for rank in range(dp_size)
     ]
+    samples = np.concatenate([samples for part in parts for samples in part.samples], axis=1)
+    assert np.array_equal(samples, whole.samples[0])
+    assert np.bincount(samples[0]).tolist() == [16 * weight // sum(weights) for weight in weights]
+    for (data_set, index, _), row in zip(samples.T, range(16), strict=True):
+        starts = whole.micro_batches[0].sequences.cu_seqlens
+        tokens = whole.micro_batches[0].sequences.token_ids[starts[row] : starts[row + 1]]
+        assert tokens.tolist() == data[data_set][0].gather(np.array([index])).token_ids.tolist()
     tokens = torch.cat([batch.sequences.token_ids for part in parts for batch in part.micro_batches])
     assert torch.equal(tokens, whole.micro_batches[0].sequences.token_ids)
     assert {part.num_predictions for part in parts} == {len(whole.micro_batches[0].masked_lm_labels)}
@@ -70,7 +121,7 @@ def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_
     rule = rule_of_shards(shards)
     indices = np.array([3, 0, 7, 12, 40])
     stored, first, second = (
-        read_batch(shards, indices, *more)
+        make_batch(read_records(shards, indices, *more))
         for more in ((), (np.zeros(5, np.int64), rule), (np.array([1, 0, 1, 0, 1]), rule))
     )
     for name in ("masked_lm_positions", "masked_lm_labels"):
@@ -87,26 +138,36 @@ def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_
     assert torch.equal(stored.sequences.token_ids, second.sequences.token_ids)
 
 
-def count_predictions(folder, num_steps):
-    """(what the loader says of each step, what this rank holds of it)."""
-    batches = training_batches(Shards(folder), 0, 16, 4, init_layout(), range(num_steps), dynamic_masks=True)
-    told_and_held = [
-        (batch.num_predictions, sum(len(part.masked_lm_labels) for part in batch.micro_batches)) for batch in batches
-    ]
-    return tuple(list(column) for column in zip(*told_and_held, strict=True))
+def count_predictions(folders, num_steps):
+    """(what the loader says of each step, what this rank holds of it, the sum of its labels)."""
+    data = [(Shards(folder), Fraction(1)) for folder in folders]
+    batches = training_batches(data, 0, 16, 4, init_layout(), range(num_steps), dynamic_masks=True)
+    rows = []
+    for batch in batches:
+        labels = torch.cat([part.masked_lm_labels for part in batch.micro_batches])
+        rows.append((batch.num_predictions, len(labels), int(labels.sum())))
+    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 def test_every_rank_knows_how_many_words_were_masked_on_all(shard_folders, tmp_path):
     """Whole words give other numbers of predictions in another epoch; the loss is divided by those of all ranks."""
-    corpus = str(shard_folders[0].parent / "train_corpus")
     options = ["--seq-length", "64", "--max-predictions", "10", "--duplicates", "1", "--whole-word"]
-    build.main(["--corpus", corpus, "--output", str(tmp_path / "words"), *options])
-    shards = Shards(tmp_path / "words")
-    num_steps = 3 * shards.num_sequences // 16
-    ((alone, _),) = run_ranks(count_predictions, 1, tmp_path / "words", num_steps)
-    (told, first), (also_told, second) = run_ranks(count_predictions, 2, tmp_path / "words", num_steps)
-    assert told == also_told == alone == [a + b for a, b in zip(first, second, strict=True)]
-    assert sum(alone) != 3 * shards.manifest["num_predictions"]
+    folders = [tmp_path / folder.name for folder in shard_folders]
+    for folder in folders:
+        corpus = shard_folders[0].parent / f"{folder.name}_corpus"
+        build.main(["--corpus", str(corpus), "--output", str(folder), *options])
+    num_steps = 3 * Shards(folders[0]).num_sequences // 16
+    ((alone, _, labels),) = run_ranks(count_predictions, 1, folders, num_steps)
+    (told, *first), (also_told, *second) = run_ranks(count_predictions, 2, folders, num_steps)
+    numbers, sums = np.add(first, second)
+    assert told == also_told == alone == numbers.tolist() and labels == sums.tolist()
+    data = [(Shards(folder), Fraction(1)) for folder in folders]
+    stored = training_batches(data, 0, 16, 16, Layout(1, 1, 0, 0, CPU), range(num_steps))
+    same = [
+        int(step.micro_batches[0].masked_lm_labels.sum()) == total for step, total in zip(stored, labels, strict=True)
+    ]
+    num_first = 2 * data[1][0].num_sequences // 16  # steps until the smaller set begins again, with other masks
+    assert all(same[:num_first]) and not any(same[num_first + 1 :])
 
 
 @pytest.mark.parametrize("column", ["token_ids", "masked_lm_labels"])
@@ -115,10 +176,10 @@ def test_an_id_beyond_the_vocabulary_is_named_by_its_sample(column, shard_folder
     indices = np.array([3, 0, 7])
     records = shards.gather(indices)
     size = shards.manifest["vocab"]["size"]
-    check_ids(records, indices, size)
+    check_ids(records, indices, shards)
     getattr(records, column)[-1] = size
-    with pytest.raises(ValueError, match=f"sample 7 holds token id {size}, but the vocabulary has {size} entries"):
-        check_ids(records, indices, size)
+    with pytest.raises(ValueError, match=f"sample 7 of .*train holds token id {size}, but the vocabulary has {size} e"):
+        check_ids(records, indices, shards)
 
 
 @pytest.mark.parametrize("dp_size", [1, 3])

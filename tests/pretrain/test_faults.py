@@ -3,6 +3,7 @@ a rank that dies.
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from pretrain.faults import LossWatch, lock_run_folder
+from pretrain.layout import free_port
 from pretrain.telemetry import read_metrics
 from pretrain.train import main
 from tests.pretrain.test_train import CONFIG, ROOT, arguments, losses, run_training
@@ -34,6 +36,18 @@ def start(argv: list[str], log: Path, *launcher: str) -> subprocess.Popen:
     command = [*(launcher or (sys.executable, "-m")), "pretrain.train", *argv]
     with open(log, "w") as file:
         return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+
+
+def start_ranks(argv: list[str], logs: list[Path]) -> list[subprocess.Popen]:
+    """A rank a log, without a launcher, which costs seconds."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(logs))}
+    processes = []
+    for rank, log in enumerate(logs):
+        environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with open(log, "w") as file:
+            command = [sys.executable, "-m", "pretrain.train", *argv]
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
+    return processes
 
 
 def wait_for_step(output: Path, process: subprocess.Popen, log: Path, step: int = 2) -> None:
@@ -90,31 +104,34 @@ def fault_of(argv: list[str]) -> str:
 
 def test_a_loss_that_is_no_number_stops_with_its_samples(shard_folders, config_file, tmp_path):
     """A learning rate of 1e30 makes the loss of step 2 NaN, though only step 1 and multiples of 5 are logged."""
-    more = ["--set", "optimizer.params.lr=1e30", "--log-interval", "5", "--tensor-parallel", "2"]
+    data = [f"{folder}={weight}" for folder, weight in zip(shard_folders, (3, 1), strict=True)]
+    more = ["--data", *data] + ["--set", "optimizer.params.lr=1e30", "--log-interval", "5", "--tensor-parallel", "2"]
     faults = run_ranks(fault_of, 2, arguments(shard_folders, config_file, tmp_path / "run", *more))
     assert faults[0] == faults[1]
     assert re.match(
-        r"step 2: the loss is (nan|inf); 16 samples: \d+, .* \.\.\.; more in .*fault_step_00000002", faults[0]
+        r"step 2: the loss is (nan|inf); 16 samples: \d+ of \S+/train, .* \.\.\.; more in .*fault_step_00000002",
+        faults[0],
     )
     dump = json.loads((tmp_path / "run/fault_step_00000002.json").read_text())
     assert [len(part["samples"]) for part in dump["micro_batches"]] == [4, 4, 4, 4]
+    folders = [folder for part in dump["micro_batches"] for folder, _ in part["samples"]]
+    assert folders == [str(shard_folders[0])] * 12 + [str(shard_folders[1])] * 4
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
 def test_overflow_after_overflow_is_a_fault_and_a_few_are_not():
-    watch = LossWatch({"initial_scale_power": 4}, None, num_skipped=7)
-    assert [watch.fault(1.0, 7 + count, 2.0**20) for count in (1, 2, 3, 3, 4, 5, 6)] == [None] * 7
-    assert watch.fault(1.0, 14, 2.0**16) == "the gradients overflowed 4 times in a row, loss scale 65536"
-    assert LossWatch({}, None, num_skipped=0).fault(1.0, 1, 1.0) == (
-        "the gradients overflowed 1 times in a row, loss scale 1"
-    )
+    watch = LossWatch({"initial_scale_power": 4}, None)
+    assert [watch.fault(1.0, bool(overflowed), 2.0**20) for overflowed in (1, 1, 1, 0, 1, 1, 1)] == [None] * 7
+    assert watch.fault(1.0, True, 2.0**16) == "the gradients overflowed 4 times in a row, loss scale 65536"
+    assert LossWatch({}, None).fault(1.0, True, 1.0) == ("the gradients overflowed 1 times in a row, loss scale 1")
 
 
 def test_a_spike_is_told_only_if_asked(shard_folders, config_file, tmp_path):
-    watch = LossWatch({}, 1.5, num_skipped=0)
+    watch = LossWatch({}, 1.5)
     assert [watch.spike(loss) for loss in (2.0, 2.9, 1.0)] == [None] * 3
     assert watch.spike(9.0) == pytest.approx(1.99891)
-    assert LossWatch({}, None, num_skipped=0).spike(9.0) is None
+    assert LossWatch({}, 1.5, watch.mean).spike(9.0) == watch.mean == pytest.approx(2.0689191)
+    assert LossWatch({}, None).spike(9.0) is None
     more = ["--spike-factor", "1.01", "--set", "optimizer.params.lr=3", "--steps", "3"]
     run_ranks(run_training, 1, arguments(shard_folders, config_file, tmp_path / "run", *more))
     spike = read_metrics(tmp_path / "run", "spike")[0]
@@ -134,7 +151,49 @@ def test_a_rank_that_dies_takes_the_others_down_within_a_minute(shard_folders, c
     print(f"down after {time.monotonic() - killed:.1f} s")
     assert not any(rank.is_running() for rank in ranks.values())
     assert re.search(r"--local_rank=1.* exits with return code = -9", log.read_text())
-    assert re.search(r"rank 0 on \S+: if this is about a peer or a timeout, another rank died", log.read_text())
+    assert re.search(r"rank 0 on \S+, in step \d+: another rank died, .* no longer answer: \[1\]", log.read_text())
+
+
+HANGS = """
+import ctypes, sys
+from pretrain.faults import Watchdog
+
+with Watchdog(0) as watchdog:
+    watchdog.seconds = 0.2
+    watchdog.at("step 1")
+    watchdog.at("step 2")
+    def read_from_a_dead_file_system():
+        ctypes.PyDLL(None).sleep(60)  # and never lets go of the interpreter
+    read_from_a_dead_file_system()
+"""
+
+
+def test_a_rank_that_hangs_says_where_and_ends():
+    began = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", HANGS], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and time.monotonic() - began < 20
+    assert "in read_from_a_dead_file_system" in result.stderr and "Timeout (0:00:00.2" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_stands_still_is_named_and_the_job_goes_on(stopped, shard_folders, config_file, tmp_path):
+    """SIGSTOP of one rank of two, --timeout of 6 s. Measured: the other ends after 18 and 19 s."""
+    output, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
+    argv = arguments(shard_folders, config_file, output, *LONG, "--timeout", "0.1")
+    ranks = start_ranks(argv, logs)
+    wait_for_step(output, ranks[0], logs[0])
+    ranks[stopped].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert ranks[1 - stopped].wait(60) == 1
+    print(f"ended after {time.monotonic() - began:.1f} s")
+    ranks[stopped].kill()
+    assert ranks[stopped].wait(10) == -signal.SIGKILL
+    told = rf"rank {1 - stopped} on \S+, in step \d+: another rank died, .* no longer answer: \[{stopped}\]"
+    assert re.search(told, logs[1 - stopped].read_text())
+    ranks = start_ranks([*argv, "--stop-after", "2"], logs)
+    assert [rank.wait(120) for rank in ranks] == [0, 0], logs[0].read_text()
+    assert last_step(output) == 2
 
 
 @pytest.mark.slow

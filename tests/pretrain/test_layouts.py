@@ -15,7 +15,7 @@ from pretrain.engine import initialize_engine
 from pretrain.lamb import Fragment
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
-from pretrain.train import train_step
+from pretrain.train import accumulate_gradients
 from tests.ranks import run_ranks
 
 MODEL = ModelConfig(500, 128, 2, 4, 512, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -56,11 +56,12 @@ def train_curve(
         }
     losses = []
     micro_batch_size = config["train_micro_batch_size_per_gpu"]
-    batches = training_batches(Shards(shards), 0, BATCH_SIZE, micro_batch_size, layout, range(NUM_STEPS))
+    batches = training_batches([(Shards(shards), 1)], 0, BATCH_SIZE, micro_batch_size, layout, range(NUM_STEPS))
     for step, batch in enumerate(batches):
         mlm_loss, _, pair_loss, _ = layout.sum_over_data_parallel(
-            train_step(engine, batch, (0, step), layout).sum(0)
+            accumulate_gradients(engine, batch, (0, step), layout).sum(0)
         ).tolist()
+        engine.step()
         losses.append(mlm_loss / batch.num_predictions + pair_loss / batch.num_pairs)
     if folder is None:
         return losses, None

@@ -7,12 +7,21 @@ import pytest
 import torch
 
 from data_prep import build
-from pretrain.checkpoint import MOMENTS, find_checkpoint, list_checkpoints, tensor_reader
+from pretrain.checkpoint import list_checkpoints
 from pretrain.convert import main as convert
 from pretrain.settings import make_plan, parse_args
 from pretrain.telemetry import read_metrics
 from pretrain.train import main
-from tests.pretrain.test_train import CONFIG, ROOT, SMALL_MODEL, arguments, losses, run_training, without_pair_task
+from tests.pretrain.test_train import (
+    CONFIG,
+    ROOT,
+    SMALL_MODEL,
+    arguments,
+    losses,
+    run_training,
+    state,
+    without_pair_task,
+)
 from tests.ranks import run_ranks
 
 PHASE_2 = {
@@ -54,27 +63,28 @@ def phase_1(shard_folders, config_files, tmp_path_factory) -> Path:
     return output
 
 
-def state(run: Path, kinds=("weight", *MOMENTS)) -> dict[tuple, torch.Tensor]:
-    names, read = tensor_reader(find_checkpoint(run))
-    return {(name, kind): read(name, kind) for name in names for kind in kinds}
-
-
+@pytest.mark.parametrize(
+    ("world_size", "tensor_parallel", "stops"),
+    [(2, 1, (1, 3, 4)), pytest.param(4, 2, (10, 20), marks=pytest.mark.slow)],
+)
 def test_through_the_switch_a_stopped_run_is_bit_for_bit_the_uninterrupted_one(
-    long_shards, config_files, phase_1, tmp_path
+    world_size, tensor_parallel, stops, long_shards, config_files, phase_1, tmp_path
 ):
-    """Data parallel 2 and ZeRO 2 after tensor parallel 2 and ZeRO 1, dropout on."""
+    """Data parallel 2 and ZeRO 2, then tensor parallel 2 too, after tensor parallel 2 and ZeRO 1; dropout on."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    more = ["--continue-from", str(phase_1)]
-    run_ranks(run_training, 2, arguments(long_shards, config_files[1], whole, *more))
-    for stop in (["--stop-after", "1"], ["--stop-after", "3"], []):
-        run_ranks(run_training, 2, arguments(long_shards, config_files[1], halves, *more, *stop))
-    assert len(losses(whole)) == 4
+    more = ["--continue-from", str(phase_1), "--steps", str(stops[-1]), "--tensor-parallel", str(tensor_parallel)]
+    run_ranks(run_training, world_size, arguments(long_shards, config_files[1], whole, *more))
+    for stop in stops:
+        stopping = arguments(long_shards, config_files[1], halves, *more, "--stop-after", str(stop))
+        run_ranks(run_training, world_size, stopping)
+    assert len(losses(whole)) == stops[-1]
     assert losses(halves) == losses(whole)
     found, expected = state(halves), state(whole)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert read_metrics(halves, "eval")[-1] == read_metrics(whole, "eval")[-1]
-    rates = [row["learning_rate"] for row in read_metrics(whole, "train")]
-    assert rates == pytest.approx([2e-3, 4e-3, 2e-3, 1e-3])
+    if stops[-1] == 4:
+        rates = [row["learning_rate"] for row in read_metrics(whole, "train")]
+        assert rates == pytest.approx([2e-3, 4e-3, 2e-3, 1e-3])
 
 
 def test_weights_and_moments_are_those_of_phase_1(long_shards, config_files, phase_1, tmp_path):

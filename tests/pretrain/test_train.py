@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep.cli import sha256_file
 from data_prep.shards import make_manifest
-from pretrain.checkpoint import find_checkpoint, read_tensors
+from pretrain.checkpoint import MOMENTS, find_checkpoint, read_tensors, tensor_reader
+from pretrain.faults import Watchdog
 from pretrain.layout import init_layout
 from pretrain.settings import claim_run_folder, make_plan, parse_args
 from pretrain.telemetry import read_metrics
@@ -66,38 +68,68 @@ def run_training(argv: list[str]) -> None:
     if layout.rank == 0:
         claim_run_folder(plan)
     layout.barrier()
-    train(plan, layout)
+    with Watchdog(args.timeout) as watchdog:
+        train(plan, layout, watchdog)
+
+
+def with_folders(flags: list[str], shard_folders) -> list[str]:
+    """Flags with the shards' folders where they say {train} and {heldout}."""
+    train_shards, eval_shards = map(str, shard_folders)
+    return [flag.replace("{train}", train_shards).replace("{heldout}", eval_shards) for flag in flags]
 
 
 def losses(output: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(output, "train")]
 
 
+def state(run: Path) -> dict[tuple, torch.Tensor]:
+    """(name, kind) -> weight or moment of a run's newest checkpoint."""
+    names, read = tensor_reader(find_checkpoint(run))
+    return {(name, kind): read(name, kind) for name in names for kind in ("weight", *MOMENTS)}
+
+
+SPIKES = ["--spike-factor", "1.15", "--skip-spikes"]  # at a rate of 1 there are some
+MIXED = ["--data", "{train}=3", "{heldout}=0.7"]
+ALL_STAGES = [
+    (2, 1, 0, SPIKES),
+    (2, 1, 1, []),
+    (2, 1, 2, MIXED),
+    (2, 1, 3, ["--recompute", "full", "--masks", "dynamic", *MIXED, *SPIKES]),
+    (2, 2, 2, ["--sequence-parallel", "--recompute", "selective"]),
+]
+ALL_STAGES += [
+    pytest.param(4, 2, stage, flags, marks=pytest.mark.slow)
+    for stage, flags in enumerate(([], SPIKES, ["--sequence-parallel", *MIXED], SPIKES))
+]
+
+
 @pytest.mark.parametrize(
     ("world_size", "tensor_parallel", "stage", "flags"),
-    [
-        (2, 2, 1, []),
-        (2, 2, 2, ["--sequence-parallel", "--recompute", "selective"]),
-        (2, 1, 2, []),
-        (2, 1, 3, ["--recompute", "full", "--masks", "dynamic"]),
-        (1, 1, 0, []),
-    ],
-    ids=["tp2 zero1", "tp2 zero2 split tokens", "dp2 zero2", "dp2 zero3", "zero0"],
+    ALL_STAGES,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     world_size, tensor_parallel, stage, flags, shard_folders, config_file, tmp_path
 ):
-    more = [*flags, "--tensor-parallel", str(tensor_parallel), "--set", f"zero_optimization.stage={stage}"]
+    """20 steps are 10 and a resume and 10, dropout 0.1: losses, spikes, evaluation, weights and moments."""
+    (tmp_path / "model.json").write_text(json.dumps(SMALL_MODEL))
+    more = ["--model", str(tmp_path / "model.json"), "--steps", "20", *with_folders(flags, shard_folders)]
+    more += ["--tensor-parallel", str(tensor_parallel), "--set", f"zero_optimization.stage={stage}"]
+    more += ["optimizer.params.lr=1"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     run_ranks(run_training, world_size, arguments(shard_folders, config_file, whole, *more))
-    run_ranks(run_training, world_size, arguments(shard_folders, config_file, halves, *more, "--stop-after", "3"))
+    run_ranks(run_training, world_size, arguments(shard_folders, config_file, halves, *more, "--stop-after", "10"))
     assert not (halves / "finished.json").exists()
     run_ranks(run_training, world_size, arguments(shard_folders, config_file, halves, *more))
-    assert len(losses(whole)) == 6
+    assert len(losses(whole)) == 20 and json.loads((whole / "config.json").read_text())["hidden_dropout_prob"] == 0.1
     assert losses(halves) == losses(whole)
+    spikes = read_metrics(whole, "spike")
+    assert read_metrics(halves, "spike") == spikes and all(row["skipped"] for row in spikes)
+    if "--skip-spikes" in flags:
+        assert min(row["step"] for row in spikes) <= 10 < max(row["step"] for row in spikes)
     assert read_metrics(halves, "eval")[-1] == read_metrics(whole, "eval")[-1]
-    expected = dict(read_tensors(find_checkpoint(whole)))
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in read_tensors(find_checkpoint(halves)))
+    found, expected = state(halves), state(whole)
+    assert len(expected) > 60 and all(torch.equal(found[key], expected[key]) for key in expected)
     assert (halves / "finished.json").exists()
 
 
@@ -170,12 +202,27 @@ def test_held_out_averages_do_not_depend_on_the_layout(shard_folders, config_fil
         (["--set", "bf16.enabled=true", "zero_optimization.stage=0"], 1, "choose stage 1"),
         (["--model", "tny"], 1, "did you mean 'tiny'"),
         (["--steps", "0"], 1, "--steps 0"),
+        (["--timeout", "-0.5"], 1, "--timeout -0.5 is not a positive number"),
+        (["--spike-factor", "1"], 1, "--spike-factor 1 is not above 1: every step would be a spike"),
+        (["--skip-spikes"], 1, "--skip-spikes has to know what a spike is: give --spike-factor too"),
         (["--data", "nowhere"], 1, "nowhere does not exist"),
+        (["--data", "{train}=1", "nowhere=1"], 1, "nowhere does not exist"),
+        (
+            ["--data", "{train}", "{heldout}=1"],
+            1,
+            "--data .*/train: its weight is missing; several data sets are given",
+        ),
+        (["--data", "{train}=1", "{heldout}=much"], 1, "heldout=much: 'much' is no number; several data sets are"),
+        (["--data", "{train}=1", "{heldout}=1/0"], 1, "'1/0' is no number"),
+        (["--data", "{train}=1", "{heldout}=0"], 1, "heldout=0: a weight is a number above 0; leave the folder out"),
+        (["--data", "{train}=1", "{heldout}=-2"], 1, "heldout=-2: a weight is a number above 0"),
+        (["--data", "{train}=1", "{train}/../train=1"], 1, "twice; give it once, with the sum of the weights"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(
     more, world_size, message, shard_folders, config_file, tmp_path
 ):
+    more = with_folders(more, shard_folders)
     args = parse_args(arguments(shard_folders, config_file, tmp_path / "run", *more))
     with pytest.raises(ValueError, match=message):
         make_plan(args, world_size)
@@ -219,12 +266,55 @@ def test_bf16_with_all_that_saves_memory_follows_float32(shard_folders, config_f
 
 def without_pair_task(folder: Path, copy: Path) -> Path:
     """The same shards, told as if they held no pairs."""
+    return told_otherwise(folder, copy, "pair_task", "none")
+
+
+def told_otherwise(folder: Path, copy: Path, key: str, value: object) -> Path:
+    """The same shards, told as if they had been built with another setting."""
     shutil.copytree(folder, copy)
     told = json.loads((copy / "manifest.json").read_text())
-    config = told["config"] | {"pair_task": "none"}
-    manifest = make_manifest(config, told["vocab"], told["corpus"], told["shards"])
+    manifest = make_manifest(told["config"] | {key: value}, told["vocab"], told["corpus"], told["shards"])
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return copy
+
+
+@pytest.mark.parametrize(("key", "value"), [("seq_length", 128), ("pair_task", "sop"), ("masked_lm_prob", 0.2)])
+def test_only_data_sets_of_one_kind_are_mixed(key, value, shard_folders, config_file, tmp_path):
+    other = told_otherwise(shard_folders[1], tmp_path / "other", key, value)
+    more = ["--data", f"{shard_folders[0]}=1", f"{other}=1"]
+    with pytest.raises(ValueError, match=f"other has {key}={value}, but .*/train has {key}=.*; build both alike"):
+        make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", *more)), 1)
+
+
+def test_data_sets_of_two_vocabularies_are_not_mixed(shard_folders, config_file, tmp_path):
+    other = shutil.copytree(shard_folders[1], tmp_path / "other")
+    (vocabulary,) = other.glob("*.model")
+    vocabulary.write_bytes(vocabulary.read_bytes() + b"x")
+    told = json.loads((other / "manifest.json").read_text())
+    vocab = told["vocab"] | {"sha256": sha256_file(vocabulary)}
+    (other / "manifest.json").write_text(
+        json.dumps(make_manifest(told["config"], vocab, told["corpus"], told["shards"]))
+    )
+    more = ["--data", f"{shard_folders[0]}=1", f"{other}=1"]
+    with pytest.raises(ValueError, match="other and .*/train have different vocabularies; build both with the same"):
+        make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", *more)), 1)
+
+
+def test_what_is_read_and_in_which_shares_makes_a_run(shard_folders, config_file, tmp_path):
+    """The scale of the weights does not, nor the name of a lone folder, which may hold a sign of its own."""
+
+    def identity(*data: str) -> dict:
+        more = ["--data", *with_folders(data, (shard_folders[0], tmp_path / "a=b"))]
+        return make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", *more)), 1).identity()
+
+    shutil.copytree(shard_folders[0], tmp_path / "a=b")
+    assert identity("{train}") == identity("{train}=7") == identity("{heldout}") == identity("{heldout}=2")
+    shutil.rmtree(tmp_path / "a=b")
+    shutil.copytree(shard_folders[1], tmp_path / "a=b")
+    mixed = identity("{train}=3", "{heldout}=1")
+    assert mixed == identity("{train}=0.6", "{heldout}=0.2")
+    assert mixed["data"] not in (identity("{train}=1", "{heldout}=1")["data"], identity("{train}")["data"])
+    assert [share for _, share in mixed["data"]] == ["3/4", "1/4"]
 
 
 def test_the_data_decides_whether_there_is_a_pair_head(shard_folders, config_file, tmp_path):
