@@ -1,13 +1,14 @@
 """The command line of `evaluation.finetune`: its arguments, the checks that need no work, and what they resolve to."""
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.cli import sha256_file
-from evaluation.classification import OWN_TASKS, TextTask, own_task
+from evaluation.classification import OWN_TASKS, own_task, text_task
 from evaluation.encoder import Start
 from evaluation.glue import GLUE_TASKS
+from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
 from pretrain.layout import rank_environment
 
@@ -74,9 +75,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--max-seq-length",
         type=int,
-        default=128,
         metavar="N",
-        help="examples are cut to so many tokens (default %(default)s)",
+        help="tokens a sequence: sentences are cut to them, documents and long sentences read in windows (default 128; "
+        "SQuAD 384)",
     )
     how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
@@ -102,7 +103,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError("fine-tuning runs in one process; start it with plain python, without a launcher")
 
 
-def find_task(args: argparse.Namespace) -> TextTask:
+def find_task(args: argparse.Namespace) -> Task:
     """The task by its name; ValueError names the nearest one for a misspelt name."""
     name = args.task.lower()
     if name not in TASKS:
@@ -110,17 +111,18 @@ def find_task(args: argparse.Namespace) -> TextTask:
     if not args.data_dir.is_dir():
         raise ValueError(f"--data-dir {args.data_dir}: no such folder")
     if name in OWN_TASKS:
-        return own_task(name, args.data_dir, args.train_file, args.dev_file)
-    task = GLUE_TASKS[name]
-    return replace(task, train_file=args.train_file or task.train_file, dev_file=args.dev_file or task.dev_file)
+        return text_task(own_task(name, args.data_dir, args.train_file, args.dev_file))
+    form = GLUE_TASKS[name]
+    form = replace(form, train_file=args.train_file or form.train_file, dev_file=args.dev_file or form.dev_file)
+    return text_task(form)
 
 
-def resolve_settings(args: argparse.Namespace, task: TextTask, start: Start | None, train: list, dev: list) -> dict:
+def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, train: list, dev: list) -> dict:
     """All that determines the results of a seed, as finetune.json has it; checks what depends on the model."""
     paths = {"train": args.data_dir / task.train_file, "dev": args.data_dir / task.dev_file}
     data = {split: {"file": str(path), "sha256": sha256_file(path)} for split, path in paths.items()}
     settings = {
-        "task": asdict(task),
+        "task": task.settings,
         "checkpoint": args.checkpoint,
         **data,
         "num_train": len(train),
@@ -128,17 +130,18 @@ def resolve_settings(args: argparse.Namespace, task: TextTask, start: Start | No
     }
     if start is None:
         return settings
-    longest = start.config.max_position_embeddings
-    if not 5 <= args.max_seq_length <= longest:
+    longest, max_seq_length = start.config.max_position_embeddings, args.max_seq_length or task.max_seq_length
+    if not 5 <= max_seq_length <= longest:
         raise ValueError(
-            f"--max-seq-length {args.max_seq_length}: the model has positions for {longest} tokens; choose 5 to that"
+            f"--max-seq-length {max_seq_length}: the model has positions for {longest} tokens; choose 5 to that"
         )
     return {
         **settings,
         "weights": start.weights and str(start.weights.path),
         "model": start.config.to_json(),
         "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
-        **{name: getattr(args, name) for name in ("epochs", "batch_size", "max_seq_length")},
+        "max_seq_length": max_seq_length,
+        **{name: getattr(args, name) for name in ("epochs", "batch_size")},
         "deepspeed_config": deepspeed_settings(args, len(train)),
     }
 

@@ -58,7 +58,8 @@ def test_a_run_learns_and_keeps_finished_seeds(task, capsys):
     assert [row["kind"] for row in rows] == (["train"] * 20 + ["dev"]) * 3
     assert rows[0]["loss"] > 3 * rows[-2]["loss"]
     lines = (task / "run/seed_1/predictions.tsv").read_text().splitlines()
-    assert lines[:2] == ["index\tlabel\tprediction", "0\tred\tred"]
+    assert lines[0] == "index\tlabel\tprediction\tp(green)\tp(red)"
+    assert lines[1].startswith("0\tred\tred\t0.0")
 
     # A seed lost to a kill is run again to the same end, the other one is kept, a further one is added.
     kept = (task / "run/seed_0/result.json").stat().st_mtime_ns
