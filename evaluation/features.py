@@ -27,7 +27,7 @@ class Features:
     sequence_start: np.ndarray  # [N+1] int64, in tokens
     segment_b_start: np.ndarray  # [N] int64, inside the sequence; its length where there is no second segment
     labels: np.ndarray | None
-    num_truncated: int
+    note: str  # what was cut or windowed, for the user
 
     def __len__(self) -> int:
         return len(self.segment_b_start)
@@ -67,7 +67,7 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence, max_seq_length: in
         sequence_start=np.cumsum([0, *map(len, sequences)]),
         segment_b_start=np.array(segment_b_start),
         labels=labels,
-        num_truncated=int(num_truncated),
+        note=f"{num_truncated:,} of {len(examples):,} cut to {max_seq_length} tokens",
     )
 
 

@@ -91,8 +91,7 @@ def fine_tune(
     encoder = read_encoder(start)
     train_features = task.encode(start.tokenizer, train, settings["max_seq_length"], "training examples")
     dev_features = task.encode(start.tokenizer, dev, settings["max_seq_length"], "dev examples")
-    cut = f"{train_features.num_truncated:,} training and {dev_features.num_truncated:,} dev examples"
-    print(f"cut to {settings['max_seq_length']} tokens: {cut}")
+    print(f"training examples: {train_features.note}; dev examples: {dev_features.note}")
     for seed in seeds:
         model = task.head(start.config, layout, task.num_outputs)
         drawn = fill_model(model, encoder, seed)

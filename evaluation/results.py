@@ -95,14 +95,17 @@ def seed_table(results: dict) -> str:
 
 def detail_table(results: dict) -> str:
     """The scores after the last epoch that have no column in the main table (by type of entity, with and without an
-    answer): mean ± standard deviation and each seed, in percent. "" if there are none.
+    answer): mean ± standard deviation and each seed, in percent, a threshold as it is. "" if there are none.
     """
     seeds = [scores_of(row, "last") for row in results["seeds"]]
     names = [name for name in seeds[0] if name not in results["metrics"]]
-    rows = [
-        [name, mean_and_spread(spread([scores[name] for scores in seeds])), *(percent(s[name]) for s in seeds)]
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        values = [scores.get(name) for scores in seeds]
+        if name.endswith("threshold"):
+            rows.append([name, "", *(f"{value:.3f}" for value in values)])
+        else:
+            rows.append([name, mean_and_spread(spread(values)), *map(percent, values)])
     headers = ["last epoch", "mean ± std", *(f"seed {row['seed']}" for row in results["seeds"])]
     align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(rows, headers, disable_numparse=True, colalign=align) if rows else ""

@@ -5,22 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.cli import sha256_file
+from evaluation.baselines import BASELINES
 from evaluation.classification import OWN_TASKS, own_task, text_task
 from evaluation.encoder import Start
 from evaluation.glue import GLUE_TASKS
+from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
 from pretrain.layout import rank_environment
 
-TASKS = (*GLUE_TASKS, *OWN_TASKS)
+TASKS = (*GLUE_TASKS, *SQUAD_TASKS, *OWN_TASKS)
 TASK_HELP = (
-    f"of GLUE {', '.join(GLUE_TASKS)}; classification or regression for your own files (TSV, CSV or JSONL with the "
-    "columns sentence, label or sentence1, sentence2, label)"
+    f"of GLUE {', '.join(GLUE_TASKS)}; squad1 or squad2 for SQuAD 1.1 or 2.0; classification or regression for your "
+    "own files (TSV, CSV or JSONL with the columns sentence, label or sentence1, sentence2, label)"
 )
 CHECKPOINT_HELP = (
     "a pretraining run or one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
     "pretraining; 'majority' or 'ngram' for a baseline without a network"
 )
+SQUAD_FLAGS = ("doc_stride", "max_query_length", "max_answer_length")
 MAX_GRAD_NORM = 1.0
 # What a flag of this command states has no second home in a DeepSpeed file.
 KEYS_OF_FLAGS = (
@@ -80,6 +83,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "SQuAD 384)",
     )
     how.add_argument(
+        "--doc-stride", type=int, metavar="N", help="SQuAD: a window on the passage every N tokens (default 128)"
+    )
+    how.add_argument("--max-query-length", type=int, metavar="N", help="SQuAD: tokens of a question (default 64)")
+    how.add_argument("--max-answer-length", type=int, metavar="N", help="SQuAD: tokens of an answer (default 30)")
+    how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )
     return parser.parse_args(argv)
@@ -87,7 +95,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Raise ValueError for a number that no run can have."""
-    for name in ("epochs", "batch_size", "max_train_examples"):
+    for name in ("epochs", "batch_size", "max_train_examples", *SQUAD_FLAGS):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
@@ -110,6 +118,16 @@ def find_task(args: argparse.Namespace) -> Task:
         raise ValueError(f"--task {args.task} is unknown; choose one of {', '.join(TASKS)}{nearest(name, TASKS)}")
     if not args.data_dir.is_dir():
         raise ValueError(f"--data-dir {args.data_dir}: no such folder")
+    lengths = {flag: getattr(args, flag) for flag in SQUAD_FLAGS if getattr(args, flag) is not None}
+    if lengths and name not in SQUAD_TASKS:
+        raise ValueError(f"--{next(iter(lengths)).replace('_', '-')} goes with --task squad1 or squad2; leave it out")
+    if args.checkpoint in BASELINES and name not in (*GLUE_TASKS, *OWN_TASKS):
+        raise ValueError(
+            f"--checkpoint {args.checkpoint} answers with one label or score a row, which {name} has not; "
+            "compare with --checkpoint random"
+        )
+    if name in SQUAD_TASKS:
+        return squad_task(name, args.train_file, args.dev_file, **lengths)
     if name in OWN_TASKS:
         return text_task(own_task(name, args.data_dir, args.train_file, args.dev_file))
     form = GLUE_TASKS[name]
@@ -134,6 +152,11 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
     if not 5 <= max_seq_length <= longest:
         raise ValueError(
             f"--max-seq-length {max_seq_length}: the model has positions for {longest} tokens; choose 5 to that"
+        )
+    if max_seq_length < task.settings.get("max_query_length", 1) + 4:
+        raise ValueError(
+            f"--max-seq-length {max_seq_length} leaves no room for a passage beside a question of up to "
+            f"{task.settings['max_query_length']} tokens; lower --max-query-length"
         )
     return {
         **settings,

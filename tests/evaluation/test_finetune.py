@@ -108,6 +108,26 @@ def test_regression(task, capsys):
     assert results["best"]["pearson"]["mean"] > 0.9
 
 
+def test_squad(task, capsys):
+    for version, name in ((1, "train-v1.1.json"), (2, "train-v2.0.json")):
+        entries = []
+        for i in range(96):
+            impossible = version == 2 and i % 3 == 0
+            answers = [] if impossible else [{"text": WORDS[i % 2], "answer_start": 4}]
+            qa = {"id": str(i), "question": "box" if impossible else "hat", "answers": answers}
+            context = f"the {WORDS[i % 2]} {WORDS[2 + i // 2 % 2]} is here"
+            entries.append({"context": context, "qas": [qa | ({"is_impossible": True} if impossible else {})]})
+        (task / name).write_text(json.dumps({"data": [{"paragraphs": entries}]}), encoding="utf-8")
+        flags = {"dev-file": name, "seeds": [0], "epochs": 4, "max-query-length": 4}
+        main(arguments(task, f"squad{version}", task=f"squad{version}", **flags))
+    printed = capsys.readouterr().out
+    assert "96 questions in 96 windows" in printed and "NoAns_f1" in printed and "null_threshold" in printed
+    for version in (1, 2):
+        assert read(task / f"squad{version}/results.json")["last"]["f1"]["mean"] == 1.0
+        predictions = read(task / f"squad{version}/seed_0/predictions.json")
+        assert (predictions["1"], predictions["0"]) == ("green", "red" if version == 1 else "")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -121,6 +141,7 @@ def test_regression(task, capsys):
         ({"max-seq-length": 17}, r"--max-seq-length 17: the model has positions for 16 tokens; choose 5 to that"),
         ({"epochs": 0}, r"--epochs 0: at least 1 is due"),
         ({"seeds": [1, 1]}, r"--seeds 1 1: different whole numbers from 0 on are due"),
+        ({"doc-stride": 4}, r"--doc-stride goes with --task squad1 or squad2; leave it out"),
         ({"learning-rate": 5}, r"--learning-rate 5: a number above 0 and below 1"),
         ({"warmup-proportion": 2}, r"--warmup-proportion 2: a share between 0 and 1"),
         ({"deepspeed_config": "no.json"}, r"no.json: no such file"),

@@ -32,7 +32,7 @@ def make_features(labels, lengths=LENGTHS):
     generator = np.random.default_rng(0)
     start = np.cumsum([0, *lengths])
     segment_b_start = np.array(lengths) // 2
-    return Features(generator.integers(5, 256, start[-1]), start, segment_b_start, labels, num_truncated=0)
+    return Features(generator.integers(5, 256, start[-1]), start, segment_b_start, labels, note="")
 
 
 def padded_batch(features):
