@@ -7,16 +7,19 @@ from pathlib import Path
 from data_prep.cli import sha256_file
 from evaluation.baselines import BASELINES
 from evaluation.classification import OWN_TASKS, own_task, text_task
+from evaluation.conll import SCHEMES
 from evaluation.encoder import Start
 from evaluation.glue import GLUE_TASKS
+from evaluation.ner import find_ner_task
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
 from pretrain.layout import rank_environment
 
-TASKS = (*GLUE_TASKS, *SQUAD_TASKS, *OWN_TASKS)
+TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (
-    f"of GLUE {', '.join(GLUE_TASKS)}; squad1 or squad2 for SQuAD 1.1 or 2.0; classification or regression for your "
+    f"of GLUE {', '.join(GLUE_TASKS)}; squad1 or squad2 for SQuAD 1.1 or 2.0; ner for "
+    "tagged words in CoNLL's format; classification or regression for your "
     "own files (TSV, CSV or JSONL with the columns sentence, label or sentence1, sentence2, label)"
 )
 CHECKPOINT_HELP = (
@@ -87,6 +90,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     how.add_argument("--max-query-length", type=int, metavar="N", help="SQuAD: tokens of a question (default 64)")
     how.add_argument("--max-answer-length", type=int, metavar="N", help="SQuAD: tokens of an answer (default 30)")
+    how.add_argument("--tag-scheme", choices=SCHEMES, help="NER: how tags are written (default: told by the file)")
     how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )
@@ -126,6 +130,10 @@ def find_task(args: argparse.Namespace) -> Task:
             f"--checkpoint {args.checkpoint} answers with one label or score a row, which {name} has not; "
             "compare with --checkpoint random"
         )
+    if args.tag_scheme and name != "ner":
+        raise ValueError("--tag-scheme goes with --task ner; leave it out")
+    if name == "ner":
+        return find_ner_task(args.data_dir, args.train_file, args.dev_file, args.tag_scheme)
     if name in SQUAD_TASKS:
         return squad_task(name, args.train_file, args.dev_file, **lengths)
     if name in OWN_TASKS:

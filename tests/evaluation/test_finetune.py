@@ -128,6 +128,17 @@ def test_squad(task, capsys):
         assert (predictions["1"], predictions["0"]) == ("green", "red" if version == 1 else "")
 
 
+def test_named_entities(task, capsys):
+    rows = [f"the O\n{WORDS[i % 2]} S-{'X' if i % 2 else 'Y'}\nbox O\n\n" for i in range(80)]
+    (task / "train.txt").write_text("".join(rows), encoding="utf-8")
+    main(arguments(task, task="ner", seeds=[0], **{"dev-file": "train.txt"}))
+    printed = capsys.readouterr().out
+    assert "80 sentences in 80 windows" in printed and "X f1" in printed and "Y recall" in printed
+    results = read(task / "run/results.json")
+    assert results["last"]["f1"]["mean"] == results["seeds"][0]["epochs"][-1]["scores"]["X f1"] == 1.0
+    assert (task / "run/seed_0/predictions.txt").read_text().startswith("the\tO\tO\t")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -141,6 +152,8 @@ def test_squad(task, capsys):
         ({"max-seq-length": 17}, r"--max-seq-length 17: the model has positions for 16 tokens; choose 5 to that"),
         ({"epochs": 0}, r"--epochs 0: at least 1 is due"),
         ({"seeds": [1, 1]}, r"--seeds 1 1: different whole numbers from 0 on are due"),
+        ({"tag-scheme": "iob1"}, r"--tag-scheme goes with --task ner; leave it out"),
+        ({"task": "squad1", "checkpoint": "ngram"}, r"--checkpoint ngram answers with one label or score a row, which"),
         ({"doc-stride": 4}, r"--doc-stride goes with --task squad1 or squad2; leave it out"),
         ({"learning-rate": 5}, r"--learning-rate 5: a number above 0 and below 1"),
         ({"warmup-proportion": 2}, r"--warmup-proportion 2: a share between 0 and 1"),
