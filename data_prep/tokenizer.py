@@ -51,6 +51,14 @@ class Tokenizer:
         """Token ids of `text`, without [CLS] and [SEP]."""
         raise NotImplementedError
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `encode`, and for each the characters of `text` it stands for, [begin, end), without white space.
+
+        A character that normalisation makes into several belongs to each of their tokens as a whole; an accent that
+        it takes away belongs to its letter.
+        """
+        raise NotImplementedError
+
     def decode(self, ids: list[int]) -> str:
         """Readable text of token ids, special tokens by name. What normalisation folded away does not come back."""
         raise NotImplementedError
@@ -69,12 +77,23 @@ class WordPiece(Tokenizer):
         tokens = _read_vocab_txt(path)
         super().__init__(path, tokens, [not token.startswith("##") for token in tokens])
         self.lowercase = not any(token != token.lower() for token in tokens if not re.fullmatch(r"\[.*\]|<.*>", token))
-        self._cache = _WordCache(bert_pipeline(tokens, self.lowercase))
+        self._pipeline = bert_pipeline(tokens, self.lowercase)
+        self._cache = _WordCache(self._pipeline)
 
     def encode(self, text: str) -> list[int]:
         if _NOT_WHITE_SPACE_IN_BERT.search(text):
             text = _NOT_WHITE_SPACE_IN_BERT.sub("", text)
         return list(chain.from_iterable(map(self._cache.__getitem__, text.split())))
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._pipeline.encode(text, add_special_tokens=False)
+        offsets = encoding.offsets
+        if self.lowercase and not text.isascii():
+            bounds = [begin for begin, _ in offsets[1:]] + [len(text)]
+            offsets = [
+                (begin, _end_of_marks(text, end, bound)) for (begin, end), bound in zip(offsets, bounds, strict=True)
+            ]
+        return encoding.ids, offsets
 
     def decode(self, ids: list[int]) -> str:
         return " ".join([self.tokens[i] for i in ids]).replace(" ##", "")
@@ -100,6 +119,21 @@ class SentencePiece(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._model.encode(text, return_type="offset_mapping")
+        offsets = encoding["offsets"]
+        if not unicodedata.is_normalized("NFKC", text):
+            offsets = [self._whole_span(text, *span) for span in zip(encoding["pieces"], offsets, strict=True)]
+        return encoding["ids"], [_without_space(text, begin, end) for begin, end in offsets]
+
+    def _whole_span(self, text: str, piece: str, span: tuple[int, int]) -> tuple[int, int]:
+        """A piece that ends inside what one character became (the f of a ligature) has all of that character."""
+        begin, end = span
+        for stop in (end, end + 1):
+            if piece.lstrip("▁") in self._model.normalize(text[begin:stop]):
+                return begin, stop
+        return span  # an unknown piece: its text was not normalised
 
     def decode(self, ids: list[int]) -> str:
         pieces = [f"▁{self.tokens[i]}▁" if i in self._special_ids else self.tokens[i] for i in ids]
@@ -188,6 +222,20 @@ def bert_pipeline(tokens: Sequence[str], lowercase: bool):
     pipeline.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return pipeline
+
+
+def _end_of_marks(text: str, end: int, bound: int) -> int:
+    """`end`, moved over combining marks up to `bound`."""
+    while end < bound and unicodedata.category(text[end]).startswith("M"):
+        end += 1
+    return end
+
+
+def _without_space(text: str, begin: int, end: int) -> tuple[int, int]:
+    """The span without white space and invisible characters in front."""
+    while begin < end and (text[begin].isspace() or unicodedata.category(text[begin]) in ("Cc", "Cf")):
+        begin += 1
+    return begin, end
 
 
 def _begins_word(piece: str) -> bool:

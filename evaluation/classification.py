@@ -1,22 +1,27 @@
 """Tasks that give a sentence, or a pair of sentences, one label or one score: what such a task is, and readers for
 one's own files.
 
-A file is a TSV, a CSV or a JSONL, told by its ending, in UTF-8 with or without a byte order mark, with either kind of
-line end. The columns are `sentence` and `label`, or `sentence1`, `sentence2` and `label`; further columns are left
-alone. In a TSV a quotation mark is a character like any other (that is how GLUE's files are written, see
-`evaluation.glue`), in a CSV it quotes.
+A file is one that `evaluation.rows` reads. The columns are `sentence` and `label`, or `sentence1`, `sentence2` and
+`label`; further columns are left alone.
 """
 
-import csv
-import io
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-FORMATS = (".tsv", ".csv", ".jsonl")
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.cli import finished_file
+from evaluation.features import Features, encode_examples
+from evaluation.heads import BertForSequenceClassification, sequence_loss
+from evaluation.metrics import score
+from evaluation.rows import FORMATS, read_rows
+from evaluation.task import Scores, Task
 
 
 class Example(NamedTuple):
@@ -51,82 +56,6 @@ class TextTask:
     def num_outputs(self) -> int:
         """Logits per example: one per class, or the one score of a regression."""
         return len(self.labels) or 1
-
-
-def read_rows(
-    path: Path, headerless_columns: Sequence[str] = (), skip_broken_rows: bool = False
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number counted from 1, {column: text}) for each row of a TSV, CSV or JSONL file; blank lines are
-    passed over.
-
-    `headerless_columns` names the columns of a TSV whose first line is already data. Raises ValueError, with file and
-    line, for another ending, bytes that are no UTF-8, a row whose number of fields differs from the header's, and JSON
-    that is no object.
-    """
-    text = _read_text(path)
-    if path.suffix == ".jsonl":
-        yield from _json_rows(path, text)
-        return
-    rows = _fields(path, text)
-    header = list(headerless_columns) or next(rows, (0, []))[1]
-    for line, fields in rows:
-        if len(fields) == len(header):
-            yield line, dict(zip(header, fields, strict=True))
-        elif not skip_broken_rows:
-            missing = f"; column '{header[len(fields)]}' is missing" if len(fields) < len(header) else ""
-            raise ValueError(
-                f"{path}:{line}: the row has {len(fields)} fields where {len(header)} are due{missing}; "
-                "correct the row (a tab or line break inside a text splits it)"
-            )
-
-
-def _read_text(path: Path) -> str:
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: the ending '{path.suffix}' is no format read here; use one of {', '.join(FORMATS)}")
-    if not path.is_file():
-        present = sorted(p.name for p in path.parent.glob("*") if p.suffix in FORMATS) if path.parent.is_dir() else []
-        raise ValueError(
-            f"{path} does not exist; the folder holds {', '.join(present) or 'no table'}: name the right file or folder"
-        )
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}:{line}: byte 0x{raw[error.start]:02x} is no UTF-8 text; convert the file to UTF-8"
-        ) from error
-
-
-def _fields(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    if path.suffix == ".csv":
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        try:
-            for fields in reader:
-                if fields:
-                    yield reader.line_num, fields
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}:{reader.line_num}: {error}; correct the quotation marks or save the table as TSV"
-            ) from error
-        return
-    # str.splitlines would also break a row at characters such as U+0085 or U+2028, which texts from the web contain.
-    for line, row in enumerate(text.split("\n"), 1):
-        if row.strip("\r"):
-            yield line, row.removesuffix("\r").split("\t")
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    for line, row in enumerate(text.split("\n"), 1):
-        if not row.strip():
-            continue
-        try:
-            record = json.loads(row)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{line}: no valid JSON ({error.msg}); write one object a line") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}:{line}: a JSON {type(record).__name__} where an object with named columns is due")
-        yield line, {column: value if isinstance(value, str) else json.dumps(value) for column, value in record.items()}
 
 
 def read_examples(path: Path, task: TextTask, labelled: bool = True) -> list[Example]:
@@ -169,6 +98,62 @@ def _parse_label(where: str, value: str, task: TextTask, index_of: dict[str, int
         low, high = task.score_range
         raise ValueError(f"{where}: '{value}' is outside task {task.name}; a number from {low:g} to {high:g} is due")
     return score
+
+
+def text_task(form: TextTask) -> Task:
+    """The five steps of a task with one label or score a row. Predictions are [num rows, L] float: the probability of
+    each class, or the score.
+    """
+    return Task(
+        name=form.name,
+        metrics=form.metrics,
+        train_file=form.train_file,
+        dev_file=form.dev_file,
+        labels=form.labels,
+        num_outputs=form.num_outputs,
+        max_seq_length=128,
+        settings=asdict(form),
+        read=lambda path, labelled: read_examples(path, form, labelled),
+        encode=encode_examples,
+        head=BertForSequenceClassification,
+        loss=sequence_loss,
+        decode=partial(decode_texts, form),
+        score=partial(score_texts, form),
+        write=partial(write_texts, form),
+    )
+
+
+def decode_texts(form: TextTask, examples: Sequence[Example], features: Features, logits: list[Tensor]) -> np.ndarray:
+    """[num rows, L] Probabilities of the classes, or scores as they are."""
+    outputs = torch.stack(logits)
+    return (outputs.softmax(1) if form.labels else outputs).numpy()
+
+
+def answers(form: TextTask, predictions: np.ndarray) -> np.ndarray:
+    """[num rows] The class index of the highest probability, or the score."""
+    return predictions.argmax(1) if form.labels else predictions[:, 0]
+
+
+def score_texts(form: TextTask, examples: Sequence[Example], predictions: np.ndarray) -> Scores:
+    """The task's metrics; None where one is undefined."""
+    labels = np.array([example.label for example in examples])
+    scores = score(form.metrics, labels, answers(form, predictions))
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}
+
+
+def write_texts(form: TextTask, folder: Path, examples: Sequence[Example], predictions: np.ndarray) -> None:
+    """predictions.tsv: index, label (if the rows have one), prediction, and the probability of each class."""
+    labelled = examples[0].label is not None
+    header = ["index", *(["label"] if labelled else []), "prediction", *(f"p({label})" for label in form.labels)]
+    with finished_file(folder / "predictions.tsv", "w") as file:
+        file.write("\t".join(header) + "\n")
+        for index, (example, answer, row) in enumerate(
+            zip(examples, answers(form, predictions).tolist(), predictions.tolist(), strict=True)
+        ):
+            values = [example.label, answer] if labelled else [answer]
+            shown = [form.labels[value] if form.labels else f"{value:.6g}" for value in values]
+            probabilities = [f"{value:.6g}" for value in row] if form.labels else []
+            file.write("\t".join([str(index), *shown, *probabilities]) + "\n")
 
 
 OWN_TASKS = ("classification", "regression")

@@ -3,7 +3,7 @@
 A sequence is [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with B and its [SEP] in segment 1 (Devlin et al. 2019, section 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,20 +11,23 @@ import torch
 from tqdm import tqdm
 
 from data_prep.tokenizer import Tokenizer
-from evaluation.classification import Example
 from pretrain.data import pack_sequences
 from pretrain.layers import Sequences
 
 
 @dataclass(frozen=True)
 class Features:
-    """N encoded examples, one behind the other. `labels` is int64 (classes) or float32 (scores)."""
+    """N encoded sequences, one behind the other, and what is to be learnt of them.
+
+    `labels` is int64 classes or float32 scores [N], first and last token of an answer inside the sequence [N, 2], or a
+    class for each token [T] (-100: none); None if the file has no labels.
+    """
 
     token_ids: np.ndarray  # [T] int64
     sequence_start: np.ndarray  # [N+1] int64, in tokens
     segment_b_start: np.ndarray  # [N] int64, inside the sequence; its length where there is no second segment
-    labels: np.ndarray  # [N]
-    num_truncated: int
+    labels: np.ndarray | None
+    note: str  # what was cut or windowed, for the user
 
     def __len__(self) -> int:
         return len(self.segment_b_start)
@@ -35,12 +38,17 @@ class Features:
         return np.diff(self.sequence_start)
 
 
-def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], max_seq_length: int, name: str) -> Features:
-    """Encode labelled examples; those longer than `max_seq_length` tokens lose the ends of their texts. `name` labels
-    the progress bar.
+def progress(examples: Sequence, name: str) -> Iterable:
+    """The examples one by one, with a progress bar that goes away."""
+    return tqdm(examples, desc=f"encoding {name}", unit="example", mininterval=0.5, leave=False)
+
+
+def encode_examples(tokenizer: Tokenizer, examples: Sequence, max_seq_length: int, name: str) -> Features:
+    """Encode `evaluation.classification.Example`s; those longer than `max_seq_length` tokens lose the ends of their
+    texts. `name` labels the progress bar.
     """
     sequences, segment_b_start, num_truncated = [], [], 0
-    for example in tqdm(examples, desc=f"encoding {name}", unit="example", mininterval=0.5, leave=False):
+    for example in progress(examples, name):
         first = tokenizer.encode(example.text)
         second = tokenizer.encode(example.text_pair) if example.text_pair is not None else []
         budget = max_seq_length - (2 if example.text_pair is None else 3)
@@ -51,12 +59,15 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], max_seq_l
         if example.text_pair is not None:
             ids += [*second, tokenizer.sep_id]
         sequences.append(np.array(ids))
+    labels = None
+    if examples[0].label is not None:
+        labels = np.array([e.label for e in examples], np.float32 if isinstance(examples[0].label, float) else np.int64)
     return Features(
         token_ids=np.concatenate(sequences),
         sequence_start=np.cumsum([0, *map(len, sequences)]),
         segment_b_start=np.array(segment_b_start),
-        labels=np.array([e.label for e in examples], np.float32 if isinstance(examples[0].label, float) else np.int64),
-        num_truncated=int(num_truncated),
+        labels=labels,
+        note=f"{num_truncated:,} of {len(examples):,} cut to {max_seq_length} tokens",
     )
 
 
@@ -68,13 +79,24 @@ def truncate_pair(first: list[int], second: list[int], budget: int) -> tuple[lis
     return first[:num_first], second[: budget - num_first]
 
 
-def gather_batch(features: Features, indices: np.ndarray) -> tuple[Sequences, torch.Tensor]:
-    """The examples `indices` [B] as one batch without padding, and their labels [B]."""
+def gather_batch(features: Features, indices: np.ndarray) -> tuple[Sequences, torch.Tensor | None]:
+    """The sequences `indices` [B] as one batch without padding, and their labels: [B], [B, 2] or [T] as in Features."""
     lengths = features.lengths[indices]
     starts = features.sequence_start[indices]
     places = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)])
     sequences = pack_sequences(features.token_ids[places], lengths, features.segment_b_start[indices])
-    return sequences, torch.from_numpy(features.labels[indices])
+    if features.labels is None:
+        return sequences, None
+    # A label a token or a label a sequence: there are always more tokens, each sequence has [CLS] and [SEP].
+    one_a_token = len(features.labels) == len(features.token_ids)
+    return sequences, torch.from_numpy(features.labels[places if one_a_token else indices])
+
+
+def split_logits(logits: torch.Tensor, sequences: Sequences) -> list[torch.Tensor]:
+    """The logits of each sequence of a batch: [L] each from [B, L], or [S, L] each from [T, L]."""
+    if len(logits) == sequences.num_sequences:
+        return list(logits)
+    return list(logits.split(sequences.cu_seqlens.diff().tolist()))
 
 
 def epoch_batches(num_examples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

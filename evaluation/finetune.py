@@ -9,22 +9,22 @@ dropout, gradients clipped to norm 1. Without `--deepspeed_config` the run is in
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.cli import claim_output, run_cli, write_json
 from evaluation.baselines import BASELINES, majority, ngram
-from evaluation.classification import Example, TextTask, read_examples
 from evaluation.encoder import Start, fill_model, find_start, read_encoder
-from evaluation.features import Features, encode_examples, epoch_batches, gather_batch
-from evaluation.heads import BertForSequenceClassification, sequence_loss
+from evaluation.features import Features, epoch_batches, gather_batch, split_logits
 from evaluation.results import (
     RESULTS_FILE,
-    dev_scores,
+    detail_table,
     finish_seed,
     percent,
     seed_folder,
@@ -33,6 +33,7 @@ from evaluation.results import (
     summarize,
 )
 from evaluation.settings import check_numbers, find_task, parse_args, resolve_settings
+from evaluation.task import Task
 from pretrain.engine import initialize_engine
 from pretrain.layout import init_layout
 from pretrain.schedule import learning_rate
@@ -45,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_numbers(args)
     task = find_task(args)
-    train = read_examples(args.data_dir / task.train_file, task)[: args.max_train_examples]
-    dev = read_examples(args.data_dir / task.dev_file, task)
+    train = task.read(args.data_dir / task.train_file, True)[: args.max_train_examples]
+    dev = task.read(args.data_dir / task.dev_file, True)
     start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab)
     settings = resolve_settings(args, task, start, train, dev)
     todo = [seed for seed in args.seeds if not seed_result_file(args.output, seed).exists()]
@@ -68,40 +69,31 @@ def main(argv: list[str] | None = None) -> None:
         f"{task.name} from {args.checkpoint}: {len(train):,} training and {len(dev):,} dev examples, scores in percent"
     )
     print(seed_table(results))
+    if details := detail_table(results):
+        print(f"\n{details}")
 
 
-def run_baseline(
-    kind: str, task: TextTask, train: list[Example], dev: list[Example], seeds: list[int], output: Path
-) -> None:
+def run_baseline(kind: str, task: Task, train: Sequence, dev: Sequence, seeds: list[int], output: Path) -> None:
     """Predict the dev rows without a network; each seed's folder is written in the format of a fine-tuned one."""
     is_regression = not task.labels
-    labels = np.array([example.label for example in dev])
     for seed in tqdm(seeds, desc=f"{task.name} {kind}", unit="seed"):
-        predictions = (
-            majority(train, dev, is_regression) if kind == "majority" else ngram(train, dev, is_regression, seed)
-        )
-        epoch = {"epoch": 1, "scores": dev_scores(task, labels, predictions)}
-        finish_seed(output, seed, task, [epoch], labels, predictions)
+        answers = majority(train, dev, is_regression) if kind == "majority" else ngram(train, dev, is_regression, seed)
+        predictions = answers[:, None] if is_regression else np.eye(task.num_outputs)[answers]  # [num dev, L]
+        epoch = {"epoch": 1, "scores": task.score(dev, predictions)}
+        finish_seed(output, seed, task, [epoch], dev, predictions)
 
 
 def fine_tune(
-    task: TextTask,
-    start: Start,
-    train: list[Example],
-    dev: list[Example],
-    seeds: list[int],
-    settings: dict,
-    output: Path,
+    task: Task, start: Start, train: Sequence, dev: Sequence, seeds: list[int], settings: dict, output: Path
 ) -> None:
     """Encode the examples once, then run one seed after another and write each one's folder."""
     layout = init_layout()
     encoder = read_encoder(start)
-    train = encode_examples(start.tokenizer, train, settings["max_seq_length"], "training examples")
-    dev = encode_examples(start.tokenizer, dev, settings["max_seq_length"], "dev examples")
-    cut = f"{train.num_truncated:,} training and {dev.num_truncated:,} dev examples"
-    print(f"cut to {settings['max_seq_length']} tokens: {cut}")
+    train_features = task.encode(start.tokenizer, train, settings["max_seq_length"], "training examples")
+    dev_features = task.encode(start.tokenizer, dev, settings["max_seq_length"], "dev examples")
+    print(f"training examples: {train_features.note}; dev examples: {dev_features.note}")
     for seed in seeds:
-        model = BertForSequenceClassification(start.config, layout, task.num_outputs)
+        model = task.head(start.config, layout, task.num_outputs)
         drawn = fill_model(model, encoder, seed)
         if encoder and seed == seeds[0]:
             print(f"not in the checkpoint, so drawn from each seed: {', '.join(drawn)}")
@@ -109,16 +101,26 @@ def fine_tune(
         log_file = seed_folder(output, seed) / "metrics.jsonl"
         log_file.parent.mkdir(exist_ok=True)
         with open(log_file, "w", encoding="utf-8", buffering=1) as file:
-            epochs, predictions = train_one_seed(engine, optimizer, task, train, dev, settings, seed, file)
-        finish_seed(output, seed, task, epochs, dev.labels, predictions)
+            epochs, predictions = train_one_seed(
+                engine, optimizer, task, train_features, dev, dev_features, settings, seed, file
+            )
+        finish_seed(output, seed, task, epochs, dev, predictions)
         engine.destroy()
     layout.close()
 
 
 def train_one_seed(
-    engine, optimizer, task: TextTask, train: Features, dev: Features, settings: dict, seed: int, log: IO[str]
-) -> tuple[list[dict], np.ndarray]:
-    """THE loop: every epoch's row (losses, dev scores, speed), and the predictions [num dev] after the last one."""
+    engine,
+    optimizer,
+    task: Task,
+    train: Features,
+    dev: Sequence,
+    dev_features: Features,
+    settings: dict,
+    seed: int,
+    log: IO[str],
+) -> tuple[list[dict], object]:
+    """THE loop: every epoch's row (losses, dev scores, speed), and the dev predictions after the last one."""
     schedule = settings["deepspeed_config"]["scheduler"]
     peak_lr = settings["deepspeed_config"]["optimizer"]["params"]["lr"]
     epochs, step = [], 0
@@ -129,29 +131,32 @@ def train_one_seed(
         began, losses = time.perf_counter(), []
         for indices in epoch_batches(len(train), settings["batch_size"], seed, epoch):
             rate = learning_rate(schedule, peak_lr, step)
-            losses.append(train_step(engine, optimizer, train, indices, rate, seed, step))
+            losses.append(train_step(engine, optimizer, task, train, indices, rate, seed, step))
             write_row(log, kind="train", step=step + 1, loss=losses[-1], learning_rate=rate)
             step += 1
             bar.update()
         examples_per_s = len(train) / (time.perf_counter() - began)
-        dev_loss, predictions = evaluate(engine, dev)
-        scores = dev_scores(task, dev.labels, predictions)
+        dev_loss, logits = evaluate(engine, task, dev_features)
+        predictions = task.decode(dev, dev_features, logits)
+        scores = task.score(dev, predictions)
         epochs.append({"epoch": epoch, "step": step, "train_loss": float(np.mean(losses)), "dev_loss": dev_loss,
                        "scores": scores, "examples_per_s": examples_per_s})  # fmt: skip
         write_row(log, kind="dev", **epochs[-1])
-        bar.set_postfix({name: percent(value) for name, value in scores.items()})
+        bar.set_postfix({name: percent(scores[name]) for name in task.metrics})
     bar.close()
     return epochs, predictions
 
 
-def train_step(engine, optimizer, train: Features, indices: np.ndarray, rate: float, seed: int, step: int) -> float:
-    """One update on the examples `indices` [B]: their mean loss. Raises FloatingPointError if it is not finite."""
+def train_step(
+    engine, optimizer, task: Task, train: Features, indices: np.ndarray, rate: float, seed: int, step: int
+) -> float:
+    """One update on the sequences `indices` [B]: their mean loss. Raises FloatingPointError if it is not finite."""
     layout = engine.mpu
     for group in optimizer.param_groups:
         group["lr"] = rate
     sequences, labels = gather_batch(train, indices)
     logits = engine(sequences.to(layout.device), (seed, step, layout.dp_rank))
-    loss = sequence_loss(logits, labels.to(layout.device))
+    loss = task.loss(logits, labels.to(layout.device), sequences).mean()
     engine.backward(loss)
     engine.step()
     if not math.isfinite(loss.item()):
@@ -160,18 +165,16 @@ def train_step(engine, optimizer, train: Features, indices: np.ndarray, rate: fl
 
 
 @torch.no_grad()
-def evaluate(engine, dev: Features) -> tuple[float, np.ndarray]:
-    """Mean loss over all dev examples, and their predictions [num dev]: class indices, or scores."""
-    device = engine.mpu.device
+def evaluate(engine, task: Task, dev: Features) -> tuple[float, list[Tensor]]:
+    """Mean loss over all that has a label, and the logits of each sequence, in the order of the features."""
     order = np.argsort(dev.lengths, kind="stable")  # neighbours of one length: attention pads less
-    parts = [
-        engine.module(gather_batch(dev, indices)[0].to(device)).cpu()
-        for indices in np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE))
-    ]
-    logits = torch.cat(parts)[np.argsort(order)]  # [num dev, L], in the order of the file
-    loss = sequence_loss(logits, torch.from_numpy(dev.labels)).item()
-    is_regression = dev.labels.dtype == np.float32
-    return loss, (logits.squeeze(1) if is_regression else logits.argmax(1)).numpy()
+    losses, logits = [], []
+    for indices in np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE)):
+        sequences, labels = gather_batch(dev, indices)
+        outputs = engine.module(sequences.to(engine.mpu.device)).cpu()
+        losses.append(task.loss(outputs, labels, sequences))
+        logits += split_logits(outputs, sequences)
+    return torch.cat(losses).mean().item(), [logits[place] for place in np.argsort(order)]
 
 
 def write_row(log: IO[str], **row) -> None:

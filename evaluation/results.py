@@ -2,7 +2,7 @@
 
     OUTPUT/finetune.json           the resolved configuration: task, files and their sha256, start, model, DeepSpeed
     OUTPUT/seed_0/metrics.jsonl    {kind: "train", step, loss, learning_rate} a step, {kind: "dev", epoch, ...} an epoch
-    OUTPUT/seed_0/predictions.tsv  index, label and prediction of each dev row after the last epoch
+    OUTPUT/seed_0/predictions.*    each dev row's after the last epoch, in the task's own files
     OUTPUT/seed_0/result.json      {seed, best_epoch, epochs: [{epoch, step, losses, scores, examples_per_s}]},
                                    written last: a seed that has it is finished and is not run again
     OUTPUT/results.json            all finished seeds; mean, median, std, min and max of each metric, after the last
@@ -15,12 +15,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from tabulate import tabulate
 
-from data_prep.cli import finished_file, read_json, write_json
-from evaluation.classification import TextTask
-from evaluation.metrics import score, spread
+from data_prep.cli import read_json, write_json
+from evaluation.metrics import spread
+from evaluation.task import Task
 
 RESULTS_FILE = "results.json"
 
@@ -35,35 +34,19 @@ def seed_result_file(output: Path, seed: int) -> Path:
     return seed_folder(output, seed) / "result.json"
 
 
-def dev_scores(task: TextTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
-    """The task's metrics over the B dev rows, {name: value}; None where one is undefined. labels, predictions: [B]."""
-    scores = score(task.metrics, labels, predictions)
-    return {name: None if math.isnan(value) else value for name, value in scores.items()}
-
-
 def best_epoch(epochs: Sequence[dict], metric: str) -> int:
     """The number of the epoch with the highest dev `metric`, the earliest on a tie."""
     best = max(epochs, key=lambda row: -math.inf if row["scores"][metric] is None else row["scores"][metric])
     return best["epoch"]
 
 
-def finish_seed(
-    output: Path, seed: int, task: TextTask, epochs: list[dict], labels: np.ndarray, predictions: np.ndarray
-) -> None:
-    """Write the predictions after the last epoch, then the seed's result.json. labels, predictions: [B]."""
+def finish_seed(output: Path, seed: int, task: Task, epochs: list[dict], examples: Sequence, predictions) -> None:
+    """Write the predictions after the last epoch, then the seed's result.json."""
     folder = seed_folder(output, seed)
     folder.mkdir(exist_ok=True)
-    _write_predictions(folder / "predictions.tsv", task, labels, predictions)
+    task.write(folder, examples, predictions)
     best = best_epoch(epochs, task.metrics[0])
     write_json(seed_result_file(output, seed), {"seed": seed, "best_epoch": best, "epochs": epochs})
-
-
-def _write_predictions(path: Path, task: TextTask, labels: np.ndarray, predictions: np.ndarray) -> None:
-    with finished_file(path, "w") as file:
-        file.write("index\tlabel\tprediction\n")
-        for index, pair in enumerate(zip(labels.tolist(), predictions.tolist(), strict=True)):
-            label, prediction = (task.labels[value] if task.labels else f"{value:.6g}" for value in pair)
-            file.write(f"{index}\t{label}\t{prediction}\n")
 
 
 def summarize(output: Path, head: dict) -> dict:
@@ -108,3 +91,21 @@ def seed_table(results: dict) -> str:
     summaries = [mean_and_spread(results[which][metric]) for which in ("last", "best") for metric in metrics]
     headers = ["seed", *(f"{m}, last" for m in metrics), *(f"{m}, best" for m in metrics), "best epoch"]
     return tabulate([*rows, ["mean ± std", *summaries, ""]], headers, disable_numparse=True, stralign="right")
+
+
+def detail_table(results: dict) -> str:
+    """The scores after the last epoch that have no column in the main table (by type of entity, with and without an
+    answer): mean ± standard deviation and each seed, in percent, a threshold as it is. "" if there are none.
+    """
+    seeds = [scores_of(row, "last") for row in results["seeds"]]
+    names = [name for name in seeds[0] if name not in results["metrics"]]
+    rows = []
+    for name in names:
+        values = [scores.get(name) for scores in seeds]
+        if name.endswith("threshold"):
+            rows.append([name, "", *(f"{value:.3f}" for value in values)])
+        else:
+            rows.append([name, mean_and_spread(spread(values)), *map(percent, values)])
+    headers = ["last epoch", "mean ± std", *(f"seed {row['seed']}" for row in results["seeds"])]
+    align = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(rows, headers, disable_numparse=True, colalign=align) if rows else ""

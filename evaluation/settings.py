@@ -1,25 +1,32 @@
 """The command line of `evaluation.finetune`: its arguments, the checks that need no work, and what they resolve to."""
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.cli import sha256_file
-from evaluation.classification import OWN_TASKS, TextTask, own_task
+from evaluation.baselines import BASELINES
+from evaluation.classification import OWN_TASKS, own_task, text_task
+from evaluation.conll import SCHEMES
 from evaluation.encoder import Start
 from evaluation.glue import GLUE_TASKS
+from evaluation.ner import find_ner_task
+from evaluation.squad import SQUAD_TASKS, squad_task
+from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
 from pretrain.layout import rank_environment
 
-TASKS = (*GLUE_TASKS, *OWN_TASKS)
+TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (
-    f"of GLUE {', '.join(GLUE_TASKS)}; classification or regression for your own files (TSV, CSV or JSONL with the "
-    "columns sentence, label or sentence1, sentence2, label)"
+    f"of GLUE {', '.join(GLUE_TASKS)}; squad1 or squad2 for SQuAD 1.1 or 2.0; ner for "
+    "tagged words in CoNLL's format; classification or regression for your "
+    "own files (TSV, CSV or JSONL with the columns sentence, label or sentence1, sentence2, label)"
 )
 CHECKPOINT_HELP = (
     "a pretraining run or one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
     "pretraining; 'majority' or 'ngram' for a baseline without a network"
 )
+SQUAD_FLAGS = ("doc_stride", "max_query_length", "max_answer_length")
 MAX_GRAD_NORM = 1.0
 # What a flag of this command states has no second home in a DeepSpeed file.
 KEYS_OF_FLAGS = (
@@ -74,10 +81,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--max-seq-length",
         type=int,
-        default=128,
         metavar="N",
-        help="examples are cut to so many tokens (default %(default)s)",
+        help="tokens a sequence: sentences are cut to them, documents and long sentences read in windows (default 128; "
+        "SQuAD 384)",
     )
+    how.add_argument(
+        "--doc-stride", type=int, metavar="N", help="SQuAD: a window on the passage every N tokens (default 128)"
+    )
+    how.add_argument("--max-query-length", type=int, metavar="N", help="SQuAD: tokens of a question (default 64)")
+    how.add_argument("--max-answer-length", type=int, metavar="N", help="SQuAD: tokens of an answer (default 30)")
+    how.add_argument("--tag-scheme", choices=SCHEMES, help="NER: how tags are written (default: told by the file)")
     how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )
@@ -86,7 +99,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Raise ValueError for a number that no run can have."""
-    for name in ("epochs", "batch_size", "max_train_examples"):
+    for name in ("epochs", "batch_size", "max_train_examples", *SQUAD_FLAGS):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
@@ -102,25 +115,40 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError("fine-tuning runs in one process; start it with plain python, without a launcher")
 
 
-def find_task(args: argparse.Namespace) -> TextTask:
+def find_task(args: argparse.Namespace) -> Task:
     """The task by its name; ValueError names the nearest one for a misspelt name."""
     name = args.task.lower()
     if name not in TASKS:
         raise ValueError(f"--task {args.task} is unknown; choose one of {', '.join(TASKS)}{nearest(name, TASKS)}")
     if not args.data_dir.is_dir():
         raise ValueError(f"--data-dir {args.data_dir}: no such folder")
+    lengths = {flag: getattr(args, flag) for flag in SQUAD_FLAGS if getattr(args, flag) is not None}
+    if lengths and name not in SQUAD_TASKS:
+        raise ValueError(f"--{next(iter(lengths)).replace('_', '-')} goes with --task squad1 or squad2; leave it out")
+    if args.checkpoint in BASELINES and name not in (*GLUE_TASKS, *OWN_TASKS):
+        raise ValueError(
+            f"--checkpoint {args.checkpoint} answers with one label or score a row, which {name} has not; "
+            "compare with --checkpoint random"
+        )
+    if args.tag_scheme and name != "ner":
+        raise ValueError("--tag-scheme goes with --task ner; leave it out")
+    if name == "ner":
+        return find_ner_task(args.data_dir, args.train_file, args.dev_file, args.tag_scheme)
+    if name in SQUAD_TASKS:
+        return squad_task(name, args.train_file, args.dev_file, **lengths)
     if name in OWN_TASKS:
-        return own_task(name, args.data_dir, args.train_file, args.dev_file)
-    task = GLUE_TASKS[name]
-    return replace(task, train_file=args.train_file or task.train_file, dev_file=args.dev_file or task.dev_file)
+        return text_task(own_task(name, args.data_dir, args.train_file, args.dev_file))
+    form = GLUE_TASKS[name]
+    form = replace(form, train_file=args.train_file or form.train_file, dev_file=args.dev_file or form.dev_file)
+    return text_task(form)
 
 
-def resolve_settings(args: argparse.Namespace, task: TextTask, start: Start | None, train: list, dev: list) -> dict:
+def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, train: list, dev: list) -> dict:
     """All that determines the results of a seed, as finetune.json has it; checks what depends on the model."""
     paths = {"train": args.data_dir / task.train_file, "dev": args.data_dir / task.dev_file}
     data = {split: {"file": str(path), "sha256": sha256_file(path)} for split, path in paths.items()}
     settings = {
-        "task": asdict(task),
+        "task": task.settings,
         "checkpoint": args.checkpoint,
         **data,
         "num_train": len(train),
@@ -128,17 +156,23 @@ def resolve_settings(args: argparse.Namespace, task: TextTask, start: Start | No
     }
     if start is None:
         return settings
-    longest = start.config.max_position_embeddings
-    if not 5 <= args.max_seq_length <= longest:
+    longest, max_seq_length = start.config.max_position_embeddings, args.max_seq_length or task.max_seq_length
+    if not 5 <= max_seq_length <= longest:
         raise ValueError(
-            f"--max-seq-length {args.max_seq_length}: the model has positions for {longest} tokens; choose 5 to that"
+            f"--max-seq-length {max_seq_length}: the model has positions for {longest} tokens; choose 5 to that"
+        )
+    if max_seq_length < task.settings.get("max_query_length", 1) + 4:
+        raise ValueError(
+            f"--max-seq-length {max_seq_length} leaves no room for a passage beside a question of up to "
+            f"{task.settings['max_query_length']} tokens; lower --max-query-length"
         )
     return {
         **settings,
         "weights": start.weights and str(start.weights.path),
         "model": start.config.to_json(),
         "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
-        **{name: getattr(args, name) for name in ("epochs", "batch_size", "max_seq_length")},
+        "max_seq_length": max_seq_length,
+        **{name: getattr(args, name) for name in ("epochs", "batch_size")},
         "deepspeed_config": deepspeed_settings(args, len(train)),
     }
 

@@ -4,7 +4,8 @@ wrong.
 
 import pytest
 
-from evaluation.classification import Example, own_task, read_examples, read_rows
+from evaluation.classification import Example, own_task, read_examples
+from evaluation.rows import read_rows
 
 PAIRS = "sentence1\tsentence2\tlabel\na b\tc\tyes\nd\te f\tno\n"
 

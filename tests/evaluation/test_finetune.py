@@ -58,7 +58,8 @@ def test_a_run_learns_and_keeps_finished_seeds(task, capsys):
     assert [row["kind"] for row in rows] == (["train"] * 20 + ["dev"]) * 3
     assert rows[0]["loss"] > 3 * rows[-2]["loss"]
     lines = (task / "run/seed_1/predictions.tsv").read_text().splitlines()
-    assert lines[:2] == ["index\tlabel\tprediction", "0\tred\tred"]
+    assert lines[0] == "index\tlabel\tprediction\tp(green)\tp(red)"
+    assert lines[1].startswith("0\tred\tred\t0.0")
 
     # A seed lost to a kill is run again to the same end, the other one is kept, a further one is added.
     kept = (task / "run/seed_0/result.json").stat().st_mtime_ns
@@ -107,6 +108,37 @@ def test_regression(task, capsys):
     assert results["best"]["pearson"]["mean"] > 0.9
 
 
+def test_squad(task, capsys):
+    for version, name in ((1, "train-v1.1.json"), (2, "train-v2.0.json")):
+        entries = []
+        for i in range(96):
+            impossible = version == 2 and i % 3 == 0
+            answers = [] if impossible else [{"text": WORDS[i % 2], "answer_start": 4}]
+            qa = {"id": str(i), "question": "box" if impossible else "hat", "answers": answers}
+            context = f"the {WORDS[i % 2]} {WORDS[2 + i // 2 % 2]} is here"
+            entries.append({"context": context, "qas": [qa | ({"is_impossible": True} if impossible else {})]})
+        (task / name).write_text(json.dumps({"data": [{"paragraphs": entries}]}), encoding="utf-8")
+        flags = {"dev-file": name, "seeds": [0], "epochs": 4, "max-query-length": 4}
+        main(arguments(task, f"squad{version}", task=f"squad{version}", **flags))
+    printed = capsys.readouterr().out
+    assert "96 questions in 96 windows" in printed and "NoAns_f1" in printed and "null_threshold" in printed
+    for version in (1, 2):
+        assert read(task / f"squad{version}/results.json")["last"]["f1"]["mean"] == 1.0
+        predictions = read(task / f"squad{version}/seed_0/predictions.json")
+        assert (predictions["1"], predictions["0"]) == ("green", "red" if version == 1 else "")
+
+
+def test_named_entities(task, capsys):
+    rows = [f"the O\n{WORDS[i % 2]} S-{'X' if i % 2 else 'Y'}\nbox O\n\n" for i in range(80)]
+    (task / "train.txt").write_text("".join(rows), encoding="utf-8")
+    main(arguments(task, task="ner", seeds=[0], **{"dev-file": "train.txt"}))
+    printed = capsys.readouterr().out
+    assert "80 sentences in 80 windows" in printed and "X f1" in printed and "Y recall" in printed
+    results = read(task / "run/results.json")
+    assert results["last"]["f1"]["mean"] == results["seeds"][0]["epochs"][-1]["scores"]["X f1"] == 1.0
+    assert (task / "run/seed_0/predictions.txt").read_text().startswith("the\tO\tO\t")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -120,6 +152,9 @@ def test_regression(task, capsys):
         ({"max-seq-length": 17}, r"--max-seq-length 17: the model has positions for 16 tokens; choose 5 to that"),
         ({"epochs": 0}, r"--epochs 0: at least 1 is due"),
         ({"seeds": [1, 1]}, r"--seeds 1 1: different whole numbers from 0 on are due"),
+        ({"tag-scheme": "iob1"}, r"--tag-scheme goes with --task ner; leave it out"),
+        ({"task": "squad1", "checkpoint": "ngram"}, r"--checkpoint ngram answers with one label or score a row, which"),
+        ({"doc-stride": 4}, r"--doc-stride goes with --task squad1 or squad2; leave it out"),
         ({"learning-rate": 5}, r"--learning-rate 5: a number above 0 and below 1"),
         ({"warmup-proportion": 2}, r"--warmup-proportion 2: a share between 0 and 1"),
         ({"deepspeed_config": "no.json"}, r"no.json: no such file"),

@@ -1,0 +1,90 @@
+"""Each token's characters in the text: cut from it, they are what the token was made of, and none is lost."""
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from data_prep.tokenizer import load_tokenizer
+from data_prep.vocab import train_sentencepiece
+from tests.data_prep.test_tokenizer import TEXTS, every_kind_of_character
+
+VOCABULARIES = Path(__file__).parents[3] / "shared" / "data" / "vocab"
+PIECES = ["caf", "##e", "e", "##b", "x", "ᄒ", "##ᅡ", "##ᆫ", "日", "本", "て", "##す", "ab", "##c", "d", "don", "'", "t"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabularies")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES]
+    (folder / "uncased.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    (folder / "cased.txt").write_text("\n".join([*tokens, "D", "é"]) + "\n", encoding="utf-8")
+    (folder / "spm.model").write_bytes(train_sentencepiece(TEXTS[:3] * 3, 70))
+    return folder
+
+
+def cut(tokenizer, text):
+    """The tokens and the text that each stands for."""
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    return [(tokenizer.tokens[i], text[begin:end]) for i, (begin, end) in zip(ids, offsets, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't", [("don", "Don"), ("'", "'"), ("t", "t")]),
+        ("CAFÉ", [("caf", "CAF"), ("##e", "É")]),
+        ("cafe\u0301 x", [("caf", "caf"), ("##e", "e\u0301"), ("x", "x")]),  # the accent is its letter's
+        ("e\u0301\u0302b", [("e", "e\u0301\u0302"), ("##b", "b")]),
+        ("\u0301x", [("x", "x")]),  # an accent of nothing
+        ("한", [("ᄒ", "한"), ("##ᅡ", "한"), ("##ᆫ", "한")]),  # NFD makes three letters of one character
+        ("日本 です", [("日", "日"), ("本", "本"), ("て", "で"), ("##す", "す")]),
+        ("a\u200bb\x00c  d", [("ab", "a\u200bb"), ("##c", "c"), ("d", "d")]),
+        ("a\x0bb", [("ab", "a\x0bb")]),  # to BERT no white space
+    ],
+)
+def test_wordpiece_by_hand(folder, text, expected):
+    assert cut(load_tokenizer(folder / "uncased.txt"), text) == expected
+
+
+def test_cased_wordpiece_by_hand(folder):
+    assert cut(load_tokenizer(folder / "cased.txt"), "D é") == [("D", "D"), ("é", "é")]
+
+
+def test_sentencepiece_by_hand(folder):
+    tokenizer = load_tokenizer(folder / "spm.model")
+    surfaces = [surface for _, surface in cut(tokenizer, "  The\u00a0 ½ ﬁne\u3000x ")]
+    assert "".join(dict.fromkeys("".join(surfaces))) == "The½ﬁnx"
+    for piece, surface in cut(tokenizer, "ﬁ ½"):
+        assert surface in ("ﬁ", "½") or (piece == "▁" and not surface)
+
+
+def plain(text):
+    """Another way to the characters that a token is compared by: compatibility forms, no accents, no case."""
+    kept = [
+        c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) not in ("Mn", "Mc", "Cc", "Cf", "Co")
+    ]
+    return unicodedata.normalize("NFKD", "".join(kept).lower().casefold())
+
+
+@pytest.mark.parametrize("name", ["uncased.txt", "cased.txt", "spm.model", "bert-base-uncased", "bert-base-chinese"])
+def test_no_character_is_lost_and_none_is_foreign(folder, name):
+    path = VOCABULARIES / f"{name}-vocab.txt" if name.startswith("bert") else folder / name
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not on this machine")
+    tokenizer = load_tokenizer(path)
+    for text in TEXTS + every_kind_of_character():
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert ids == tokenizer.encode(text), text
+        assert offsets == sorted(offsets), text
+        covered = {place for begin, end in offsets for place in range(begin, end)}
+        lost = {text[place] for place in range(len(text)) if place not in covered and not text[place].isspace()}
+        # Normalisation takes away what cannot be seen, accents that stand alone, and the replacement character.
+        lost -= {"\ufffd"}
+        assert all(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn", "Mn", "Mc") for c in lost), lost
+        for i, (begin, end) in zip(ids, offsets, strict=True):
+            piece = plain(tokenizer.tokens[i].replace("▁", "").removeprefix("##"))
+            newer = any(unicodedata.category(c) == "Cn" for c in text[begin:end])  # than this Python's Unicode
+            if i != tokenizer.unk_id and not newer:
+                assert piece in plain(text[begin:end]), (piece, text[begin:end])
+                assert begin < end or not piece, (text, begin, end)
