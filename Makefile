@@ -6,7 +6,7 @@ REUSED := $(wildcard $(STAMP))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smoke test test-slow test-slurm lint clean
+.PHONY: help venv quickstart smoke test test-slow test-slurm bench lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,10 @@ test-slurm: venv  ## the jobs in slurm/ on two nodes started here; root on Debia
 	fi
 	@# Daemons on a busy machine may miss a deadline: what failed is tried once more, on a new cluster.
 	.venv/bin/python -m pytest -m slurm || .venv/bin/python -m pytest -m slurm --last-failed
+
+bench: venv  ## every benchmark that needs no GPU, side by side with the peers, and docs/performance.md from their results
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
+	.venv/bin/python -m benchmarks.all
 
 lint: venv  ## ruff, check and format
 	.venv/bin/ruff check .

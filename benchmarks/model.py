@@ -3,11 +3,12 @@ real text, in turn, in one process.
 
     python -m benchmarks.model --data SHARDS --model base
 
-Ours computes no padding and predicts at the masked positions alone; `needed` is what that alone saves in floating-point
-operations, so the speed-up has to be at least as large. Dropout is off in both.
+Ours computes no padding and predicts at the masked positions alone; the line before the table says how many times as
+many matrix products that saves, so the speed-up has to be at least as large. Dropout is off in all.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pretrain.config import PRESETS, ModelConfig, load_model_config
 from pretrain.data import make_batch
 from pretrain.layout import init_layout, rank_environment
 from pretrain.model import BertForPreTraining, PretrainingBatch, load_weights
+from pretrain.telemetry import peak_flops
 
 
 def padded(batch: PretrainingBatch) -> dict[str, torch.Tensor]:
@@ -58,38 +60,50 @@ def seconds_of(model: torch.nn.Module, loss_of) -> tuple[float, float]:
     return time.perf_counter() - start, loss.item()
 
 
-def measure(config: ModelConfig, batches: list[PretrainingBatch], rounds: int) -> dict:
-    """Best time of `rounds` for each batch and model, summed over the batches, and what the batches hold."""
+def measure(name: str, config: ModelConfig, batches: list[PretrainingBatch], args) -> list[dict]:
+    """A row for each competitor, from its best time for each batch of `args.repeats` rounds, summed over the batches.
+    A floor is the time that the needed matrix products take at the peak speed of a large one.
+    """
     theirs = HuggingFaceBert(BertConfig(**config.to_json(), attn_implementation="sdpa"))
     ours = BertForPreTraining(config, init_layout())
     load_weights(ours, dict(theirs.named_parameters()))
-    seconds = np.full((rounds + 1, len(batches), 2), np.inf)  # the first round warms up
-    for index, batch in enumerate(batches):
-        rectangle = padded(batch)
-        for turn in range(rounds + 1):
-            mine, my_loss = seconds_of(ours, lambda batch=batch: our_loss(ours, batch))
-            other, their_loss = seconds_of(theirs, lambda rectangle=rectangle: theirs(**rectangle).loss)
-            if abs(my_loss - their_loss) > 1e-4:
-                raise RuntimeError(f"batch {index}: losses {my_loss} and {their_loss} differ: not the same work")
-            seconds[turn, index] = mine, other
+    competitors = {"ours": ours, "transformers, SDPA": theirs}
+    if args.compile:
+        competitors["transformers, compiled"] = torch.compile(theirs, dynamic=True)
+    seconds = np.full((args.repeats + 1, len(batches), len(competitors)), np.inf)  # the first round warms up
+    for turn in range(args.repeats + 1):
+        for index, batch in enumerate(batches):
+            rectangle, losses = padded(batch), []
+            for column, (who, model) in enumerate(competitors.items()):
+                loss_of = partial(our_loss, ours, batch) if who == "ours" else partial(their_loss, model, rectangle)
+                seconds[turn, index, column], loss = seconds_of(model, loss_of)
+                losses.append(loss)
+            if max(losses) - min(losses) > 1e-4:
+                raise RuntimeError(f"batch {index}: losses {losses} differ: not the same work")
     best = seconds[1:].min(0).sum(0)
     lengths = [torch.diff(batch.sequences.cu_seqlens).tolist() for batch in batches]
-    num_tokens, num_predictions = sum(map(sum, lengths)), sum(len(batch.masked_lm_labels) for batch in batches)
+    num_predictions = [len(batch.masked_lm_labels) for batch in batches]
     areas = [len(part) * max(part) for part in lengths]
-    needed = sum(
-        config.training_flops(part, len(batch.masked_lm_labels)) for part, batch in zip(lengths, batches, strict=True)
+    flops = sum(config.training_flops(part, n) for part, n in zip(lengths, num_predictions, strict=True))
+    padded_flops = sum(
+        config.training_flops([max(part)] * len(part), area) for part, area in zip(lengths, areas, strict=True)
     )
-    spent = sum(config.training_flops([max(part)] * len(part), area) for part, area in zip(lengths, areas, strict=True))
-    return {
-        "our_seconds": best[0],
-        "their_seconds": best[1],
-        "speed_up": best[1] / best[0],
-        "needed": spent / needed,
-        "share_of_padding": 1 - num_tokens / sum(areas),
-        "share_of_positions_without_prediction": 1 - num_predictions / sum(areas),
-        "our_samples_per_s": sum(map(len, lengths)) / best[0],
-        "our_flops_per_s": needed / best[0],
-    }
+    num_tokens, peak = sum(map(sum, lengths)), peak_flops(torch.device("cpu"))
+    print(
+        f"{name}: {1 - num_tokens / sum(areas):.0%} of the positions are padding,"
+        f" {sum(num_predictions) / num_tokens:.0%} of the others are predicted; transformers computes"
+        f" {padded_flops / flops:.2f} times the matrix products"
+    )
+    times = dict(zip(competitors, best, strict=True)) | {"floor": flops / peak}
+    return [
+        {"model": name, "what": who, "ms": 1e3 * t, "time / ours": t / best[0], "tokens/s": num_tokens / t,
+         "MFU": flops / t / peak}
+        for who, t in times.items()
+    ]  # fmt: skip
+
+
+def their_loss(model: torch.nn.Module, rectangle: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**rectangle).loss
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--data", required=True, type=Path, help="folder of masked shards made by data_prep.build")
     options.add_argument("--model", nargs="+", choices=PRESETS, default=["base"], help="presets (default base)")
     options.add_argument("--batch-size", type=int, default=8, help="sequences of a batch (default 8)")
+    options.add_argument("--compile", action="store_true", help="beside torch.compile of transformers' model, too")
     options.add_argument("--batches", type=int, default=4, help="different batches (default 4)")
     args = options.parse_args(argv)
     shards = Shards(args.data)
@@ -111,9 +126,10 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.model:
         config = load_model_config(name, shards.manifest["vocab"]["size"])
         values = {**vars(config), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        rows.append({"model": name, **measure(ModelConfig(**values), batches, args.repeats)})
-    title = f"Forward and backward, {args.batches} batches of {args.batch_size}, {torch.get_num_threads()} threads"
-    report("model", {title: rows}, args.save)
+        rows += measure(name, ModelConfig(**values), batches, args)
+    length = shards.manifest["config"]["seq_length"]
+    title = f"Forward and backward, {args.batches} batches of {args.batch_size} real sequences of up to {length} tokens"
+    report(f"model-{length}", {f"{title}, {torch.get_num_threads()} threads": rows}, args.save)
 
 
 if __name__ == "__main__":

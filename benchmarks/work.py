@@ -167,9 +167,8 @@ def main(argv: list[str] | None = None) -> None:
     args = options.parse_args(argv)
     counts = count_step(args.zero, args.tensor_parallel, args.sequence_parallel, args.optimizer)
     if torch.distributed.get_rank() == 0:
-        report(
-            "work", {"One step of one rank": [{"what": name, "count": f"{n:,}"} for name, n in counts.items()]}, False
-        )
+        rows = [{"what": name, "count": count} for name, count in counts.items()]
+        report("work", {f"One step, ZeRO {args.zero}, tensor parallel {args.tensor_parallel}": rows}, args.save)
 
 
 if __name__ == "__main__":

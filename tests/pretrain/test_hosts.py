@@ -52,8 +52,9 @@ def test_a_cut_cable_ends_the_run_and_it_goes_on(hosts, shard_folders, config_fi
 
     hosts[1].set_cable("down")
     cut = time.monotonic()
-    wait_for(lambda: "rank 0 on host1: if this is about a peer or a timeout" in log.read_text(), process, log)
+    wait_for(lambda: "Ranks that no longer answer: [1]" in log.read_text(), process, log)
     assert time.monotonic() - cut < 90  # --timeout is one minute
+    assert "rank 0 on host1, in step " in log.read_text()
     hosts[1].set_cable("up")
     assert process.wait(timeout=120) != 0, log.read_text()[-3000:]
 
