@@ -126,10 +126,15 @@ def test_every_layout_has_the_curve_of_one_process(
 
 
 def test_a_lamb_that_ignores_tensor_bounds_is_wrong(one_process, shard_folders, tmp_path):
-    """The stock way under ZeRO: without it the test above could not fail. Measured: MEASURED in the weights."""
+    """The stock way under ZeRO: without it the test above could not fail. Measured: losses 3.8e-2
+    relative, weights 0.18."""
     arguments = (1, 1, str(shard_folders[0]), str(tmp_path), {}, ACCUMULATION, True)
     losses, weights = run_ranks(train_curve, 2, *arguments)[0]
-    assert weight_error(weights, one_process[1]) > 1e-2
+    expected_losses, expected_weights = one_process
+    error = weight_error(weights, expected_weights)
+    loss_error = max(abs(loss / expected - 1) for loss, expected in zip(losses, expected_losses, strict=True))
+    print(f"bounds ignored: losses {loss_error:.1e}, weights {error:.1e}")
+    assert error > 1e-2
 
 
 @pytest.mark.slow
