@@ -6,7 +6,7 @@ REUSED := $(wildcard $(STAMP))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smoke test test-slow test-slurm bench lint clean
+.PHONY: help venv quickstart smoke test test-slow test-slurm bench bench-gpu lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,10 @@ test-slurm: venv  ## the jobs in slurm/ on two nodes started here; root on Debia
 bench: venv  ## every benchmark that needs no GPU, side by side with the peers, and docs/performance.md from their results
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
 	.venv/bin/python -m benchmarks.all
+
+bench-gpu: venv  ## what needs a GPU: training steps beside transformers, kernels, the optimizer
+	.venv/bin/python -m pytest -m gpu
+	.venv/bin/python -m benchmarks.all --gpu
 
 lint: venv  ## ruff, check and format
 	.venv/bin/ruff check .

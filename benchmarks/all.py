@@ -1,6 +1,7 @@
-"""Every benchmark that needs no GPU, one after another, then docs/performance.md from all saved results.
+"""Every benchmark of this machine, one after another, then docs/performance.md from all saved results.
 
-    make bench          or          python -m benchmarks.all [TOPIC ...]
+    make bench           what needs no GPU        or    python -m benchmarks.all [TOPIC ...]
+    make bench-gpu       what needs one           or    python -m benchmarks.all --gpu
 
 The data are the documentation on this machine, made into shards once. Nothing else should run meanwhile.
 """
@@ -22,6 +23,14 @@ TOPICS = {
     "optimizer": [["--model", "base"], ["--model", "large", "--layers", 6]],
     "scaling": [["--data", SHARDS[128], "--repeats", 2]],
     "work": [[]],
+}  # fmt: skip
+LARGE = ["--model", "large", "--bf16", "--steps", 4, "--repeats", 3]
+GPU_TOPICS = {
+    "step": [["--full", 128, "--micro-batch", 256, *LARGE, "--compile", "--profile", "--largest"],
+             ["--data", SHARDS[128], "--micro-batch", 256, *LARGE, "--compile"],
+             ["--data", SHARDS[512], "--micro-batch", 64, *LARGE],
+             ["--full", 512, "--model", "3.9b", "--layers", 4, "--micro-batch", 16, "--bf16", "--alone"]],
+    "optimizer": [["--model", "base"], ["--model", "large"]],
 }  # fmt: skip
 
 
@@ -47,13 +56,15 @@ def prepare() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.all", description=__doc__.split("\n\n")[0])
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)} (default: all)")
-    topics = parser.parse_args().topics
-    if unknown := set(topics) - set(TOPICS):
-        parser.error(f"unknown topic {unknown.pop()!r}; choose from {', '.join(TOPICS)}")
+    parser.add_argument("--gpu", action="store_true", help=f"{' and '.join(GPU_TOPICS)} on one GPU instead")
+    args = parser.parse_args()
+    known = GPU_TOPICS if args.gpu else TOPICS
+    if unknown := set(args.topics) - set(known):
+        parser.error(f"unknown topic {unknown.pop()!r}; choose from {', '.join(known)}")
     started = time.monotonic()
     prepare()
-    for topic in topics or TOPICS:
-        for arguments in TOPICS[topic]:
+    for topic in args.topics or known:
+        for arguments in known[topic]:
             run(f"benchmarks.{topic}", *arguments, "--save")
     run("benchmarks.document")
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")

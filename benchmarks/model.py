@@ -26,11 +26,13 @@ from pretrain.model import BertForPreTraining, PretrainingBatch, load_weights
 from pretrain.telemetry import peak_flops
 
 
-def padded(batch: PretrainingBatch) -> dict[str, torch.Tensor]:
-    """The same batch as transformers takes it: padded to its longest sequence, labels -100 where nothing is hidden."""
+def padded(batch: PretrainingBatch, length: int | None = None) -> dict[str, torch.Tensor]:
+    """The same batch as transformers takes it: padded to its longest sequence, or to `length`; labels are -100 where
+    nothing is hidden.
+    """
     sequences = batch.sequences
     lengths = torch.diff(sequences.cu_seqlens)  # [B]
-    real = torch.arange(sequences.max_seqlen) < lengths[:, None]  # [B, S]
+    real = torch.arange(length or sequences.max_seqlen) < lengths[:, None]  # [B, S]
     labels = torch.full_like(sequences.token_ids, -100)
     labels = labels.scatter(0, batch.masked_lm_positions, batch.masked_lm_labels)
 

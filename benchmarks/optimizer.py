@@ -1,4 +1,5 @@
-"""A step of the optimizer alone, on the tensors of a model: LAMB against torch's AdamW, in turn.
+"""A step of the optimizer alone, on the tensors of a model: LAMB against torch's AdamW, in turn, and on a GPU against
+DeepSpeed's FusedLamb, which DeepSpeed compiles with nvcc.
 
     python -m benchmarks.optimizer --model base
 
@@ -48,11 +49,19 @@ def competitors(model: str, num_layers: int | None) -> dict:
 
         return run
 
-    return {
+    found = {
         "AdamW foreach": build(torch.optim.AdamW, foreach=True),
         "AdamW fused": build(torch.optim.AdamW, fused=True),
         "LAMB": build(Lamb),
     }
+    if layout.device.type == "cuda":
+        from deepspeed.ops.lamb import FusedLamb
+
+        try:
+            found["DeepSpeed's FusedLamb"] = build(FusedLamb)
+        except (RuntimeError, OSError) as error:
+            print(f"DeepSpeed's FusedLamb is left out, it could not be compiled here: {error}")
+    return found
 
 
 if __name__ == "__main__":
