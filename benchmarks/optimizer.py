@@ -22,7 +22,8 @@ def main() -> None:
     options.add_argument("--layers", type=int, help="fewer layers than the model has, where memory is short")
     args = options.parse_args()
     rows = compared(in_turn(competitors(args.model, args.layers), args.repeats), "AdamW foreach")
-    report(f"optimizer-{args.model}", {f"One step of {args.model}": rows}, args.save)
+    name = f"{args.model}-{args.layers}-layers" if args.layers else args.model
+    report(f"optimizer-{name}", {f"One step of {name}": rows}, args.save)
 
 
 def competitors(model: str, num_layers: int | None) -> dict:
