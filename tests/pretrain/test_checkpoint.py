@@ -195,13 +195,16 @@ def test_killed_again_and_again_the_end_is_the_same(shard_folders, config_file, 
     saving = arguments(shard_folders, config_file, killed, *more, "--save-interval", "1")
     moments, num_partial = random.Random(0), 0
     for index in range(NUM_KILLS):
+        before = newest(killed)
         ranks = fork_ranks(saving)
         wait_until(lambda number=index: len(starts(killed)) > number, ranks)
+        if index % 4:  # the others may be killed before their first step
+            wait_until(lambda step=before: newest(killed) > step, ranks)
         if index % 2:
             wait_until(lambda: list(killed.glob("checkpoints/*.tmp")), ranks, 0.001)
             time.sleep(moments.uniform(0, 0.03))
         else:
-            time.sleep(moments.uniform(0, 1.0))
+            time.sleep(moments.uniform(0, 0.6))
         for rank in ranks:
             rank.kill()
         for rank in ranks:
@@ -248,3 +251,8 @@ def starts(run: Path) -> list[int]:
     """The steps that a run's starts went on from."""
     path = run / "launches.jsonl"
     return [row["step"] for row in read_rows(path)] if path.exists() else []
+
+
+def newest(run: Path) -> int:
+    """The step of a run's newest checkpoint, 0 without one."""
+    return max((int(path.name.removeprefix("step_")) for path in list_checkpoints(run)), default=0)
