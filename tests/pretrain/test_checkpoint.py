@@ -241,7 +241,7 @@ def be_rank(argv: list[str], rank: int, port: int) -> None:
 
 
 def wait_until(holds: Callable[[], object], ranks: list, pause_s: float = 0.02) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not holds():
         assert time.monotonic() < deadline and ranks[0].is_alive()
         time.sleep(pause_s)
