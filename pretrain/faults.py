@@ -68,7 +68,7 @@ class LossWatch:
     def spike(self, loss: float) -> float | None:
         """The running mean of the loss if `loss` is above `spike_factor` times it, else None; then learns `loss`.
 
-        It learns from spikes too: a loss that stays high is one for some hundred steps, not for ever.
+        It learns from spikes too: a loss that stays high is one for a hundred steps or so, not for ever.
         """
         before = self.mean
         self.mean = loss if before is None else SPIKE_MEMORY * before + (1 - SPIKE_MEMORY) * loss

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import shutil
 from fractions import Fraction
@@ -100,6 +101,9 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
         "--log-tensors", action="store_true", help="with each row, LAMB's norms and trust ratios of every tensor"
     )
     run.add_argument(
+        "--wandb", metavar="PROJECT", help="send the rows to Weights & Biases, too; without network: WANDB_MODE=offline"
+    )
+    run.add_argument(
         "--eval-interval",
         type=int,
         default=1000,
@@ -195,6 +199,8 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
             raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
     if args.spike_factor is not None and args.spike_factor <= 1:
         raise ValueError(f"--spike-factor {args.spike_factor:g} is not above 1: every step would be a spike")
+    if args.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError(f"--wandb {args.wandb} needs the package wandb: pip install wandb, or leave --wandb out")
     if args.skip_spikes and args.spike_factor is None:
         raise ValueError(
             "--skip-spikes has to know what a spike is: give --spike-factor too, 2 for twice the mean loss"

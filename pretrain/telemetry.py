@@ -1,5 +1,5 @@
-"""What a run shows: metrics.jsonl, TensorBoard, a progress bar, throughput and model FLOPs utilisation. Only rank 0
-writes.
+"""What a run shows: metrics.jsonl, TensorBoard, Weights & Biases if asked, a progress bar, throughput and model FLOPs
+utilisation. Only rank 0 writes.
 
     python -m pretrain.telemetry plot RUN RUN ... --output DIR
 
@@ -8,6 +8,7 @@ compares runs: a PNG a curve and one HTML page with all of them, last values and
 
 import argparse
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -24,7 +25,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data_prep.cli import finished_file, run_cli
+from data_prep.cli import finished_file, read_json, run_cli
 from pretrain.config import ModelConfig
 from pretrain.data import StepBatch
 from pretrain.layout import Layout
@@ -48,7 +49,7 @@ class RunLog:
     A resumed run drops the rows after the step it resumes from, so that the file tells one story.
     """
 
-    def __init__(self, folder: Path, layout: Layout, first_step: int, total_steps: int):
+    def __init__(self, folder: Path, layout: Layout, first_step: int, total_steps: int, project: str | None = None):
         self.path = folder / "metrics.jsonl"
         self.active = layout.rank == 0
         self.num_ranks = layout.dp_size * layout.tp_size
@@ -61,6 +62,7 @@ class RunLog:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self.wandb = start_wandb(project, folder) if project else None
         self.bar = tqdm(
             total=total_steps, initial=first_step, unit="step", desc="pretrain", dynamic_ncols=True, smoothing=0.05
         )
@@ -72,6 +74,8 @@ class RunLog:
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
+        if self.wandb:
+            self.wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def write_tensors(self, step: int, optimizer) -> None:
         """LAMB's norms and trust ratios: histograms by kind of tensor in TensorBoard, each tensor's own in
@@ -119,6 +123,19 @@ class RunLog:
             self.bar.close()
             self.board.close()
             self.file.close()
+            if self.wandb:
+                self.wandb.finish()
+
+
+def start_wandb(project: str, folder: Path):
+    """A run folder's own run at Weights & Biases, which a resume goes on with. Address and key are wandb's own matter;
+    with WANDB_MODE=offline it writes into the folder, for `wandb sync`.
+    """
+    import wandb  # an optional extra
+
+    run_id = hashlib.sha256(bytes(folder.resolve())).hexdigest()[:16]
+    config = read_json(folder / "run.json")
+    return wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=folder, config=config)
 
 
 def whereabouts(num_ranks: int) -> dict:

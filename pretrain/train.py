@@ -42,7 +42,7 @@ def train(plan: Plan, layout: Layout, watchdog: Watchdog) -> None:
     engine, optimizer, first, mean_loss, warnings = start_engine(plan, layout)
     last = max(first, min(plan.total_steps, args.stop_after or plan.total_steps))
     requests = []  # to stop before that
-    log = RunLog(output, layout, first, plan.total_steps)
+    log = RunLog(output, layout, first, plan.total_steps, args.wandb)
     log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
     log.launched(first, warnings)
     throughput = Throughput(plan.model, layout)
