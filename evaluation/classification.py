@@ -67,7 +67,7 @@ def read_examples(path: Path, task: TextTask, labelled: bool = True) -> list[Exa
     # CoLA's labelled files have no header, its test file has one.
     headerless = task.headerless_columns if labelled else ()
     index_of = {label: index for index, label in enumerate(task.labels)}
-    for line, row in read_rows(path, headerless, task.skip_broken_rows):
+    for line, row in read_rows(path, headerless, task.skip_broken_rows and labelled):
         absent = [column for column in wanted if column not in row]
         if absent:
             raise ValueError(

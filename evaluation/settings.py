@@ -1,16 +1,17 @@
 """The command line of `evaluation.finetune`: its arguments, the checks that need no work, and what they resolve to."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from data_prep.cli import sha256_file
 from evaluation.baselines import BASELINES
-from evaluation.classification import OWN_TASKS, own_task, text_task
+from evaluation.classification import OWN_TASKS, TextTask, own_task, text_task
 from evaluation.conll import SCHEMES
 from evaluation.encoder import Start
 from evaluation.glue import GLUE_TASKS
-from evaluation.ner import find_ner_task
+from evaluation.ner import find_ner_task, ner_task
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
@@ -43,20 +44,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "epoch; the scores go to OUTPUT/results.json and are printed. The same command again keeps the seeds that are "
         "finished; other --seeds are added to them.",
     )
+    fine_tuning = not any(flag.startswith("--predict") for flag in (sys.argv[1:] if argv is None else argv))
     what = parser.add_argument_group("what is learnt, and from where")
-    what.add_argument("--task", required=True, metavar="NAME", help=TASK_HELP)
-    what.add_argument("--checkpoint", required=True, metavar="WHERE", help=CHECKPOINT_HELP)
-    what.add_argument("--data-dir", required=True, type=Path, metavar="DIR", help="folder of the task's files")
+    what.add_argument("--task", required=fine_tuning, metavar="NAME", help=TASK_HELP)
+    what.add_argument("--checkpoint", required=fine_tuning, metavar="WHERE", help=CHECKPOINT_HELP)
+    what.add_argument("--data-dir", required=fine_tuning, type=Path, metavar="DIR", help="folder of the task's files")
     what.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write; empty or missing")
+    what.add_argument(
+        "--predict",
+        type=Path,
+        metavar="FILE",
+        help="no training: the model that a finished run in OUTPUT kept answers a file without labels; goes with "
+        "--output and, to name the seed, --seeds",
+    )
     what.add_argument("--train-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
     what.add_argument("--dev-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
     what.add_argument("--max-train-examples", type=int, metavar="N", help="only the first N training examples")
     what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
     what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run each, in turn (default 0 1 2)"
-    )
+    how.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one run each, in turn (default 0 1 2)")
     how.add_argument(
         "--epochs", type=int, default=3, metavar="N", help="passes over the training examples (default %(default)s)"
     )
@@ -92,6 +99,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--max-answer-length", type=int, metavar="N", help="SQuAD: tokens of an answer (default 30)")
     how.add_argument("--tag-scheme", choices=SCHEMES, help="NER: how tags are written (default: told by the file)")
     how.add_argument(
+        "--keep-weights",
+        choices=("last", "best", "none"),
+        default="last",
+        help="which epoch of each seed is kept as a Hugging Face folder, SEED/model (default %(default)s)",
+    )
+    how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )
     return parser.parse_args(argv)
@@ -109,7 +122,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"--warmup-proportion {args.warmup_proportion:g}: a share between 0 and 1 is due, such as 0.1")
     if not 0 <= args.weight_decay < 1:
         raise ValueError(f"--weight-decay {args.weight_decay:g}: a number from 0 to below 1 is due, such as 0.01")
-    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+    if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: different whole numbers from 0 on are due")
     if rank_environment()["WORLD_SIZE"] > 1:
         raise ValueError("fine-tuning runs in one process; start it with plain python, without a launcher")
@@ -141,6 +154,15 @@ def find_task(args: argparse.Namespace) -> Task:
     form = GLUE_TASKS[name]
     form = replace(form, train_file=args.train_file or form.train_file, dev_file=args.dev_file or form.dev_file)
     return text_task(form)
+
+
+def restore_task(settings: dict, scores: dict) -> Task:
+    """The task that finetune.json describes, for a model with these dev scores: SQuAD 2.0's threshold is among them."""
+    if settings["name"] in SQUAD_TASKS:
+        return squad_task(**settings, null_threshold=scores.get("null_threshold"))
+    if settings["name"] == "ner":
+        return ner_task(**settings)
+    return text_task(TextTask(**{k: tuple(value) if type(value) is list else value for k, value in settings.items()}))
 
 
 def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, train: list, dev: list) -> dict:
