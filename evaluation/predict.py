@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.cli import claim_output, read_json, sha256_file, write_json
+from data_prep.cli import claim_output, read_json, write_json
 from data_prep.tokenizer import load_tokenizer
 from evaluation.features import Features, gather_batch, split_logits
 from evaluation.glue import write_submission
 from evaluation.results import RESULTS_FILE, percent, scores_of, seed_folder
-from evaluation.settings import restore_task
+from evaluation.settings import restore_task, sha256_of
 from evaluation.task import Task
 from pretrain.layout import init_layout
 from pretrain.model import load_weights
@@ -55,7 +55,7 @@ def predict_file(run: Path, file: Path, seed: int | None) -> None:
     weights = open_weights(folder)
     tokenizer = load_tokenizer(folder / settings["vocab"]["file"])
     output = run / "predictions" / file.stem
-    identity = {"file": str(file), "sha256": sha256_file(file), "seed": row["seed"], "weights": weights.identity()}
+    identity = {"file": str(file), "sha256": sha256_of(file), "seed": row["seed"], "weights": weights.identity()}
     if claim_output(output, identity, "predict", "done.json") == "done":
         return
     layout = init_layout()

@@ -1,6 +1,7 @@
 """The command line of `evaluation.finetune`: its arguments, the checks that need no work, and what they resolve to."""
 
 import argparse
+import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from evaluation.conll import SCHEMES
 from evaluation.encoder import Start
 from evaluation.glue import GLUE_TASKS
 from evaluation.ner import find_ner_task, ner_task
+from evaluation.ranking import ranking_task
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
@@ -20,8 +22,9 @@ from pretrain.layout import rank_environment
 TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (
     f"of GLUE {', '.join(GLUE_TASKS)}; squad1 or squad2 for SQuAD 1.1 or 2.0; ner for "
-    "tagged words in CoNLL's format; classification or regression for your "
-    "own files (TSV, CSV or JSONL with the columns sentence, label or sentence1, sentence2, label)"
+    "tagged words in CoNLL's format; classification, regression or ranking for your own files: TSV, CSV or JSONL with "
+    "the columns sentence, label or sentence1, sentence2, label (ranking: question, sentence, label), or a folder of "
+    "texts for each label"
 )
 CHECKPOINT_HELP = (
     "a pretraining run or one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
@@ -150,7 +153,8 @@ def find_task(args: argparse.Namespace) -> Task:
     if name in SQUAD_TASKS:
         return squad_task(name, args.train_file, args.dev_file, **lengths)
     if name in OWN_TASKS:
-        return text_task(own_task(name, args.data_dir, args.train_file, args.dev_file))
+        form = own_task(name, args.data_dir, args.train_file, args.dev_file)
+        return ranking_task(form) if name == "ranking" else text_task(form)
     form = GLUE_TASKS[name]
     form = replace(form, train_file=args.train_file or form.train_file, dev_file=args.dev_file or form.dev_file)
     return text_task(form)
@@ -162,13 +166,14 @@ def restore_task(settings: dict, scores: dict) -> Task:
         return squad_task(**settings, null_threshold=scores.get("null_threshold"))
     if settings["name"] == "ner":
         return ner_task(**settings)
-    return text_task(TextTask(**{k: tuple(value) if type(value) is list else value for k, value in settings.items()}))
+    form = TextTask(**{key: tuple(value) if type(value) is list else value for key, value in settings.items()})
+    return ranking_task(form) if form.name == "ranking" else text_task(form)
 
 
 def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, train: list, dev: list) -> dict:
     """All that determines the results of a seed, as finetune.json has it; checks what depends on the model."""
     paths = {"train": args.data_dir / task.train_file, "dev": args.data_dir / task.dev_file}
-    data = {split: {"file": str(path), "sha256": sha256_file(path)} for split, path in paths.items()}
+    data = {split: {"file": str(path), "sha256": sha256_of(path)} for split, path in paths.items()}
     settings = {
         "task": task.settings,
         "checkpoint": args.checkpoint,
@@ -197,6 +202,16 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         **{name: getattr(args, name) for name in ("epochs", "batch_size")},
         "deepspeed_config": deepspeed_settings(args, len(train)),
     }
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file; of a folder of texts that of their names and sha256."""
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*/*.txt")):
+        digest.update(f"{file.relative_to(path)} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def deepspeed_settings(args: argparse.Namespace, num_train: int) -> dict:

@@ -128,6 +128,19 @@ def test_squad(task, capsys):
         assert (predictions["1"], predictions["0"]) == ("green", "red" if version == 1 else "")
 
 
+def test_ranking(task, capsys):
+    rows = "".join(f"box {i // 2}\tthe {WORDS[i % 2]} hat\t{i % 2}\n" for i in range(96)) + "hat\tthe red hat\t0\n"
+    (task / "pairs.tsv").write_text("question\tsentence\tlabel\n" + rows, encoding="utf-8")
+    main(arguments(task, task="ranking", seeds=[0], **{"train-file": "pairs.tsv", "dev-file": "pairs.tsv"}))
+    assert "49 questions, 1 without a right and 0 without a wrong answer" in capsys.readouterr().out
+    results = read(task / "run/results.json")
+    assert (results["metrics"], results["best"]["map"]["mean"], results["best"]["mrr"]["mean"]) == (
+        ["map", "mrr"],
+        1.0,
+        1.0,
+    )
+
+
 def test_named_entities(task, capsys):
     rows = [f"the O\n{WORDS[i % 2]} S-{'X' if i % 2 else 'Y'}\nbox O\n\n" for i in range(80)]
     (task / "train.txt").write_text("".join(rows), encoding="utf-8")
