@@ -130,12 +130,12 @@ def train_one_seed(
     """THE loop: every epoch's row (losses, dev scores, speed), the dev predictions after the last one, and the
     weights of the epoch that is kept ("last", "best"; {} for "none").
     """
-    schedule = settings["deepspeed_config"]["scheduler"]
+    num_steps = settings["epochs"] * -(-len(train.features) // settings["batch_size"])  # an example may be many windows
+    block = settings["deepspeed_config"]["scheduler"]
+    schedule = block | {"params": block["params"] | {"total_num_steps": num_steps}}
     peak_lr = settings["deepspeed_config"]["optimizer"]["params"]["lr"]
     epochs, step, weights = [], 0, {}
-    bar = tqdm(
-        total=schedule["params"]["total_num_steps"], desc=f"{task.name} seed {seed}", unit="step", dynamic_ncols=True
-    )
+    bar = tqdm(total=num_steps, desc=f"{task.name} seed {seed}", unit="step", dynamic_ncols=True)
     for epoch in range(1, settings["epochs"] + 1):
         began, losses = time.perf_counter(), []
         for indices in epoch_batches(len(train.features), settings["batch_size"], seed, epoch):
@@ -152,8 +152,11 @@ def train_one_seed(
                        "scores": scores, "examples_per_s": examples_per_s})  # fmt: skip
         write_row(log, kind="dev", **epochs[-1])
         bar.set_postfix({name: percent(scores[name]) for name in task.metrics})
-        if keep == "best" and best_epoch(epochs, task.metrics[0]) == epoch:
+        num_since_best = epoch - best_epoch(epochs, task.metrics[0])
+        if keep == "best" and num_since_best == 0:
             weights = whole_weights(engine.module)
+        if num_since_best == settings["patience"]:
+            break
     bar.close()
     return epochs, predictions, whole_weights(engine.module) if keep == "last" else weights
 

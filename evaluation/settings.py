@@ -70,6 +70,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--epochs", type=int, default=3, metavar="N", help="passes over the training examples (default %(default)s)"
     )
+    how.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop a seed after N epochs without a better dev score (default: never)",
+    )
     how.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples a step (default %(default)s)")
     how.add_argument(
         "--learning-rate", type=float, default=5e-5, metavar="X", help="peak rate of AdamW (default %(default)s)"
@@ -115,7 +121,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Raise ValueError for a number that no run can have."""
-    for name in ("epochs", "batch_size", "max_train_examples", *SQUAD_FLAGS):
+    for name in ("epochs", "patience", "batch_size", "max_train_examples", *SQUAD_FLAGS):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
@@ -199,8 +205,8 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         "model": start.config.to_json(),
         "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
         "max_seq_length": max_seq_length,
-        **{name: getattr(args, name) for name in ("epochs", "batch_size")},
-        "deepspeed_config": deepspeed_settings(args, len(train)),
+        **{name: getattr(args, name) for name in ("epochs", "patience", "batch_size")},
+        "deepspeed_config": deepspeed_settings(args),
     }
 
 
@@ -214,16 +220,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def deepspeed_settings(args: argparse.Namespace, num_train: int) -> dict:
+def deepspeed_settings(args: argparse.Namespace) -> dict:
     """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say."""
     own = {} if args.deepspeed_config is None else read_json(args.deepspeed_config)
     for key in KEYS_OF_FLAGS:
         if key in own:
             raise ValueError(f"{args.deepspeed_config}: {key!r} is set by a flag here (see --help); leave it out")
     check_keys(own, DEEPSPEED_KEYS, str(args.deepspeed_config))
-    num_steps = args.epochs * -(-num_train // args.batch_size)
     optimizer = {"lr": args.learning_rate, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": args.weight_decay}
-    schedule = {"total_num_steps": num_steps, "warmup_proportion": args.warmup_proportion}
+    schedule = {"warmup_proportion": args.warmup_proportion}  # over as many steps as the training takes
     return {
         **own,
         "train_batch_size": args.batch_size,
