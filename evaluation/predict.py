@@ -1,7 +1,7 @@
 """A fine-tuned model over a file: logits without dropout, and `--predict`: answers for a file without labels.
 
 RUN/seed_0/model/                 the weights of a seed, a Hugging Face folder (`evaluation.export`)
-RUN/predictions/NAME/             what the task writes for the file NAME.*, and for GLUE the benchmark's own file
+RUN/predictions/NAME/             what the task writes for the file NAME, and for GLUE the benchmark's own file
 RUN/predictions/NAME/predict.json which file and which seed
 """
 
@@ -27,9 +27,11 @@ EVAL_BATCH_SIZE = 64
 
 @torch.no_grad()
 def apply_model(
-    module: nn.Module, task: Task, features: Features, device: torch.device
+    module: nn.Module, task: Task | None, features: Features, device: torch.device
 ) -> tuple[float | None, list[Tensor]]:
-    """Mean loss over all that has a label (None without labels), and the logits of each sequence, in their order."""
+    """Mean of the task's loss over all that has a label (None without labels), and what the module gives for each
+    sequence, in their order.
+    """
     order = np.argsort(features.lengths, kind="stable")  # neighbours of one length: attention pads less
     losses, logits = [], []
     for indices in np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE)):
@@ -54,7 +56,7 @@ def predict_file(run: Path, file: Path, seed: int | None) -> None:
     folder = seed_folder(run, row["seed"]) / "model"
     weights = open_weights(folder)
     tokenizer = load_tokenizer(folder / settings["vocab"]["file"])
-    output = run / "predictions" / file.stem
+    output = run / "predictions" / file.name
     identity = {"file": str(file), "sha256": sha256_of(file), "seed": row["seed"], "weights": weights.identity()}
     if claim_output(output, identity, "predict", "done.json") == "done":
         return

@@ -20,7 +20,7 @@ SENTENCES = ["the green hat is here", "red box", "the hat", "box green the red h
 
 def predict(run, path, *more):
     main(["--predict", str(path), "--output", str(run), *more])
-    return run / "predictions" / path.stem
+    return run / "predictions" / path.name
 
 
 def table(path):
@@ -40,7 +40,7 @@ def test_classification_gives_the_pipelines_answers(task, capsys):
     for row, theirs in zip(rows, pipeline(SENTENCES), strict=True):
         assert row["prediction"] == theirs[0]["label"]
         for answer in theirs:
-            assert float(row[f"p({answer['label']})"]) == pytest.approx(answer["score"], abs=2e-6)  # measured: 4e-7
+            assert float(row[f"p({answer['label']})"]) == pytest.approx(answer["score"], abs=2e-6)  # measured: 5.2e-7
     # The same command finds its work done; another file of the same name is no answer to this one.
     predict(task / "run", path)
     assert "reused" in capsys.readouterr().out
@@ -57,7 +57,7 @@ def test_pairs_and_scores_give_the_pipelines_answers(task, capsys):
     pipeline = transformers.pipeline("text-classification", model=str(task / "run/seed_0/model"))
     pairs = [{"text": f"the {WORDS[i % 2]}", "text_pair": "the box"} for i in range(2)]
     for row, theirs in zip(found, [pipeline(pair) for pair in pairs], strict=False):
-        assert float(row["prediction"]) == pytest.approx(theirs["score"], abs=1e-5)
+        assert float(row["prediction"]) == pytest.approx(theirs["score"], abs=1e-5)  # measured: 1.2e-6
 
 
 def test_named_entities_give_the_pipelines_answers(task, capsys):
@@ -99,7 +99,7 @@ def test_answers_are_those_of_the_exported_model(task, capsys):
         score, first, last = max(spans)
         text = context[offsets[first][0] : offsets[last][1]]
         assert next(row["text"] for row in n_best[str(i)] if row["text"]) == text
-        assert odds[str(i)] == pytest.approx(start[0] + end[0] - score, abs=1e-5)  # measured: 5e-7
+        assert odds[str(i)] == pytest.approx(start[0] + end[0] - score, abs=1e-5)  # measured: 9.9e-7
         assert found[str(i)] == ("" if odds[str(i)] > threshold else text)
 
 
