@@ -1,3 +1,3 @@
-"""From a checkpoint to scores: tasks and their readers, heads, the one fine-tuning loop, baselines, metrics and the
-report.
+"""From a checkpoint to scores: tasks and their readers, heads, the one fine-tuning loop, predictions and export,
+baselines, metrics and the report.
 """

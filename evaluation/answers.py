@@ -21,6 +21,7 @@ from evaluation.squad_metric import answer_scores, best_threshold
 from evaluation.task import Scores
 
 N_BEST = 20
+QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how", "other")
 
 
 class Span(NamedTuple):
@@ -120,22 +121,30 @@ def final_texts(answers: Sequence[Answer], version: int, null_threshold: float) 
 def score_answers(
     questions: Sequence, answers: Sequence[Answer], version: int, null_threshold: float | None = None
 ) -> Scores:
-    """Exact match and F1. For SQuAD 2.0 at the threshold that is best here, unless one is given; by questions with and
-    without an answer; at threshold 0, which was not tuned; and the threshold itself.
+    """Exact match and F1, over all and by the question's first question word. For SQuAD 2.0 at the threshold that is
+    best here, unless one is given; by questions with and without an answer; at threshold 0, which was not tuned; and
+    the threshold itself.
     """
-    if version == 1:
-        exact, f1 = _question_scores(questions, final_texts(answers, 1, 0.0), 1).mean(0).tolist()
-        return {"f1": f1, "exact": exact}
-    threshold = tuned_threshold(questions, answers) if null_threshold is None else null_threshold
-    scores = _question_scores(questions, final_texts(answers, 2, threshold), 2)
-    untuned = _question_scores(questions, final_texts(answers, 2, 0.0), 2)
-    has_answer = np.array([bool(question.answers) for question in questions])
-    rows = {"": scores, "HasAns_": scores[has_answer], "NoAns_": scores[~has_answer], "at threshold 0: ": untuned}
+    untuned = _question_scores(questions, final_texts(answers, version, 0.0), version)
+    scores, threshold, rows = untuned, None, {}
+    if version == 2:
+        threshold = tuned_threshold(questions, answers) if null_threshold is None else null_threshold
+        scores = _question_scores(questions, final_texts(answers, 2, threshold), 2)
+        has_answer = np.array([bool(question.answers) for question in questions])
+        rows = {"HasAns_": scores[has_answer], "NoAns_": scores[~has_answer], "at threshold 0: ": untuned}
+    words = np.array([question_word(question.question) for question in questions])
+    rows = {"": scores} | rows | {f"{word}: ": scores[words == word] for word in QUESTION_WORDS if word in words}
     shown = {}
     for prefix, part in rows.items():
         exact, f1 = part.mean(0).tolist() if len(part) else (None, None)
         shown |= {f"{prefix}f1": f1, f"{prefix}exact": exact}
-    return shown | {"null_threshold": threshold}
+    return shown if threshold is None else shown | {"null_threshold": threshold}
+
+
+def question_word(question: str) -> str:
+    """The first of QUESTION_WORDS in a question, whose forms (whom, whose) count as who; "other" if there is none."""
+    words = (word.strip(".,?!'\"").replace("whom", "who").replace("whose", "who") for word in question.lower().split())
+    return next((word for word in words if word in QUESTION_WORDS), "other")
 
 
 def write_answers(

@@ -6,7 +6,7 @@ A file is one that `evaluation.rows` reads. The columns are `sentence` and `labe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ def read_examples(path: Path, task: TextTask, labelled: bool = True) -> list[Exa
     # CoLA's labelled files have no header, its test file has one.
     headerless = task.headerless_columns if labelled else ()
     index_of = {label: index for index, label in enumerate(task.labels)}
-    for line, row in read_rows(path, headerless, task.skip_broken_rows):
+    for line, row in read_rows(path, headerless, task.skip_broken_rows and labelled):
         absent = [column for column in wanted if column not in row]
         if absent:
             raise ValueError(
@@ -156,11 +156,11 @@ def write_texts(form: TextTask, folder: Path, examples: Sequence[Example], predi
             file.write("\t".join([str(index), *shown, *probabilities]) + "\n")
 
 
-OWN_TASKS = ("classification", "regression")
+OWN_TASKS = ("classification", "regression", "ranking")
 
 
 def own_task(name: str, data_dir: Path, train_file: str | None = None, dev_file: str | None = None) -> TextTask:
-    """Describe one's own task from its files: `name` is classification or regression, the columns come from the header
+    """Describe one's own task from its files: `name` is one of OWN_TASKS, the columns come from the header
     of the training file, and the classes are the distinct labels in it (in numerical order when all are whole numbers,
     else alphabetical).
 
@@ -174,6 +174,8 @@ def own_task(name: str, data_dir: Path, train_file: str | None = None, dev_file:
         raise ValueError(
             f"{path} holds no row; give it a header (sentence, label or sentence1, sentence2, label) and examples"
         )
+    if name == "ranking":
+        return ranking_form(rows[0][1], train_file, dev_file)
     text_columns = ("sentence1", "sentence2") if "sentence1" in rows[0][1] else ("sentence",)
     task = TextTask(name, text_columns, "label", (), ("pearson", "spearman"), train_file, dev_file)
     if name == "regression":
@@ -187,9 +189,20 @@ def own_task(name: str, data_dir: Path, train_file: str | None = None, dev_file:
     return replace(task, labels=ordered or ("",), metrics=("accuracy", "macro_f1"))
 
 
+def ranking_form(columns: Iterable[str], train_file: str, dev_file: str) -> TextTask:
+    """Candidate answers to questions, right (1) or not (0): WikiQA's columns, in its capitals or in small letters."""
+    names = ("Question", "Sentence", "Label") if "Question" in columns else ("question", "sentence", "label")
+    return TextTask("ranking", names[:2], names[2], ("0", "1"), ("map", "mrr"), train_file, dev_file)
+
+
 def _find_split(data_dir: Path, split: str) -> str:
     found = [split + ending for ending in FORMATS if (data_dir / (split + ending)).is_file()]
+    found += [split] if (data_dir / split).is_dir() else []
     if len(found) == 1:
         return found[0]
-    problem = f"holds {' and '.join(found)}" if found else f"holds no {split}.tsv, {split}.csv or {split}.jsonl"
+    problem = (
+        f"holds {' and '.join(found)}"
+        if found
+        else f"holds no {split}.tsv, {split}.csv, {split}.jsonl or folder {split}"
+    )
     raise ValueError(f"{data_dir} {problem}; exactly one is due: name it with --{split}-file")

@@ -11,19 +11,21 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.cli import claim_output, run_cli, write_json
 from evaluation.baselines import BASELINES, majority, ngram
 from evaluation.encoder import Start, fill_model, find_start, read_encoder
-from evaluation.features import Features, epoch_batches, gather_batch, split_logits
+from evaluation.export import export_model, whole_weights
+from evaluation.features import Features, epoch_batches, gather_batch
+from evaluation.predict import apply_model, predict_file
 from evaluation.results import (
     RESULTS_FILE,
+    best_epoch,
     detail_table,
     finish_seed,
     percent,
@@ -38,13 +40,15 @@ from pretrain.engine import initialize_engine
 from pretrain.layout import init_layout
 from pretrain.schedule import learning_rate
 
-EVAL_BATCH_SIZE = 64
-
 
 def main(argv: list[str] | None = None) -> None:
     """Check everything, claim the output folder, run the seeds that are not finished, print the table."""
     args = parse_args(argv)
     check_numbers(args)
+    if args.predict:
+        predict_file(args.output, args.predict, args.seeds[0] if args.seeds else None)
+        return
+    args.seeds = args.seeds or [0, 1, 2]
     task = find_task(args)
     train = task.read(args.data_dir / task.train_file, True)[: args.max_train_examples]
     dev = task.read(args.data_dir / task.dev_file, True)
@@ -58,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if start is None:
         run_baseline(args.checkpoint, task, train, dev, todo, args.output)
     elif todo:
-        fine_tune(task, start, train, dev, todo, settings, args.output)
+        fine_tune(task, start, train, dev, todo, settings, args.output, args.keep_weights)
     kind = args.checkpoint if start is None else "random" if start.weights is None else "pretrained"
     head = {"task": task.name, "start": kind, "checkpoint": args.checkpoint, "metrics": list(task.metrics)}
     head |= {"data": str(args.data_dir), "dev_sha256": settings["dev"]["sha256"]}
@@ -83,68 +87,78 @@ def run_baseline(kind: str, task: Task, train: Sequence, dev: Sequence, seeds: l
         finish_seed(output, seed, task, [epoch], dev, predictions)
 
 
+class Split(NamedTuple):
+    """Training or dev set: the task's examples, and what the model reads of them."""
+
+    examples: Sequence
+    features: Features
+
+
 def fine_tune(
-    task: Task, start: Start, train: Sequence, dev: Sequence, seeds: list[int], settings: dict, output: Path
+    task: Task, start: Start, train: Sequence, dev: Sequence, seeds: list[int], settings: dict, output: Path, keep: str
 ) -> None:
     """Encode the examples once, then run one seed after another and write each one's folder."""
-    layout = init_layout()
+    layout, length = init_layout(), settings["max_seq_length"]
     encoder = read_encoder(start)
-    train_features = task.encode(start.tokenizer, train, settings["max_seq_length"], "training examples")
-    dev_features = task.encode(start.tokenizer, dev, settings["max_seq_length"], "dev examples")
-    print(f"training examples: {train_features.note}; dev examples: {dev_features.note}")
+    train, dev = (
+        Split(examples, task.encode(start.tokenizer, examples, length, f"{name} examples"))
+        for examples, name in ((train, "training"), (dev, "dev"))
+    )
+    print(f"training examples: {train.features.note}; dev examples: {dev.features.note}")
     for seed in seeds:
         model = task.head(start.config, layout, task.num_outputs)
         drawn = fill_model(model, encoder, seed)
         if encoder and seed == seeds[0]:
             print(f"not in the checkpoint, so drawn from each seed: {', '.join(drawn)}")
         engine, optimizer = initialize_engine(model, settings["deepspeed_config"], layout)
-        log_file = seed_folder(output, seed) / "metrics.jsonl"
-        log_file.parent.mkdir(exist_ok=True)
-        with open(log_file, "w", encoding="utf-8", buffering=1) as file:
-            epochs, predictions = train_one_seed(
-                engine, optimizer, task, train_features, dev, dev_features, settings, seed, file
+        folder = seed_folder(output, seed)
+        folder.mkdir(exist_ok=True)
+        with open(folder / "metrics.jsonl", "w", encoding="utf-8", buffering=1) as file:
+            epochs, predictions, weights = train_one_seed(
+                engine, optimizer, task, train, dev, settings, seed, keep, file
             )
-        finish_seed(output, seed, task, epochs, dev, predictions)
+        if weights:
+            export_model(folder / "model", weights, task, start.config, start.tokenizer, length)
+        finish_seed(output, seed, task, epochs, dev.examples, predictions)
         engine.destroy()
     layout.close()
 
 
 def train_one_seed(
-    engine,
-    optimizer,
-    task: Task,
-    train: Features,
-    dev: Sequence,
-    dev_features: Features,
-    settings: dict,
-    seed: int,
-    log: IO[str],
-) -> tuple[list[dict], object]:
-    """THE loop: every epoch's row (losses, dev scores, speed), and the dev predictions after the last one."""
-    schedule = settings["deepspeed_config"]["scheduler"]
+    engine, optimizer, task: Task, train: Split, dev: Split, settings: dict, seed: int, keep: str, log: IO[str]
+) -> tuple[list[dict], object, dict[str, Tensor]]:
+    """THE loop: every epoch's row (losses, dev scores, speed), the dev predictions after the last one, and the
+    weights of the epoch that is kept ("last", "best"; {} for "none").
+    """
+    num_steps = settings["epochs"] * -(-len(train.features) // settings["batch_size"])  # an example may be many windows
+    block = settings["deepspeed_config"]["scheduler"]
+    schedule = block | {"params": block["params"] | {"total_num_steps": num_steps}}
     peak_lr = settings["deepspeed_config"]["optimizer"]["params"]["lr"]
-    epochs, step = [], 0
-    bar = tqdm(
-        total=schedule["params"]["total_num_steps"], desc=f"{task.name} seed {seed}", unit="step", dynamic_ncols=True
-    )
+    epochs, step, weights = [], 0, {}
+    bar = tqdm(total=num_steps, desc=f"{task.name} seed {seed}", unit="step", dynamic_ncols=True)
     for epoch in range(1, settings["epochs"] + 1):
         began, losses = time.perf_counter(), []
-        for indices in epoch_batches(len(train), settings["batch_size"], seed, epoch):
+        for indices in epoch_batches(len(train.features), settings["batch_size"], seed, epoch):
             rate = learning_rate(schedule, peak_lr, step)
-            losses.append(train_step(engine, optimizer, task, train, indices, rate, seed, step))
+            losses.append(train_step(engine, optimizer, task, train.features, indices, rate, seed, step))
             write_row(log, kind="train", step=step + 1, loss=losses[-1], learning_rate=rate)
             step += 1
             bar.update()
-        examples_per_s = len(train) / (time.perf_counter() - began)
-        dev_loss, logits = evaluate(engine, task, dev_features)
-        predictions = task.decode(dev, dev_features, logits)
-        scores = task.score(dev, predictions)
+        examples_per_s = len(train.examples) / (time.perf_counter() - began)
+        dev_loss, logits = apply_model(engine.module, task, dev.features, engine.mpu.device)
+        predictions = task.decode(dev.examples, dev.features, logits)
+        scores = task.score(dev.examples, predictions)
         epochs.append({"epoch": epoch, "step": step, "train_loss": float(np.mean(losses)), "dev_loss": dev_loss,
                        "scores": scores, "examples_per_s": examples_per_s})  # fmt: skip
         write_row(log, kind="dev", **epochs[-1])
         bar.set_postfix({name: percent(scores[name]) for name in task.metrics})
+        num_since_best = epoch - best_epoch(epochs, task.metrics[0])
+        if keep == "best" and num_since_best == 0:
+            weights = whole_weights(engine.module)
+        if num_since_best == settings["patience"]:
+            break
     bar.close()
-    return epochs, predictions
+    return epochs, predictions, whole_weights(engine.module) if keep == "last" else weights
 
 
 def train_step(
@@ -162,19 +176,6 @@ def train_step(
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"seed {seed}, step {step + 1}: the loss is {loss.item()}; lower --learning-rate")
     return loss.item()
-
-
-@torch.no_grad()
-def evaluate(engine, task: Task, dev: Features) -> tuple[float, list[Tensor]]:
-    """Mean loss over all that has a label, and the logits of each sequence, in the order of the features."""
-    order = np.argsort(dev.lengths, kind="stable")  # neighbours of one length: attention pads less
-    losses, logits = [], []
-    for indices in np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE)):
-        sequences, labels = gather_batch(dev, indices)
-        outputs = engine.module(sequences.to(engine.mpu.device)).cpu()
-        losses.append(task.loss(outputs, labels, sequences))
-        logits += split_logits(outputs, sequences)
-    return torch.cat(losses).mean().item(), [logits[place] for place in np.argsort(order)]
 
 
 def write_row(log: IO[str], **row) -> None:

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from scipy.stats import ConstantInputWarning, pearsonr, rankdata, spearmanr
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, matthews_corrcoef
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -52,6 +52,16 @@ def _correlation(function, labels: np.ndarray, predictions: np.ndarray) -> float
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)
         return float(function(labels, predictions)[0])
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean of the precision at each right answer's place, of one question. labels: [n] 0 and 1, scores: [n]."""
+    return float(average_precision_score(labels, scores))
+
+
+def reciprocal_rank(labels: np.ndarray, scores: np.ndarray) -> float:
+    """1 / place of the first right answer, of one question; of equal scores a right one comes last. Both: [n]."""
+    return float(1 / rankdata(-scores, method="max")[labels == 1].min())
 
 
 METRICS = {function.__name__: function for function in (accuracy, f1, macro_f1, mcc, pearson, spearman)}

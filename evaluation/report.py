@@ -20,6 +20,7 @@ from evaluation.tables import (
     DATA_KINDS,
     Table,
     data_table,
+    detail_scores,
     pretraining_facts,
     pretraining_table,
     score_table,
@@ -86,7 +87,9 @@ def score_sections(groups: dict[str, list[dict]]) -> list[Section]:
             f"{metric} by epoch": scores_by_epoch(runs, metric),
         }
         sizes = f"{runs[0]['num_train']:,} training and {runs[0]['num_dev']:,} dev examples from {runs[0]['data']}."
-        sections.append(Section(task, sizes, [], {name: uri for name, uri in figures.items() if uri}))
+        details = detail_scores(runs)
+        tables = [details.text("html")] if details.rows else []
+        sections.append(Section(task, sizes, tables, {name: uri for name, uri in figures.items() if uri}))
     return sections
 
 

@@ -16,20 +16,24 @@ FORMATS = (".tsv", ".csv", ".jsonl")
 
 def read_rows(
     path: Path, headerless_columns: Sequence[str] = (), skip_broken_rows: bool = False
-) -> Iterator[tuple[int, dict[str, str]]]:
+) -> Iterator[tuple[int | str, dict[str, str]]]:
     """Yield (line number counted from 1, {column: text}) for each row of a TSV, CSV or JSONL file; blank lines are
-    passed over.
+    passed over. Of a folder: (name of a text file, {"sentence": its text, "label": its folder}).
 
     `headerless_columns` names the columns of a TSV whose first line is already data. Raises ValueError, with file and
-    line, for another ending, bytes that are no UTF-8, a row whose number of fields differs from the header's, and JSON
-    that is no object.
+    line, for another ending, bytes that are no UTF-8, a row whose number of fields differs from the header's, a column
+    that occurs twice, and JSON that is no object.
     """
+    if path.is_dir():
+        yield from _texts(path)
+        return
     text = _read_text(path)
     if path.suffix == ".jsonl":
         yield from _json_rows(path, text)
         return
     rows = _fields(path, text)
     header = list(headerless_columns) or next(rows, (0, []))[1]
+    _check_header(path, header)
     for line, fields in rows:
         if len(fields) == len(header):
             yield line, dict(zip(header, fields, strict=True))
@@ -41,6 +45,21 @@ def read_rows(
             )
 
 
+def _check_header(path: Path, header: list[str]) -> None:
+    twice = [column for column in header if header.count(column) > 1]
+    if twice:
+        raise ValueError(f"{path}:1: column '{twice[0]}' occurs {header.count(twice[0])} times; rename or remove one")
+    if path.suffix == ".csv" and len(header) == 1 and ";" in header[0]:
+        raise ValueError(f"{path}:1: the columns '{header[0]}' are separated by ';'; a CSV has commas here: save it so")
+
+
+def _texts(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The .txt files of each subfolder, whose name is their label; IMDb's unlabelled texts (unsup) are left out."""
+    for label in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "unsup"):
+        for path in sorted(label.glob("*.txt")):
+            yield f"{label.name}/{path.name}", {"sentence": _decode(path), "label": label.name}
+
+
 def _read_text(path: Path) -> str:
     if path.suffix not in FORMATS:
         raise ValueError(f"{path}: the ending '{path.suffix}' is no format read here; use one of {', '.join(FORMATS)}")
@@ -49,6 +68,10 @@ def _read_text(path: Path) -> str:
         raise ValueError(
             f"{path} does not exist; the folder holds {', '.join(present) or 'no table'}: name the right file or folder"
         )
+    return _decode(path)
+
+
+def _decode(path: Path) -> str:
     raw = path.read_bytes()
     try:
         return raw.decode("utf-8-sig")
@@ -62,14 +85,18 @@ def _read_text(path: Path) -> str:
 def _fields(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     if path.suffix == ".csv":
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        try:
-            for fields in reader:
-                if fields:
-                    yield reader.line_num, fields
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}:{reader.line_num}: {error}; correct the quotation marks or save the table as TSV"
-            ) from error
+        while True:
+            line = reader.line_num + 1  # where the row begins: a quoted text may go over several
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise ValueError(
+                    f"{path}:{line}: {error}; correct the quotation marks or save the table as TSV"
+                ) from error
+            if fields is None:
+                break
+            if fields:
+                yield line, fields
         return
     # str.splitlines would also break a row at characters such as U+0085 or U+2028, which texts from the web contain.
     for line, row in enumerate(text.split("\n"), 1):

@@ -1,16 +1,19 @@
 """The command line of `evaluation.finetune`: its arguments, the checks that need no work, and what they resolve to."""
 
 import argparse
+import hashlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from data_prep.cli import sha256_file
 from evaluation.baselines import BASELINES
-from evaluation.classification import OWN_TASKS, own_task, text_task
+from evaluation.classification import OWN_TASKS, TextTask, own_task, text_task
 from evaluation.conll import SCHEMES
 from evaluation.encoder import Start
 from evaluation.glue import GLUE_TASKS
-from evaluation.ner import find_ner_task
+from evaluation.ner import find_ner_task, ner_task
+from evaluation.ranking import ranking_task
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
@@ -19,8 +22,9 @@ from pretrain.layout import rank_environment
 TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (
     f"of GLUE {', '.join(GLUE_TASKS)}; squad1 or squad2 for SQuAD 1.1 or 2.0; ner for "
-    "tagged words in CoNLL's format; classification or regression for your "
-    "own files (TSV, CSV or JSONL with the columns sentence, label or sentence1, sentence2, label)"
+    "tagged words in CoNLL's format; classification, regression or ranking for your own files: TSV, CSV or JSONL with "
+    "the columns sentence, label or sentence1, sentence2, label (ranking: question, sentence, label), or a folder of "
+    "texts for each label"
 )
 CHECKPOINT_HELP = (
     "a pretraining run or one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
@@ -43,22 +47,34 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "epoch; the scores go to OUTPUT/results.json and are printed. The same command again keeps the seeds that are "
         "finished; other --seeds are added to them.",
     )
+    fine_tuning = not any(flag.startswith("--predict") for flag in (sys.argv[1:] if argv is None else argv))
     what = parser.add_argument_group("what is learnt, and from where")
-    what.add_argument("--task", required=True, metavar="NAME", help=TASK_HELP)
-    what.add_argument("--checkpoint", required=True, metavar="WHERE", help=CHECKPOINT_HELP)
-    what.add_argument("--data-dir", required=True, type=Path, metavar="DIR", help="folder of the task's files")
+    what.add_argument("--task", required=fine_tuning, metavar="NAME", help=TASK_HELP)
+    what.add_argument("--checkpoint", required=fine_tuning, metavar="WHERE", help=CHECKPOINT_HELP)
+    what.add_argument("--data-dir", required=fine_tuning, type=Path, metavar="DIR", help="folder of the task's files")
     what.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write; empty or missing")
+    what.add_argument(
+        "--predict",
+        type=Path,
+        metavar="FILE",
+        help="no training: the model that a finished run in OUTPUT kept answers a file without labels; goes with "
+        "--output and, to name the seed, --seeds",
+    )
     what.add_argument("--train-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
     what.add_argument("--dev-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
     what.add_argument("--max-train-examples", type=int, metavar="N", help="only the first N training examples")
     what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
     what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run each, in turn (default 0 1 2)"
-    )
+    how.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one run each, in turn (default 0 1 2)")
     how.add_argument(
         "--epochs", type=int, default=3, metavar="N", help="passes over the training examples (default %(default)s)"
+    )
+    how.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop a seed after N epochs without a better dev score (default: never)",
     )
     how.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples a step (default %(default)s)")
     how.add_argument(
@@ -92,6 +108,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--max-answer-length", type=int, metavar="N", help="SQuAD: tokens of an answer (default 30)")
     how.add_argument("--tag-scheme", choices=SCHEMES, help="NER: how tags are written (default: told by the file)")
     how.add_argument(
+        "--keep-weights",
+        choices=("last", "best", "none"),
+        default="last",
+        help="which epoch of each seed is kept as a Hugging Face folder, SEED/model (default %(default)s)",
+    )
+    how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )
     return parser.parse_args(argv)
@@ -99,7 +121,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Raise ValueError for a number that no run can have."""
-    for name in ("epochs", "batch_size", "max_train_examples", *SQUAD_FLAGS):
+    for name in ("epochs", "patience", "batch_size", "max_train_examples", *SQUAD_FLAGS):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
@@ -109,7 +131,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"--warmup-proportion {args.warmup_proportion:g}: a share between 0 and 1 is due, such as 0.1")
     if not 0 <= args.weight_decay < 1:
         raise ValueError(f"--weight-decay {args.weight_decay:g}: a number from 0 to below 1 is due, such as 0.01")
-    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+    if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: different whole numbers from 0 on are due")
     if rank_environment()["WORLD_SIZE"] > 1:
         raise ValueError("fine-tuning runs in one process; start it with plain python, without a launcher")
@@ -137,16 +159,27 @@ def find_task(args: argparse.Namespace) -> Task:
     if name in SQUAD_TASKS:
         return squad_task(name, args.train_file, args.dev_file, **lengths)
     if name in OWN_TASKS:
-        return text_task(own_task(name, args.data_dir, args.train_file, args.dev_file))
+        form = own_task(name, args.data_dir, args.train_file, args.dev_file)
+        return ranking_task(form) if name == "ranking" else text_task(form)
     form = GLUE_TASKS[name]
     form = replace(form, train_file=args.train_file or form.train_file, dev_file=args.dev_file or form.dev_file)
     return text_task(form)
 
 
+def restore_task(settings: dict, scores: dict) -> Task:
+    """The task that finetune.json describes, for a model with these dev scores: SQuAD 2.0's threshold is among them."""
+    if settings["name"] in SQUAD_TASKS:
+        return squad_task(**settings, null_threshold=scores.get("null_threshold"))
+    if settings["name"] == "ner":
+        return ner_task(**settings)
+    form = TextTask(**{key: tuple(value) if type(value) is list else value for key, value in settings.items()})
+    return ranking_task(form) if form.name == "ranking" else text_task(form)
+
+
 def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, train: list, dev: list) -> dict:
     """All that determines the results of a seed, as finetune.json has it; checks what depends on the model."""
     paths = {"train": args.data_dir / task.train_file, "dev": args.data_dir / task.dev_file}
-    data = {split: {"file": str(path), "sha256": sha256_file(path)} for split, path in paths.items()}
+    data = {split: {"file": str(path), "sha256": sha256_of(path)} for split, path in paths.items()}
     settings = {
         "task": task.settings,
         "checkpoint": args.checkpoint,
@@ -172,21 +205,30 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         "model": start.config.to_json(),
         "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
         "max_seq_length": max_seq_length,
-        **{name: getattr(args, name) for name in ("epochs", "batch_size")},
-        "deepspeed_config": deepspeed_settings(args, len(train)),
+        **{name: getattr(args, name) for name in ("epochs", "patience", "batch_size")},
+        "deepspeed_config": deepspeed_settings(args),
     }
 
 
-def deepspeed_settings(args: argparse.Namespace, num_train: int) -> dict:
+def sha256_of(path: Path) -> str:
+    """Of a file; of a folder of texts that of their names and sha256."""
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*/*.txt")):
+        digest.update(f"{file.relative_to(path)} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def deepspeed_settings(args: argparse.Namespace) -> dict:
     """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say."""
     own = {} if args.deepspeed_config is None else read_json(args.deepspeed_config)
     for key in KEYS_OF_FLAGS:
         if key in own:
             raise ValueError(f"{args.deepspeed_config}: {key!r} is set by a flag here (see --help); leave it out")
     check_keys(own, DEEPSPEED_KEYS, str(args.deepspeed_config))
-    num_steps = args.epochs * -(-num_train // args.batch_size)
     optimizer = {"lr": args.learning_rate, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": args.weight_decay}
-    schedule = {"total_num_steps": num_steps, "warmup_proportion": args.warmup_proportion}
+    schedule = {"warmup_proportion": args.warmup_proportion}  # over as many steps as the training takes
     return {
         **own,
         "train_batch_size": args.batch_size,

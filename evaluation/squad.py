@@ -29,7 +29,6 @@ from evaluation.task import Task
 
 SQUAD_TASKS = {"squad1": 1, "squad2": 2}
 FILES = {1: ("train-v1.1.json", "dev-v1.1.json"), 2: ("train-v2.0.json", "dev-v2.0.json")}
-METRICS = {1: ("f1", "exact"), 2: ("f1", "exact")}
 SHAPE = '{"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}'
 
 
@@ -65,22 +64,18 @@ def squad_task(
 ) -> Task:
     """SQuAD by its name. `null_threshold` is tuned on what is scored unless it is given."""
     version = SQUAD_TASKS[name]
-    settings = {
-        **{"name": name, "train_file": train_file or FILES[version][0], "dev_file": dev_file or FILES[version][1]},
-        **{"doc_stride": doc_stride, "max_query_length": max_query_length, "max_answer_length": max_answer_length},
-    }
-    limits = {"doc_stride": doc_stride, "max_query_length": max_query_length, "max_answer_length": max_answer_length}
+    files = {"train_file": train_file or FILES[version][0], "dev_file": dev_file or FILES[version][1]}
+    lengths = {"doc_stride": doc_stride, "max_query_length": max_query_length, "max_answer_length": max_answer_length}
     return Task(
         name=name,
-        metrics=METRICS[version],
-        train_file=settings["train_file"],
-        dev_file=settings["dev_file"],
+        metrics=("f1", "exact"),
+        **files,
         labels=(),
         num_outputs=2,
         max_seq_length=384,
-        settings=settings,
+        settings={"name": name, **files, **lengths},
         read=partial(read_squad, version=version),
-        encode=partial(encode_windows, **limits),
+        encode=partial(encode_windows, **lengths),
         head=BertForQuestionAnswering,
         loss=span_loss,
         decode=partial(decode_answers, max_answer_length=max_answer_length, with_null=version == 2),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 from data_prep.cli import read_json
+from evaluation.metrics import spread
 from evaluation.results import mean_and_spread, percent, scores_of
 from pretrain.config import load_model_config
 from pretrain.telemetry import read_metrics
@@ -16,7 +17,7 @@ from pretrain.tensors import num_parameters
 
 STARTS = ("pretrained", "random", "ngram", "majority")
 DATA_KINDS = {"megatron-indexed-dataset": "tokenised corpus", "bert-masked-shards": "masked shards"}
-LEFT_ALIGNED = {"task", "metric", "start", "run", "folder", "kind", "optimizer"}
+LEFT_ALIGNED = {"task", "score", "metric", "start", "run", "folder", "kind", "optimizer"}
 
 
 class Table(NamedTuple):
@@ -62,6 +63,19 @@ def score_table(groups: dict[str, list[dict]]) -> Table:
                 scores = (mean_and_spread(last), percent(last["median"]), seeds, mean_and_spread(best))
                 rows.append([task, metric, run["label"], *scores, *sizes])
     return Table(headers, rows)
+
+
+def detail_scores(runs: Sequence[dict]) -> Table:
+    """Scores of one task that the main table has not (by type of entity, by question word), a column a start: means
+    over seeds after the last epoch, in percent. Without rows where a task has none.
+    """
+    seeds = {run["label"]: [scores_of(seed, "last") for seed in run["seeds"]] for run in runs}
+    names = [name for scores in seeds.values() for name in scores[0] if name not in runs[0]["metrics"]]
+    rows = []
+    for name in dict.fromkeys(names):
+        if not name.endswith("threshold"):
+            rows.append([name, *(mean_and_spread(spread([s.get(name) for s in scores])) for scores in seeds.values())])
+    return Table(("score", *seeds), rows)
 
 
 def verdicts(groups: dict[str, list[dict]]) -> list[str]:

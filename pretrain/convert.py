@@ -77,6 +77,7 @@ def save_tokenizer(tokenizer: vocabulary.Tokenizer, folder: Path, max_length: in
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # without it a pair is one segment
     ).save_pretrained(folder)
     tokenizer.save(folder)
 

@@ -60,6 +60,37 @@ def test_a_quoted_csv_field_may_hold_line_breaks(tmp_path):
     assert [row["sentence"] for _, row in read_rows(path)] == ["two\r\nlines", "b"]
 
 
+def test_the_line_of_a_row_is_where_it_begins(tmp_path):
+    path = write(tmp_path, "a.csv", 'sentence,label\n"two\n\nlines",1\n\n,0\n"say ""no"", he\tsaid",1')
+    assert [line for line, _ in read_rows(path)] == [2, 6, 7]
+    assert list(read_rows(path))[2][1]["sentence"] == 'say "no", he\tsaid'
+    write(tmp_path, "a.csv", 'sentence,label\n"two\nlines",1\n"never closed,1\nb,0\n')
+    with pytest.raises(ValueError, match=r"a.csv:4: unexpected end of data; correct the quotation marks"):
+        list(read_rows(path))
+    write(tmp_path, "a.csv", 'sentence,label\nb,0\n"two\nlines",1,2\n')
+    with pytest.raises(ValueError, match=r"a.csv:3: the row has 3 fields where 2 are due"):
+        list(read_rows(path))
+
+
+def test_a_folder_of_texts_a_label(tmp_path):
+    """The shape of IMDb: train/pos/0_9.txt."""
+    for split in ("train", "test"):
+        for label in ("pos", "neg", "unsup"):
+            (tmp_path / split / label).mkdir(parents=True)
+            write(tmp_path / split / label, "0_1.txt", f"a {label} film<br />\nof {split}")
+    write(tmp_path / "train/neg", "1_1.txt", "\ufeffbad")
+    task = own_task("classification", tmp_path, dev_file="test")
+    assert (task.labels, task.train_file) == (("neg", "pos"), "train")
+    assert read_examples(tmp_path / "train", task) == [
+        Example("a neg film<br />\nof train", None, 0),
+        Example("bad", None, 0),
+        Example("a pos film<br />\nof train", None, 1),
+    ]
+    write(tmp_path / "train/neg", "2_1.txt", b"\xe9")
+    with pytest.raises(ValueError, match=r"train/neg/2_1.txt:1: byte 0xe9 is no UTF-8"):
+        read_examples(tmp_path / "train", task)
+
+
 def test_regression_reads_numbers(tmp_path):
     write(tmp_path, "train.jsonl", '{"sentence1": "a", "sentence2": "b", "label": 2.5}\n')
     task = own_task("regression", tmp_path, dev_file="train.jsonl")
@@ -101,6 +132,8 @@ def test_a_file_without_labels_is_read_as_such(tmp_path):
         ("dev.tsv", "sentence1\tsentence2\tlabel\n", r"dev.tsv holds no row"),
         ("dev.tsv", b"sentence1\tsentence2\tlabel\n\xff\tb\tyes\n", r"dev.tsv:2: byte 0xff is no UTF-8"),
         ("dev.csv", 'sentence1,sentence2,label\n"a"b,c,yes\n', r"dev.csv:2: .*quotation marks"),
+        ("dev.csv", "sentence1;sentence2;label\nb;c;yes\n", r"dev.csv:1: the columns .* are separated by ';'"),
+        ("dev.tsv", "label\tsentence1\tlabel\n", r"dev.tsv:1: column 'label' occurs 2 times; rename"),
         ("dev.jsonl", '{"sentence1": "a"\n', r"dev.jsonl:1: no valid JSON"),
         ("dev.jsonl", "[1]\n", r"dev.jsonl:1: a JSON list where an object"),
         ("dev.xml", "<a/>", r"the ending '.xml' is no format read here; use one of .tsv"),
@@ -123,7 +156,7 @@ def test_a_score_must_be_a_number(tmp_path, value):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no train.tsv, train.csv or train.jsonl; .*--train-file"),
+        ({}, "holds no train.tsv, train.csv, train.jsonl or folder train; .*--train-file"),
         ({"train.tsv": PAIRS, "train.csv": "a"}, "holds train.tsv and train.csv; .*--train-file"),
         ({"train.tsv": PAIRS}, "holds no dev.tsv"),
         ({"train.tsv": "sentence\tlabel\na\tx\n", "dev.tsv": PAIRS}, "every row has the label 'x'; .*at least two"),

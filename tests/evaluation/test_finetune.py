@@ -108,6 +108,13 @@ def test_regression(task, capsys):
     assert results["best"]["pearson"]["mean"] > 0.9
 
 
+def test_a_seed_stops_without_progress(task, capsys):
+    main(arguments(task, seeds=[0], epochs=9, patience=2))
+    (seed,) = read(task / "run/results.json")["seeds"]
+    assert len(seed["epochs"]) == seed["best_epoch"] + 2 < 9
+    assert seed["epochs"][seed["best_epoch"] - 1]["scores"]["accuracy"] == 1.0
+
+
 def test_squad(task, capsys):
     for version, name in ((1, "train-v1.1.json"), (2, "train-v2.0.json")):
         entries = []
@@ -128,12 +135,29 @@ def test_squad(task, capsys):
         assert (predictions["1"], predictions["0"]) == ("green", "red" if version == 1 else "")
 
 
+def test_ranking(task, capsys):
+    rows = "".join(f"box {i // 2}\tthe {WORDS[i % 2]} hat\t{i % 2}\n" for i in range(96)) + "hat\tthe red hat\t0\n"
+    (task / "pairs.tsv").write_text("question\tsentence\tlabel\n" + rows, encoding="utf-8")
+    main(arguments(task, task="ranking", seeds=[0], **{"train-file": "pairs.tsv", "dev-file": "pairs.tsv"}))
+    assert "49 questions, 1 without a right and 0 without a wrong answer" in capsys.readouterr().out
+    results = read(task / "run/results.json")
+    assert (results["metrics"], results["best"]["map"]["mean"], results["best"]["mrr"]["mean"]) == (
+        ["map", "mrr"],
+        1.0,
+        1.0,
+    )
+
+
 def test_named_entities(task, capsys):
-    rows = [f"the O\n{WORDS[i % 2]} S-{'X' if i % 2 else 'Y'}\nbox O\n\n" for i in range(80)]
+    rows = [f"the O\n{WORDS[i % 2]} S-{'X' if i % 2 else 'Y'}\nbox O\nis O\nhere O\n\n" for i in range(80)]
     (task / "train.txt").write_text("".join(rows), encoding="utf-8")
-    main(arguments(task, task="ner", seeds=[0], **{"dev-file": "train.txt"}))
+    main(arguments(task, task="ner", seeds=[0], **{"dev-file": "train.txt", "max-seq-length": 5}))
     printed = capsys.readouterr().out
-    assert "80 sentences in 80 windows" in printed and "X f1" in printed and "Y recall" in printed
+    assert "80 sentences in 160 windows" in printed and "X f1" in printed and "Y recall" in printed
+    # The rate falls over all windows, not over the sentences.
+    steps = [json.loads(line) for line in (task / "run/seed_0/metrics.jsonl").read_text().splitlines()]
+    rates = [row["learning_rate"] for row in steps if row["kind"] == "train"]
+    assert len(rates) == 60 and rates[-1] == pytest.approx(0.005 / 60)
     results = read(task / "run/results.json")
     assert results["last"]["f1"]["mean"] == results["seeds"][0]["epochs"][-1]["scores"]["X f1"] == 1.0
     assert (task / "run/seed_0/predictions.txt").read_text().startswith("the\tO\tO\t")
@@ -150,6 +174,7 @@ def test_named_entities(task, capsys):
         ({"model": None}, r"--checkpoint random needs --model"),
         ({"model": "tinny"}, r"did you mean 'tiny'"),
         ({"max-seq-length": 17}, r"--max-seq-length 17: the model has positions for 16 tokens; choose 5 to that"),
+        ({"patience": 0}, r"--patience 0: at least 1 is due"),
         ({"epochs": 0}, r"--epochs 0: at least 1 is due"),
         ({"seeds": [1, 1]}, r"--seeds 1 1: different whole numbers from 0 on are due"),
         ({"tag-scheme": "iob1"}, r"--tag-scheme goes with --task ner; leave it out"),

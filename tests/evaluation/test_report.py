@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from evaluation.report import main
-from evaluation.tables import short_names, task_groups, verdicts
+from evaluation.tables import detail_scores, short_names, task_groups, verdicts
 from pretrain.config import ModelConfig
 from pretrain.tensors import num_parameters
 
@@ -148,6 +148,18 @@ def test_only_runs_with_the_same_dev_file_compare():
         "pretrained is 5.0 points below random (a); their seeds overlap.",
         "pretrained is 15.0 points below random (d); no seed of one reaches the other.",
     ]
+
+
+def test_scores_by_type_have_a_table_of_their_own():
+    runs = {"a": results("random", [0.5]), "b": results("pretrained", [0.5], [0.7])}
+    for run, values in (("a", [0.25]), ("b", [0.5, 0.7])):
+        for seed, value in zip(runs[run]["seeds"], values, strict=True):
+            seed["epochs"][-1]["scores"] |= {"PER f1": value, "null_threshold": -3.0}
+    (group,) = task_groups(runs).values()
+    table = detail_scores(group)
+    assert table.headers == ("score", "pretrained", "random")
+    assert table.rows == [["PER f1", "60.0 ± 14.1", "25.0 ± 0.0"]]
+    assert detail_scores([results("random", [0.5]) | {"label": "random"}]).rows == []
 
 
 def test_parameters_are_those_of_hugging_face():

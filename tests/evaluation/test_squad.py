@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data_prep.tokenizer import load_tokenizer
+from evaluation.answers import question_word
 from evaluation.squad import read_squad, squad_task, widest_context, window_starts
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -52,7 +53,8 @@ def test_an_answer_is_cut_from_the_original_text(tmp_path, tokenizer):
     assert "4 questions in 4 windows, 1 answers beginning or ending inside a token" in features.note
     found = task.decode(questions, features, gold_logits(features))
     assert [answer.text for answer in found] == ["Café de Flore", "Paris", "1880s.", "1880"]
-    assert task.score(questions, found) == {"f1": 0.75, "exact": 0.75}
+    scores = {"f1": 0.75, "exact": 0.75}
+    assert task.score(questions, found) == scores | {f"where: {name}": value for name, value in scores.items()}
     task.write(tmp_path, questions, found)
     predictions = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
     assert predictions == {"CAFE": "Café de Flore", "CITY": "Paris", "YEAR": "1880s.", "HALF": "1880"}
@@ -107,7 +109,7 @@ def test_squad_2_leaves_questions_open_above_the_threshold(tmp_path, tokenizer):
     assert scores == {
         **{"f1": 1.0, "exact": 1.0, "HasAns_f1": 1.0, "HasAns_exact": 1.0, "NoAns_f1": 1.0, "NoAns_exact": 1.0},
         **{"at threshold 0: f1": pytest.approx(2 / 3), "at threshold 0: exact": pytest.approx(2 / 3)},
-        "null_threshold": -40.0,
+        **{"where: f1": 1.0, "where: exact": 1.0, "null_threshold": -40.0},
     }
     task.write(tmp_path, questions, found)
     read = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("predictions", "null_odds")}
@@ -115,6 +117,14 @@ def test_squad_2_leaves_questions_open_above_the_threshold(tmp_path, tokenizer):
     assert read["null_odds"]["unsure"] == pytest.approx(-0.5)
     fixed = squad_task("squad2", null_threshold=0.0)
     assert fixed.score(questions, found)["f1"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("question", "word"),
+    [("In what country?", "what"), ("Whose “hat”?", "who"), ("How, when?", "how"), ("Name it.", "other")],
+)
+def test_the_question_word(question, word):
+    assert question_word(question) == word
 
 
 def test_a_file_without_answers(tmp_path, tokenizer):
