@@ -18,7 +18,7 @@ from pretrain.tensors import rank_shape, tensor_table
 # Share of a link's data-sheet rate that large collectives reach. An assumption, close to what nccl-tests shows.
 LINK_EFFICIENCY = 0.8
 # Bytes moved for each parameter by one optimizer step: reads and writes of the passes in lamb.py, 4 bytes each.
-OPTIMIZER_TRAFFIC = {"Lamb": 72, "AdamW": 28}
+OPTIMIZER_TRAFFIC = {"Lamb": 56, "AdamW": 28}
 # New float32 values for each parameter while the optimizer steps: AdamW's roots.
 OPTIMIZER_TEMPORARIES = {"Lamb": 0, "AdamW": 1}
 

@@ -177,18 +177,18 @@ class Lamb(torch.optim.Optimizer):
             )
         if not flats:
             return
-        updates = self._adam_directions(flats, group)
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, flats, alpha=group["weight_decay"])
+        updates = self._updates_of(flats, group)
         if group["weight_decay"] or self.use_nvlamb:
-            self._adapt(flats, updates)
-        torch._foreach_add_(flats, updates, alpha=-group["lr"])
+            self._move_by_trust_ratios(flats, updates, group["lr"])
+        else:
+            torch._foreach_add_(flats, updates, alpha=-group["lr"])
 
-    def _adam_directions(self, flats: list[Tensor], group: dict) -> list[Tensor]:
-        """r of algorithm 2, the bias-corrected first moment over the root of the second, for each flat tensor; updates
-        the moments.
+    def _updates_of(self, flats: list[Tensor], group: dict) -> list[Tensor]:
+        """r + lambda w of algorithm 2 for each flat tensor w: the bias-corrected first moment over the root of the
+        second, and the decay; updates the moments.
 
-        torch's fused Adam reads and writes everything once. Told to step by -1 from zero, it leaves the direction.
+        torch's fused AdamW reads and writes everything once. It computes p (1 - lr d) - lr r: told to step by lr = -1
+        with d = lambda - 1, from a copy of w, it leaves lambda w + r.
         """
         for flat in flats:
             if not self.state[flat]:
@@ -202,10 +202,10 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_add_(steps, 1)
         if not self.bias_correction:
             steps = [torch.full_like(step, torch.inf) for step in steps]  # 1 - beta ** inf = 1
-        directions = [self._updates[flat] for flat in flats]
-        torch._foreach_zero_(directions)
-        torch._fused_adam_(
-            directions,
+        updates = [self._updates[flat] for flat in flats]
+        torch._foreach_copy_(updates, flats)
+        torch._fused_adamw_(
+            updates,
             [flat.grad for flat in flats],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
@@ -215,14 +215,14 @@ class Lamb(torch.optim.Optimizer):
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             eps=group["eps"],
-            weight_decay=0.0,
+            weight_decay=group["weight_decay"] - 1.0,
             amsgrad=False,
             maximize=False,
         )
-        return directions
+        return updates
 
-    def _adapt(self, flats: list[Tensor], updates: list[Tensor]) -> None:
-        """Scales each tensor's part of the updates by the trust ratio of the whole tensor."""
+    def _move_by_trust_ratios(self, flats: list[Tensor], updates: list[Tensor], lr: float) -> None:
+        """Moves each part of a tensor by its update, scaled by the trust ratio of the whole tensor."""
         pairs = [
             (fragment, flat.view(-1)[part], update.view(-1)[part])
             for flat, update in zip(flats, updates, strict=True)
@@ -230,7 +230,8 @@ class Lamb(torch.optim.Optimizer):
             for part in [slice(fragment.start, fragment.start + fragment.numel)]
         ]
         fragments, weights, steps = map(list, zip(*pairs, strict=True))
-        torch._foreach_mul_(steps, list(self._trust_ratios(fragments, weights, steps).unbind()))
+        ratios = self._trust_ratios(fragments, weights, steps)
+        torch._foreach_addcmul_(weights, steps, list(ratios.unbind()), value=-lr)
 
     def _trust_ratios(self, fragments: list[Fragment], weights: list[Tensor], steps: list[Tensor]) -> Tensor:
         """[n] The ratio |w| / |update| of each of the n whole tensors, from this rank's parts of them."""
