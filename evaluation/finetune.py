@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_numbers(args)
     if args.predict:
-        predict_file(args.output, args.predict, args.seeds[0] if args.seeds else None)
+        predict_file(args.output, args.predict, args.seeds)
         return
     args.seeds = args.seeds or [0, 1, 2]
     task = find_task(args)

@@ -6,6 +6,7 @@ RUN/predictions/NAME/predict.json which file and which seed
 """
 
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -44,39 +45,50 @@ def apply_model(
     return loss, [logits[place] for place in np.argsort(order)]
 
 
-def predict_file(run: Path, file: Path, seed: int | None) -> None:
-    """Write the answers of one seed's model for a file whose labels, if it has any, are not looked at. Without a seed
-    the one with the best dev score is taken.
+def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
+    """Write the answers for a file whose labels, if it has any, are not looked at. Several seeds answer together: an
+    ensemble, whose logits are the mean of theirs. Without any the one with the best dev score answers.
 
     Raises ValueError for a folder without a fine-tuned model, and for a file that is not the task's.
     """
-    settings, row = _find_seed(run, seed)
-    task = restore_task(settings["task"], scores_of(row, "last"))
+    settings, rows = _find_seeds(run, seeds)
+    task = restore_task(settings["task"], _mean_scores(rows))
     examples = task.read(file, False)
-    folder = seed_folder(run, row["seed"]) / "model"
-    weights = open_weights(folder)
-    tokenizer = load_tokenizer(folder / settings["vocab"]["file"])
-    output = run / "predictions" / file.name
-    identity = {"file": str(file), "sha256": sha256_of(file), "seed": row["seed"], "weights": weights.identity()}
+    folders = [seed_folder(run, row["seed"]) / "model" for row in rows]
+    weights = [open_weights(folder) for folder in folders]
+    tokenizer = load_tokenizer(folders[0] / settings["vocab"]["file"])
+    output, answering = run / "predictions" / file.name, ", ".join(str(row["seed"]) for row in rows)
+    identity = {"file": str(file), "sha256": sha256_of(file), "seed": answering}
+    identity["weights"] = [one.identity() for one in weights]
     if claim_output(output, identity, "predict", "done.json") == "done":
         return
     layout = init_layout()
-    model = task.head(weights.config, layout, task.num_outputs)
-    load_weights(model, weights)
-    model.to(layout.device)
     features = task.encode(tokenizer, examples, settings["max_seq_length"], file.name)
-    _, logits = apply_model(model, task, features, layout.device)
-    predictions = task.decode(examples, features, logits)
+    sums: list[Tensor] = []
+    for one in weights:
+        model = task.head(one.config, layout, task.num_outputs)
+        load_weights(model, one)
+        _, logits = apply_model(model.to(layout.device), task, features, layout.device)
+        sums = [total + new for total, new in zip(sums, logits, strict=True)] if sums else logits
+    predictions = task.decode(examples, features, [total / len(weights) for total in sums])
     task.write(output, examples, predictions)
     if note := write_submission(output, task, file.stem, predictions):
         print(note)
     layout.close()
     write_json(output / "done.json", {"num_examples": len(examples)})
-    print(f"{file}: {len(examples):,} examples ({features.note}), answered by seed {row['seed']}: {output}")
+    print(f"{file}: {len(examples):,} examples ({features.note}), answered by seed {answering}: {output}")
 
 
-def _find_seed(run: Path, seed: int | None) -> tuple[dict, dict]:
-    """finetune.json of a run, and the result of the seed asked for, or of the best one that kept its weights."""
+def _mean_scores(rows: list[dict]) -> dict[str, float | None]:
+    """Of the seeds' last epochs: an ensemble's threshold is the mean of theirs."""
+    scores = [scores_of(row, "last") for row in rows]
+    return {
+        name: None if None in (values := [score.get(name) for score in scores]) else fmean(values) for name in scores[0]
+    }
+
+
+def _find_seeds(run: Path, seeds: list[int] | None) -> tuple[dict, list[dict]]:
+    """finetune.json of a run, and the results of the seeds asked for, or of the best one that kept its weights."""
     for name in ("finetune.json", RESULTS_FILE):
         if not (run / name).is_file():
             raise ValueError(f"{run} has no {name}; --predict needs the --output folder of a finished fine-tuning")
@@ -85,11 +97,14 @@ def _find_seed(run: Path, seed: int | None) -> tuple[dict, dict]:
     kept = [number for number in rows if (seed_folder(run, number) / "model/model.safetensors").is_file()]
     if not kept:
         raise ValueError(f"{run}: no seed has kept its weights; fine-tune into another folder with --keep-weights last")
-    if seed is not None and seed not in kept:
-        raise ValueError(f"--seeds {seed}: {run} has the weights of seed {', '.join(map(str, kept))}; name one of them")
+    if absent := [seed for seed in seeds or [] if seed not in kept]:
+        raise ValueError(
+            f"--seeds {absent[0]}: {run} has the weights of seed {', '.join(map(str, kept))}; name one of them"
+        )
     metric = results["metrics"][0]
     scores = {number: scores_of(rows[number], "last")[metric] for number in kept}
-    if seed is None:
-        seed = max(kept, key=lambda number: -np.inf if scores[number] is None else scores[number])
-    print(f"seed {seed}: dev {metric} {percent(scores[seed])} after the last epoch")
-    return settings, rows[seed]
+    if not seeds:
+        seeds = [max(kept, key=lambda number: -np.inf if scores[number] is None else scores[number])]
+    for seed in seeds:
+        print(f"seed {seed}: dev {metric} {percent(scores[seed])} after the last epoch")
+    return settings, [rows[seed] for seed in seeds]

@@ -149,8 +149,12 @@ def rank_environment() -> dict[str, int]:
 
 def _keep_operators_apart() -> None:
     """DeepSpeed compiles operators at first use. Each environment keeps its own, so that two of them do not overwrite
-    each other's, and a lock that a killed build left is removed: torch would wait for it for ever.
+    each other's, and builds with its own ninja: another version takes what this one built for out of date. A lock that
+    a killed build left is removed: torch would wait for it for ever.
     """
+    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if Path(programs, "ninja").exists() and path.split(os.pathsep)[0] != programs:
+        os.environ["PATH"] = os.pathsep.join([programs, path])
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
     for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", sys.prefix)).glob("*/lock"):
@@ -159,6 +163,17 @@ def _keep_operators_apart() -> None:
                 lock.unlink()
         except FileNotFoundError:
             pass  # another rank was faster
+
+
+def environment_side_by_side(index: int, count: int) -> dict[str, str]:
+    """The environment of one of `count` independent processes on this machine: its share of the cores, one GPU of those
+    that there are.
+    """
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    if num_gpus := torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
+        shared["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
+    return {**os.environ, **shared}
 
 
 def free_port() -> int:

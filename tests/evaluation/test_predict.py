@@ -48,6 +48,20 @@ def test_classification_gives_the_pipelines_answers(task, capsys):
         predict(task / "run", path, "--seeds", str(1 - int(seed)))
 
 
+def test_several_seeds_answer_together(task, capsys):
+    """By the mean of their logits, which for two classes is the mean of their log odds."""
+    main(arguments(task, seeds=[0, 1, 2], epochs=1))
+    log_odds = []
+    for seeds in (["0"], ["2"], ["0", "2"]):
+        path = task / f"new_{len(log_odds)}.tsv"
+        path.write_text("sentence\n" + "\n".join(SENTENCES) + "\n", encoding="utf-8")
+        rows = table(predict(task / "run", path, "--seeds", *seeds) / "predictions.tsv")
+        log_odds.append([np.log(float(row["p(red)"]) / float(row["p(green)"])) for row in rows])
+    assert "answered by seed 0, 2" in capsys.readouterr().out
+    assert log_odds[2] == pytest.approx(np.mean(log_odds[:2], axis=0), abs=1e-3)
+    assert log_odds[0] != pytest.approx(log_odds[1], abs=1e-2)
+
+
 def test_pairs_and_scores_give_the_pipelines_answers(task, capsys):
     rows = "".join(f"the {WORDS[i % 2]}\tthe box\t{i % 2 + i / 100}\n" for i in range(16))
     (task / "scores.tsv").write_text("sentence1\tsentence2\tlabel\n" + rows, encoding="utf-8")

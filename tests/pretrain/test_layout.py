@@ -33,8 +33,11 @@ def test_lock_of_a_killed_build_is_removed(lone_process, tmp_path):
 
 def test_operators_are_compiled_inside_the_environment(lone_process):
     lone_process.delenv("TORCH_EXTENSIONS_DIR")
-    rank_environment()
+    lone_process.setenv("PATH", "/usr/bin:/bin")  # as of a user who calls the environment's python by its path
+    for _ in range(2):
+        rank_environment()
     assert Path(os.environ["TORCH_EXTENSIONS_DIR"]).parent == Path(sys.prefix)
+    assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/usr/bin:/bin"
 
 
 def test_srun_gives_the_ranks_and_must_give_the_address(lone_process):
