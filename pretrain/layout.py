@@ -139,7 +139,8 @@ def rank_environment() -> dict[str, int]:
                 f"under srun {' and '.join(missing)} must be exported: the address of the first node and a free port"
             )
     if "RANK" not in env:
-        env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        # Port 0: the kernel chooses one when it is opened, so no other process can take it before.
+        env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     env.setdefault(
         "CUDA_DEVICE_MAX_CONNECTIONS", "1"
     )  # so that Megatron's all-reduces start before the products they hide
