@@ -27,7 +27,7 @@ PLOTS = {
     "optimizer": ("One step", "bars", "what", "median ms"),
     "data-prep": ("Beside a peer", "bars", "what", "MB/s"),
     "scaling": ("Predicted", "lines", "GPUs", "efficiency"),
-    "large-batch": ("Held-out", "lines", "batch", ("LAMB, one rate", "AdamW, tuned")),
+    "large-batch": ("Held-out", "lines", "batch", ("LAMB, one rate", "LAMB, tuned", "AdamW, tuned")),
 }
 
 
