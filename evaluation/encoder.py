@@ -79,11 +79,14 @@ def read_encoder(start: Start) -> dict[str, Tensor]:
 def fill_model(model: nn.Module, encoder: dict[str, Tensor], seed: int) -> list[str]:
     """Fill a model whose encoder is `model.bert`: from `encoder` where it has the tensor, else drawn from (seed, name).
 
-    Returns the names that were drawn: the head, the pooler if pretraining had none, all of them for random weights.
-    Raises ValueError for a tensor that the model has not, or has in another shape.
+    Returns the names that were drawn: the head, the pooler if pretraining had none, all of them for random weights. A
+    pooler is left out where the model has none: heads on tokens. Raises ValueError for another tensor that the model
+    has not, or has in another shape.
     """
     init_weights(model, seed)
-    drawn = {name: tensor.detach().clone() for name, tensor in model.named_parameters() if name not in encoder}
+    parameters = dict(model.named_parameters())
+    encoder = {name: encoder[name] for name in encoder if name in parameters or not name.startswith("bert.pooler.")}
+    drawn = {name: tensor.detach().clone() for name, tensor in parameters.items() if name not in encoder}
     if encoder:
         load_weights(model, encoder | drawn)
     return list(drawn)

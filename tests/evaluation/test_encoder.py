@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evaluation.encoder import fill_model, find_start, read_encoder
-from evaluation.heads import BertForSequenceClassification
+from evaluation.heads import BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
 from pretrain.checkpoint import save_checkpoint
 from pretrain.config import ModelConfig
 from pretrain.engine import initialize_engine
@@ -50,6 +50,16 @@ def test_a_checkpoint_gives_its_encoder_back(run):
         if name.startswith("bert."):
             assert torch.equal(first, module.get_parameter(name)), name
         assert torch.equal(first, second) == (name != "classifier.weight"), name
+
+
+@pytest.mark.parametrize("head", [BertForQuestionAnswering, BertForTokenClassification])
+def test_heads_on_tokens_take_the_encoder_without_its_pooler(run, head):
+    folder, module = run
+    model = head(CONFIG, init_layout(), num_outputs=2)
+    drawn = fill_model(model, read_encoder(find_start(str(folder), None, None)), seed=0)
+    assert all(not name.startswith("bert.") for name in drawn) and len(drawn) == 2
+    for name, parameter in model.bert.named_parameters():
+        assert torch.equal(parameter, module.bert.get_parameter(name)), name
 
 
 def test_random_weights_follow_the_seed(run):
