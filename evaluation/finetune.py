@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         fine_tune(task, start, train, dev, todo, settings, args.output, args.keep_weights)
     kind = args.checkpoint if start is None else "random" if start.weights is None else "pretrained"
     head = {"task": task.name, "start": kind, "checkpoint": args.checkpoint, "metrics": list(task.metrics)}
-    head |= {"data": str(args.data_dir), "dev_sha256": settings["dev"]["sha256"]}
+    head |= {"data": str(args.data_dir), "dev_sha256": settings["dev"]["sha256"], "model": settings.get("model")}
     head |= {"num_train": len(train), "num_dev": len(dev)}
     results = summarize(args.output, head)
     write_json(args.output / RESULTS_FILE, results)

@@ -1,9 +1,10 @@
 """The report's figures, each an SVG that goes into the page as it is: curves of pretraining runs, scores by start,
-epoch and seed.
+epoch, seed and type, confusion matrices.
 """
 
 import base64
 import io
+import statistics
 from collections.abc import Sequence
 
 import matplotlib
@@ -11,7 +12,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from evaluation.results import scores_of
 
@@ -33,9 +36,13 @@ def _figure(draw, height: float = 2.9) -> str:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, height))
         draw(axes)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        plt.close(figure)
+        return _as_uri(figure)
+
+
+def _as_uri(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -103,8 +110,10 @@ def trust_ratios(runs: Curves) -> str | None:
     return _figure(draw)
 
 
-def scores_by_start(runs: Sequence[dict], metric: str) -> str:
-    """The last epoch's dev `metric` of each results.json: a dot a seed, a bar at their mean."""
+def scores_by_start(runs: Sequence[dict], metric: str, published: tuple[str, float] | None) -> str:
+    """The last epoch's dev `metric` of each results.json: a dot a seed, a bar at their mean; a line at what was
+    published, (whose, percent).
+    """
 
     def draw(axes: Axes) -> None:
         for place, run in enumerate(runs):
@@ -114,6 +123,9 @@ def scores_by_start(runs: Sequence[dict], metric: str) -> str:
             axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6, ms=7, mec="white")
             axes.plot([mean, mean], [place - 0.28, place + 0.28], color=colour, lw=2.5)
             axes.annotate(f"{mean:.1f}", (mean, place - 0.3), ha="center", va="bottom", fontsize=9)
+        if published:
+            axes.axvline(published[1], color="#1c2330", lw=1.2, ls="--", label=published[0])
+            axes.legend()
         axes.set_yticks(range(len(runs)), [run["label"] for run in runs])
         axes.set(title=f"Dev {metric}, last epoch (%)", ylim=(len(runs) - 0.4, -0.75))
         axes.grid(axis="y", visible=False)
@@ -142,6 +154,48 @@ def scores_by_epoch(runs: Sequence[dict], metric: str) -> str | None:
         axes.legend()
 
     return _figure(draw, height=max(2.4, 1.2 + 0.5 * len(runs)))
+
+
+def scores_by_type(runs: Sequence[dict], names: Sequence[str]) -> str | None:
+    """Means over seeds of the scores `names` (by question word, by type of entity) after the last epoch, a dot a start;
+    None without names.
+    """
+    if not names:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for run in runs:
+            seeds = [scores_of(seed, "last") for seed in run["seeds"]]
+            means = [statistics.fmean(_percent(scores.get(name)) for scores in seeds) for name in names]
+            axes.plot(means, range(len(names)), "o", color=START_COLOURS[run["start"]], ms=5, label=run["label"])
+        axes.set_yticks(range(len(names)), names)
+        axes.set(title="Dev scores by type, last epoch (%)", ylim=(len(names) - 0.5, -0.5))
+        axes.legend()
+
+    return _figure(draw, height=1 + 0.24 * len(names))
+
+
+def confusion_matrices(runs: Sequence[dict]) -> str | None:
+    """How often each label was answered with each, in percent of the label's rows, a matrix a run that has one; None
+    without any.
+    """
+    shown = [run for run in runs if run.get("confusion")]
+    if not shown:
+        return None
+    side = 1 + 0.55 * max(len(run["confusion"]["labels"]) for run in shown)
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        figure, grid = plt.subplots(1, len(shown), figsize=(side * len(shown) + 1.5, side + 0.6), squeeze=False)
+        for run, axes in zip(shown, grid[0], strict=True):
+            labels, counts = run["confusion"]["labels"], np.array(run["confusion"]["counts"])  # [label, prediction]
+            shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+            for (row, column), share in np.ndenumerate(shares):
+                colour = "white" if share > 50 else "#1c2330"
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=9)
+            axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=8)
+            axes.set_yticks(range(len(labels)), labels, fontsize=8)
+            axes.set(title=run["label"], xlabel="answer", ylabel="label")
+        return _as_uri(figure)
 
 
 def _steps(rows: Sequence[dict]) -> list[int]:

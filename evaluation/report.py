@@ -14,15 +14,25 @@ from typing import NamedTuple
 
 from data_prep.cli import finished_file, read_json, run_cli
 from evaluation.page import MARK, Section, render_page
-from evaluation.plots import curves, loss_curves, scores_by_epoch, scores_by_start, trust_ratios
-from evaluation.results import RESULTS_FILE, mean_and_spread
+from evaluation.plots import (
+    confusion_matrices,
+    curves,
+    loss_curves,
+    scores_by_epoch,
+    scores_by_start,
+    scores_by_type,
+    trust_ratios,
+)
+from evaluation.results import RESULTS_FILE, confusion_matrix, mean_and_spread
 from evaluation.tables import (
     DATA_KINDS,
     Table,
     data_table,
     detail_scores,
+    overview,
     pretraining_facts,
     pretraining_table,
+    published,
     score_table,
     short_names,
     task_groups,
@@ -52,7 +62,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     runs = Runs({}, {}, {})
     for name, folder in zip(short_names(folders), folders, strict=True):
         if (folder / RESULTS_FILE).is_file():
-            runs.finetuning[name] = read_json(folder / RESULTS_FILE)
+            runs.finetuning[name] = read_json(folder / RESULTS_FILE) | {"confusion": confusion_matrix(folder)}
         elif (folder / "run.json").is_file():
             if not ((folder / "metrics.jsonl").is_file() and read_metrics(folder, "train")):
                 raise ValueError(f"{folder}: no step of this pretraining run is in metrics.jsonl yet; train first")
@@ -79,15 +89,18 @@ def score_sections(groups: dict[str, list[dict]]) -> list[Section]:
         "Dev scores in percent, mean and standard deviation over seeds. The best epoch is picked on the dev set "
         "itself, so it flatters; the last epoch does not."
     )
-    sections = [Section("Scores", introduction, [score_table(groups).text("html")], {}, verdicts(groups))]
+    tables = [overview(groups).text("html"), score_table(groups).text("html")]
+    sections = [Section("Scores", introduction, tables, {}, verdicts(groups))]
     for task, runs in groups.items():
         metric = runs[0]["metrics"][0]
+        details = detail_scores(runs)
         figures = {
-            f"{metric} by start": scores_by_start(runs, metric),
+            f"{metric} by start": scores_by_start(runs, metric, published(runs, metric)),
             f"{metric} by epoch": scores_by_epoch(runs, metric),
+            "Confusion matrix": confusion_matrices(runs),
+            "By type": scores_by_type(runs, [row[0] for row in details.rows]),
         }
         sizes = f"{runs[0]['num_train']:,} training and {runs[0]['num_dev']:,} dev examples from {runs[0]['data']}."
-        details = detail_scores(runs)
         tables = [details.text("html")] if details.rows else []
         sections.append(Section(task, sizes, tables, {name: uri for name, uri in figures.items() if uri}))
     return sections
@@ -126,6 +139,7 @@ def write_report(runs: Runs, title: str, output: Path) -> None:
     groups = task_groups(runs.finetuning)
     facts = [pretraining_facts(name, folder) for name, folder in runs.pretraining.items()]
     tables = {
+        "At a glance": overview(groups),
         "Scores": score_table(groups),
         "Pretraining": pretraining_table(facts),
         "Data": data_table(runs.data),

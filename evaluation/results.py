@@ -11,10 +11,13 @@
 A baseline has one epoch and no losses. An undefined score (a correlation with constant predictions) is null.
 """
 
+import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import sklearn.metrics
 from tabulate import tabulate
 
 from data_prep.cli import read_json, write_json
@@ -66,6 +69,21 @@ def scores_of(seed_result: dict, which: str) -> dict[str, float | None]:
     if which == "last":
         return epochs[-1]["scores"]
     return next(row["scores"] for row in epochs if row["epoch"] == seed_result["best_epoch"])
+
+
+def confusion_matrix(output: Path) -> dict | None:
+    """{labels, counts [label][prediction]: dev rows, summed over the seeds, after the last epoch}, from the seeds'
+    predictions.tsv; None for a task without classes.
+    """
+    counts, labels = 0, []
+    for path in sorted(output.glob("seed_*/predictions.tsv")):
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            labels = [name[2:-1] for name in rows.fieldnames or [] if name.startswith("p(")]
+            pairs = [(row["label"], row["prediction"]) for row in rows] if labels else []
+        if pairs:
+            counts += sklearn.metrics.confusion_matrix(*zip(*pairs, strict=True), labels=labels)
+    return {"labels": labels, "counts": np.asarray(counts).tolist()} if labels else None
 
 
 def percent(value: float | None) -> str:

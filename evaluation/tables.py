@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from data_prep.cli import read_json
 from evaluation.metrics import spread
+from evaluation.published import published_score
 from evaluation.results import mean_and_spread, percent, scores_of
 from pretrain.config import load_model_config
 from pretrain.telemetry import read_metrics
@@ -51,7 +52,9 @@ def task_groups(results: dict[str, dict]) -> dict[str, list[dict]]:
 
 
 def score_table(groups: dict[str, list[dict]]) -> Table:
-    """The main table: dev scores in percent, a row for each task, metric and start; last epoch and best epoch apart."""
+    """The main table: dev scores in percent, a row for each task, metric and start, last epoch and best epoch apart;
+    then what was published for that size.
+    """
     headers = ("task", "metric", "start", "last: mean ± std", "median", "each seed", "best: mean ± std", "train", "dev")
     rows = []
     for task, runs in groups.items():
@@ -62,7 +65,30 @@ def score_table(groups: dict[str, list[dict]]) -> Table:
                 sizes = (f"{run['num_train']:,}", f"{run['num_dev']:,}")
                 scores = (mean_and_spread(last), percent(last["median"]), seeds, mean_and_spread(best))
                 rows.append([task, metric, run["label"], *scores, *sizes])
+            if known := published(runs, metric):
+                rows.append([task, metric, f"published: {known[0]}", f"{known[1]:.1f}", *[""] * 5])
     return Table(headers, rows)
+
+
+def published(runs: Sequence[dict], metric: str) -> tuple[str, float] | None:
+    """(whose, percent) published for the size of the first of these runs that has a model of a known one."""
+    scores = (published_score(run.get("model"), run["task"], metric) for run in runs)
+    return next(filter(None, scores), None)
+
+
+def overview(groups: dict[str, list[dict]]) -> Table:
+    """A row a task, a column a start and one for what was published: means and standard deviations over seeds after the
+    last epoch, of each task's first metric.
+    """
+    starts = dict.fromkeys(run["label"] for runs in groups.values() for run in runs)
+    rows = []
+    for task, runs in groups.items():
+        metric = runs[0]["metrics"][0]
+        scores = {run["label"]: mean_and_spread(run["last"][metric]) for run in runs}
+        known = published(runs, metric)
+        shown = f"{known[1]:.1f} ({known[0]})" if known else ""
+        rows.append([task, metric, *(scores.get(start, "") for start in starts), shown])
+    return Table(("task", "metric", *starts, "published"), rows)
 
 
 def detail_scores(runs: Sequence[dict]) -> Table:

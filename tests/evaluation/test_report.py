@@ -6,8 +6,11 @@ import re
 import pytest
 import transformers
 
+from evaluation.glue import GLUE_TASKS
+from evaluation.published import PUBLISHED
 from evaluation.report import main
-from evaluation.tables import detail_scores, short_names, task_groups, verdicts
+from evaluation.results import confusion_matrix
+from evaluation.tables import detail_scores, overview, score_table, short_names, task_groups, verdicts
 from pretrain.config import ModelConfig
 from pretrain.tensors import num_parameters
 
@@ -60,6 +63,11 @@ def runs(tmp_path):
     optimizer = {"type": "Lamb", "params": {"lr": 0.005}}
     write(tmp_path / "pretrain/deepspeed_config.json", {"train_batch_size": 32, "optimizer": optimizer})
     write(tmp_path / "ft/pretrained/results.json", results("pretrained", [0.6, 0.7], [0.5, 0.65]))
+    for seed, answers in enumerate(("yes no no", "yes yes no")):
+        lines = [f"{i}\tyes\t{answer}\t0.5\t0.5" for i, answer in enumerate(answers.split())]
+        lines += ["3\tno\tno\t0.5\t0.5"]
+        header = "index\tlabel\tprediction\tp(yes)\tp(no)"
+        write(tmp_path / f"ft/pretrained/seed_{seed}/predictions.tsv", "\n".join([header, *lines]) + "\n")
     write(tmp_path / "ft/majority/results.json", results("majority", [0.53], [0.53]))
     manifest = {"format": "bert-masked-shards", "config": {"seq_length": 128}, "vocab": {"size": 50}}
     write(
@@ -86,7 +94,7 @@ def test_the_tables_are_printed_and_written(runs, tmp_path, capsys):
     assert re.search(r"\| shards +\| masked shards +\|", markdown)
     assert all(headline in page for headline in ("<h1>A &lt; B</h1>", "<h2>Scores</h2>", "<h2>Pretraining</h2>"))
     assert '"a &lt; b"' in page.replace("&quot;", '"')
-    assert page.count('src="data:image/svg+xml;base64,') == page.count("<img") == 7
+    assert page.count('src="data:image/svg+xml;base64,') == page.count("<img") == 8
 
 
 def test_the_page_refers_to_nothing_outside(runs, tmp_path, capsys):
@@ -160,6 +168,27 @@ def test_scores_by_type_have_a_table_of_their_own():
     assert table.headers == ("score", "pretrained", "random")
     assert table.rows == [["PER f1", "60.0 ± 14.1", "25.0 ± 0.0"]]
     assert detail_scores([results("random", [0.5]) | {"label": "random"}]).rows == []
+
+
+def test_what_was_published_for_that_size_stands_beside():
+    mini = {"model": {"num_hidden_layers": 4, "hidden_size": 256}}
+    groups = task_groups({"a": results("random", [0.5]) | mini, "b": results("pretrained", [0.6]) | mini})
+    assert score_table(groups).rows[-1][:4] == ["rte", "accuracy", "published: BERT-Mini, GLUE test", "57.9"]
+    table = overview(groups)
+    assert table.headers == ("task", "metric", "pretrained", "random", "published")
+    assert table.rows == [["rte", "accuracy", "60.0 ± 0.0", "50.0 ± 0.0", "57.9 (BERT-Mini, GLUE test)"]]
+    other = {"model": {"num_hidden_layers": 3, "hidden_size": 256}}
+    assert overview(task_groups({"a": results("random", [0.5]) | other})).rows[0][-1] == ""
+    known = {**{name: task.metrics for name, task in GLUE_TASKS.items()}, "squad1": ("f1", "exact")}
+    known |= {"squad2": ("f1", "exact"), "ner": ("f1", "precision", "recall")}
+    for model in PUBLISHED.values():
+        for task, scores in model.scores.items():
+            assert set(scores) <= set(known[task]) and all(0 <= value <= 100 for value in scores.values())
+
+
+def test_a_confusion_matrix_counts_all_seeds(runs):
+    assert confusion_matrix(runs[1]) == {"labels": ["yes", "no"], "counts": [[3, 3], [0, 2]]}
+    assert confusion_matrix(runs[2]) is None  # it kept no predictions
 
 
 def test_parameters_are_those_of_hugging_face():
