@@ -237,8 +237,8 @@ def unigram_counts(shards: Shards) -> np.ndarray:
 
 def unigram_entropy(shards: Shards) -> float:
     """Entropy in nats of the folder's own token frequencies, special tokens apart: the MLM loss of a model that knows
-    these
-    frequencies and nothing of the context."""
+    these and nothing of the context.
+    """
     return entropy(unigram_counts(shards))
 
 

@@ -77,6 +77,20 @@ class RunLog:
         if self.wandb:
             self.wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
+    def train(self, step: int, values: dict) -> None:
+        """The row of a training step; the progress bar moves there."""
+        self.write("train", step, values)
+        if self.active:
+            self.bar.update(step - self.bar.n)
+            shown = {"loss": f"{values['loss']:.3f}", "samples_per_s": f"{values['samples_per_s']:.0f}"}
+            self.bar.set_postfix(shown)
+
+    def evaluation(self, step: int, values: dict) -> None:
+        """The row of an evaluation, and a line."""
+        self.write("eval", step, values)
+        entropy = f"unigram entropy {values['unigram_entropy']:.3f} nat"
+        self.say(f"step {step}: held-out MLM loss {values['mlm_loss']:.3f} ({entropy})")
+
     def write_tensors(self, step: int, optimizer) -> None:
         """LAMB's norms and trust ratios: histograms by kind of tensor in TensorBoard, each tensor's own in
         tensors.jsonl. Nothing for another optimizer.
@@ -104,13 +118,6 @@ class RunLog:
         self.say(", ".join(f"{name} {value}" for name, value in row.items()))
         for warning in warnings:
             self.say(f"WARNING: {warning}")
-
-    def advance(self, step: int, **shown: str) -> None:
-        """Moves the progress bar to `step`."""
-        if self.active:
-            self.bar.update(step - self.bar.n)
-            if shown:
-                self.bar.set_postfix(shown)
 
     def say(self, line: str) -> None:
         """A line above the progress bar, at once also in a file."""

@@ -13,6 +13,7 @@ finished.json is there. Exit code 1: the run cannot go on (its loss is no number
 import math
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.faults import STOP_FILE, STOP_REQUESTS, LossWatch, Watchdog, hold_stop_signals, stop_requests
@@ -38,75 +39,40 @@ from pretrain.weights import check_whole
 
 def train(plan: Plan, layout: Layout, watchdog: Watchdog) -> None:
     """The loop: batch, forward, backward, judge, step, log, evaluate, save, stop."""
-    args, output = plan.args, plan.args.output
+    args, total = plan.args, plan.total_steps
     engine, optimizer, first, mean_loss, warnings = start_engine(plan, layout)
-    last = max(first, min(plan.total_steps, args.stop_after or plan.total_steps))
-    requests = []  # to stop before that
-    log = RunLog(output, layout, first, plan.total_steps, args.wandb)
+    last, requests = max(first, min(total, args.stop_after or total)), []  # requests to stop before that
+    log = RunLog(args.output, layout, first, total, args.wandb)
     log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
     log.launched(first, warnings)
     throughput = Throughput(plan.model, layout)
     watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, mean_loss)
-    schedule, peak_lr = plan.deepspeed["scheduler"], plan.deepspeed["optimizer"]["params"]["lr"]
-    entropy = unigram_entropy(plan.eval_shards) if plan.eval_shards and layout.rank == 0 else None
-    batches = training_batches(
-        *(plan.data, args.seed, plan.deepspeed["train_batch_size"], plan.micro_batch_size, layout),
-        *(range(first, last), args.masks == "dynamic"),
-    )
     watchdog.at(f"step {first + 1}")
-    for step, batch in enumerate(batches, start=first + 1):
-        rate = learning_rate(schedule, peak_lr, step - 1)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    for step, batch in enumerate(batches_of(plan, layout, range(first, last)), start=first + 1):
+        rate = set_learning_rate(optimizer, plan.deepspeed, step - 1)
         sums = accumulate_gradients(engine, batch, (args.seed, step), layout)
-        values, requests = exchange(sums, batch, output, layout)
-        if mean := watch.spike(values["loss"]):
-            log.write("spike", step, {"loss": values["loss"], "mean_loss": mean, "skipped": int(args.skip_spikes)})
-            log.say(
-                f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}"
-                + "; its update is skipped" * args.skip_spikes
-            )
-        if mean and args.skip_spikes:
-            step_without_update(engine)
-        else:
-            engine.step()
-        overflowed = not engine.was_step_applied()
-        if fault := watch.fault(values["loss"], overflowed, getattr(engine.optimizer, "loss_scale", 1.0)):
-            raise FloatingPointError(
-                describe_fault(fault, step, values | {"learning_rate": rate}, sums, batch, plan, layout)
-            )
+        values, requests = exchange(sums, batch, args.output, layout)
+        values["learning_rate"] = rate
+        if fault := update(engine, watch, log, step, values, args.skip_spikes):
+            raise FloatingPointError(describe_fault(fault, step, values, sums, batch, plan, layout))
         last = step if requests else last
         throughput.add(batch)
         if step % args.log_interval == 0 or step in (1, last):
-            values |= {"learning_rate": rate, **optimizer_row(engine, optimizer), **throughput.report()}
-            log.write("train", step, values)
+            log.train(step, values | optimizer_row(engine, optimizer) | throughput.report())
             if args.log_tensors:
                 log.write_tensors(step, optimizer)
-            log.advance(step, loss=f"{values['loss']:.3f}", samples_per_s=f"{values['samples_per_s']:.0f}")
-        if plan.eval_shards and (step % args.eval_interval == 0 or step == plan.total_steps):
+        if plan.eval_shards and (step % args.eval_interval == 0 or step == total):
             watchdog.at(f"the evaluation after step {step}")
-            values = evaluate(engine.module, plan.eval_shards, plan.micro_batch_size, layout)
-            log.write("eval", step, values | {"unigram_entropy": entropy})
-            log.say(
-                f"step {step}: held-out MLM loss {values['mlm_loss']:.3f}"
-                + (f" (unigram entropy {entropy:.3f} nat)" if entropy else "")
-            )
+            log.evaluation(step, evaluate(engine.module, plan.eval_shards, plan.micro_batch_size, layout))
             throughput.reset()
         if step % args.save_interval == 0 or step == last:
             watchdog.at(f"the save after step {step}")
-            save_checkpoint(engine, layout, output, step, args.keep_checkpoints, args.keep_every, watch.mean)
+            save_checkpoint(engine, layout, args.output, step, args.keep_checkpoints, args.keep_every, watch.mean)
             throughput.reset()
         if step == last:
             break
         watchdog.at(f"step {step + 1}")
-    if last < plan.total_steps:
-        reason = f" by {' and '.join(requests)}" if requests else ""
-        log.say(f"stopped{reason} after step {last} of {plan.total_steps}, saved: the same command goes on")
-    log.close()
-    if layout.rank == 0:
-        (output / STOP_FILE).unlink(missing_ok=True)
-        if last == plan.total_steps:
-            write_json(output / "finished.json", {"step": last})
+    finish(log, last, requests, plan, layout)
 
 
 def start_engine(plan: Plan, layout: Layout) -> tuple:
@@ -127,6 +93,21 @@ def start_engine(plan: Plan, layout: Layout) -> tuple:
         load_tensors(engine, layout, plan.start.path)
     first, mean_loss, told = resume(engine, layout, args.output)
     return engine, optimizer, first, mean_loss, warnings + told
+
+
+def batches_of(plan: Plan, layout: Layout, steps: range) -> Iterator[StepBatch]:
+    """This rank's part of every step's batch."""
+    batch_size = plan.deepspeed["train_batch_size"]
+    is_dynamic = plan.args.masks == "dynamic"
+    return training_batches(plan.data, plan.args.seed, batch_size, plan.micro_batch_size, layout, steps, is_dynamic)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, deepspeed: dict, num_steps_before: int) -> float:
+    """The rate of the step that comes after so many, which all parameter groups are given."""
+    rate = learning_rate(deepspeed["scheduler"], deepspeed["optimizer"]["params"]["lr"], num_steps_before)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def accumulate_gradients(engine, batch: StepBatch, seed: tuple, layout: Layout) -> torch.Tensor:
@@ -165,6 +146,21 @@ def exchange(sums: torch.Tensor, batch: StepBatch, output: Path, layout: Layout)
         values |= {"pair_loss": pair_loss / batch.num_pairs, "pair_accuracy": pair_correct / batch.num_pairs}
     values = {"loss": values["mlm_loss"] + values.get("pair_loss", 0.0), **values}
     return values, [name for name, count in zip(STOP_REQUESTS, totals[4:], strict=True) if count]
+
+
+def update(engine, watch: LossWatch, log: RunLog, step: int, values: dict, skip_spikes: bool) -> str | None:
+    """The optimizer's step, unless the loss is a spike that is to be left out; says why if the run cannot go on."""
+    mean = watch.spike(values["loss"])
+    if mean:
+        log.write("spike", step, {"loss": values["loss"], "mean_loss": mean, "skipped": int(skip_spikes)})
+        skipped = "; its update is skipped" * skip_spikes
+        log.say(f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}{skipped}")
+    if mean and skip_spikes:
+        step_without_update(engine)
+    else:
+        engine.step()
+    loss_scale = getattr(engine.optimizer, "loss_scale", 1.0)
+    return watch.fault(values["loss"], not engine.was_step_applied(), loss_scale)
 
 
 def optimizer_row(engine, optimizer) -> dict:
@@ -207,7 +203,8 @@ def evaluate(module: BertForPreTraining, shards: Shards, micro_batch_size: int, 
     """Averages over a whole frozen set, the same at every layout: MLM loss in nats, accuracies, perplexity.
 
     `mask_token_loss` counts only the positions that show [MASK]: a kept token (10 %) can be copied, so `mlm_loss` falls
-    by a tenth of the entropy before a model knows anything of the context.
+    by a tenth of the entropy before a model knows anything of the context. `unigram_entropy` is the `mlm_loss` of a
+    model that knows how frequent each token is, and nothing else.
     """
     sums = torch.zeros(5, dtype=torch.float64)
     for batch, counts in evaluation_batches(shards, micro_batch_size, layout):
@@ -226,7 +223,19 @@ def evaluate(module: BertForPreTraining, shards: Shards, micro_batch_size: int, 
     }
     if shards.manifest["config"]["pair_task"] != "none":
         values["pair_accuracy"] = pair_correct / shards.num_sequences
-    return values
+    return values | {"unigram_entropy": unigram_entropy(shards)}
+
+
+def finish(log: RunLog, last: int, requests: list[str], plan: Plan, layout: Layout) -> None:
+    """After step `last`, which is saved: say why it was the last one, and that the run is complete if it is."""
+    if last < plan.total_steps:
+        reason = f" by {' and '.join(requests)}" if requests else ""
+        log.say(f"stopped{reason} after step {last} of {plan.total_steps}, saved: the same command goes on")
+    log.close()
+    if layout.rank == 0:
+        (plan.args.output / STOP_FILE).unlink(missing_ok=True)
+        if last == plan.total_steps:
+            write_json(plan.args.output / "finished.json", {"step": last})
 
 
 def describe(plan: Plan, layout: Layout) -> str:
