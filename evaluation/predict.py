@@ -19,7 +19,7 @@ from evaluation.glue import write_submission
 from evaluation.results import RESULTS_FILE, percent, scores_of, seed_folder
 from evaluation.settings import restore_task, sha256_of
 from evaluation.task import Task
-from pretrain.layout import init_layout
+from pretrain.layout import Layout, init_layout
 from pretrain.model import load_weights
 from pretrain.weights import open_weights
 
@@ -28,21 +28,29 @@ EVAL_BATCH_SIZE = 64
 
 @torch.no_grad()
 def apply_model(
-    module: nn.Module, task: Task | None, features: Features, device: torch.device
+    module: nn.Module, task: Task | None, features: Features, layout: Layout
 ) -> tuple[float | None, list[Tensor]]:
     """Mean of the task's loss over all that has a label (None without labels), and what the module gives for each
-    sequence, in their order.
+    sequence, in their order; collective. The ranks take the batches in turn, all get the same answer.
     """
     order = np.argsort(features.lengths, kind="stable")  # neighbours of one length: attention pads less
+    batches = np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE))
+    num_rounds = -(-len(batches) // layout.dp_size)
+    answers = []  # (losses, logits) of this rank's batches
+    for number in range(layout.dp_rank, num_rounds * layout.dp_size, layout.dp_size):
+        is_own = number < len(batches)
+        # Under ZeRO 3 ranks have to go forward together: one that has no batch in the last round takes the shortest.
+        sequences, labels = gather_batch(features, batches[number if is_own else 0])
+        outputs = module(sequences.to(layout.device)).cpu()
+        if is_own:
+            answers.append((None if labels is None else task.loss(outputs, labels, sequences), outputs))
+    by_rank = layout.gather(answers)
     losses, logits = [], []
-    for indices in np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE)):
-        sequences, labels = gather_batch(features, indices)
-        outputs = module(sequences.to(device)).cpu()
-        if labels is not None:
-            losses.append(task.loss(outputs, labels, sequences))
-        logits += split_logits(outputs, sequences)
-    loss = torch.cat(losses).mean().item() if losses else None
-    return loss, [logits[place] for place in np.argsort(order)]
+    for number, indices in enumerate(batches):
+        loss, outputs = by_rank[number % layout.dp_size][number // layout.dp_size]
+        losses += [] if loss is None else [loss]
+        logits += split_logits(outputs, features.lengths[indices])
+    return torch.cat(losses).mean().item() if losses else None, [logits[place] for place in np.argsort(order)]
 
 
 def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
@@ -68,7 +76,7 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
     for one in weights:
         model = task.head(one.config, layout, task.num_outputs)
         load_weights(model, one)
-        _, logits = apply_model(model.to(layout.device), task, features, layout.device)
+        _, logits = apply_model(model.to(layout.device), task, features, layout)
         sums = [total + new for total, new in zip(sums, logits, strict=True)] if sums else logits
     predictions = task.decode(examples, features, [total / len(weights) for total in sums])
     task.write(output, examples, predictions)

@@ -17,7 +17,6 @@ from evaluation.ranking import ranking_task
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
-from pretrain.layout import rank_environment
 
 TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (
@@ -76,7 +75,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="stop a seed after N epochs without a better dev score (default: never)",
     )
-    how.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples a step (default %(default)s)")
+    how.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="examples a step, over all ranks (default %(default)s)"
+    )
+    how.add_argument(
+        "--micro-batch-size",
+        type=int,
+        metavar="N",
+        help="examples a rank computes at once; the gradients of a step are added up (default: its whole share)",
+    )
     how.add_argument(
         "--learning-rate", type=float, default=5e-5, metavar="X", help="peak rate of AdamW (default %(default)s)"
     )
@@ -116,12 +123,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )
+    how.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     return parser.parse_args(argv)
 
 
-def check_numbers(args: argparse.Namespace) -> None:
+def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
     """Raise ValueError for a number that no run can have."""
-    for name in ("epochs", "patience", "batch_size", "max_train_examples", *SQUAD_FLAGS):
+    for name in ("epochs", "patience", "batch_size", "micro_batch_size", "max_train_examples", *SQUAD_FLAGS):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
@@ -133,8 +141,21 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"--weight-decay {args.weight_decay:g}: a number from 0 to below 1 is due, such as 0.01")
     if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: different whole numbers from 0 on are due")
-    if rank_environment()["WORLD_SIZE"] > 1:
-        raise ValueError("fine-tuning runs in one process; start it with plain python, without a launcher")
+    if num_ranks > 1 and (args.predict or args.checkpoint in BASELINES):
+        what = "--predict" if args.predict else f"--checkpoint {args.checkpoint}"
+        raise ValueError(f"{what} runs in one process; start it with plain python, without a launcher")
+    share, rest = divmod(args.batch_size, num_ranks)
+    if rest or not share:
+        near = [size for size in (share * num_ranks, (share + 1) * num_ranks) if size]
+        raise ValueError(
+            f"--batch-size {args.batch_size} cannot be split over {num_ranks} ranks; choose from {near} or another "
+            f"multiple of {num_ranks}"
+        )
+    if args.micro_batch_size and share % args.micro_batch_size:
+        raise ValueError(
+            f"--micro-batch-size {args.micro_batch_size} does not divide the {share} examples that each of {num_ranks} "
+            f"ranks has of a step; choose from {[size for size in range(1, share + 1) if share % size == 0]}"
+        )
 
 
 def find_task(args: argparse.Namespace) -> Task:
@@ -221,7 +242,9 @@ def sha256_of(path: Path) -> str:
 
 
 def deepspeed_settings(args: argparse.Namespace) -> dict:
-    """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say."""
+    """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say. How a batch is cut up is
+    not in it: that changes nothing but dropout's masks.
+    """
     own = {} if args.deepspeed_config is None else read_json(args.deepspeed_config)
     for key in KEYS_OF_FLAGS:
         if key in own:
@@ -232,7 +255,6 @@ def deepspeed_settings(args: argparse.Namespace) -> dict:
     return {
         **own,
         "train_batch_size": args.batch_size,
-        "train_micro_batch_size_per_gpu": args.batch_size,
         "gradient_clipping": MAX_GRAD_NORM,
         "optimizer": {"type": "AdamW", "params": optimizer},
         "scheduler": {"type": "WarmupPolynomialLR", "params": schedule},
