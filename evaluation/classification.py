@@ -115,6 +115,7 @@ def text_task(form: TextTask) -> Task:
         settings=asdict(form),
         read=lambda path, labelled: read_examples(path, form, labelled),
         encode=encode_examples,
+        features=Features,
         head=BertForSequenceClassification,
         loss=sequence_loss,
         decode=partial(decode_texts, form),

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from data_prep.cli import claim_output, run_cli, write_json
 from evaluation.baselines import BASELINES, majority, ngram
+from evaluation.cache import cached_features
 from evaluation.encoder import Start, fill_model, find_start, read_encoder
 from evaluation.export import export_model, whole_weights
 from evaluation.features import Features, epoch_batches, gather_batch
@@ -157,8 +159,8 @@ def fine_tune(plan: Plan, seeds: list[int], layout: Layout) -> None:
     args, task, start, is_first = plan.args, plan.task, plan.start, layout.rank == 0
     length, encoder = plan.settings["max_seq_length"], read_encoder(start)
     train, dev = (
-        Split(examples, task.encode(start.tokenizer, examples, length, name if is_first else ""))
-        for examples, name in ((plan.train, "training examples"), (plan.dev, "dev examples"))
+        Split(examples, encode(plan, examples, split, f"{name} examples" if is_first else ""))
+        for examples, split, name in ((plan.train, "train", "training"), (plan.dev, "dev", "dev"))
     )
     micro_batch_size = args.micro_batch_size or args.batch_size // layout.dp_size
     config = plan.settings["deepspeed_config"] | {"train_micro_batch_size_per_gpu": micro_batch_size}
@@ -182,6 +184,17 @@ def fine_tune(plan: Plan, seeds: list[int], layout: Layout) -> None:
         if is_first:
             finish_seed(args.output, seed, task, epochs, dev.examples, predictions)
         engine.destroy()
+
+
+def encode(plan: Plan, examples: list, split: str, name: str) -> Features:
+    """The features of a split ("train" or "dev"), from --cache if they are there; `name` labels the progress bar."""
+    task, settings = plan.task, plan.settings
+    tokenize = partial(task.encode, plan.start.tokenizer, examples, settings["max_seq_length"], name)
+    if plan.args.cache is None:
+        return tokenize()
+    identity = {"file": settings[split]["sha256"], "num_examples": len(examples), "task": task.settings}
+    identity |= {"vocab": settings["vocab"]["sha256"], "max_seq_length": settings["max_seq_length"]}
+    return cached_features(plan.args.cache, identity, task.features, tokenize)
 
 
 def train_one_seed(

@@ -64,6 +64,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--max-train-examples", type=int, metavar="N", help="only the first N training examples")
     what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
     what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
+    what.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder that keeps what was tokenised, for any number of runs: the same file is not tokenised again with "
+        "the same vocabulary and lengths",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one run each, in turn (default 0 1 2)")
     how.add_argument(
@@ -141,6 +148,8 @@ def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
         raise ValueError(f"--weight-decay {args.weight_decay:g}: a number from 0 to below 1 is due, such as 0.01")
     if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: different whole numbers from 0 on are due")
+    if args.cache and args.cache.exists() and not args.cache.is_dir():
+        raise ValueError(f"--cache {args.cache} is a file; name a folder, which need not exist")
     if num_ranks > 1 and (args.predict or args.checkpoint in BASELINES):
         what = "--predict" if args.predict else f"--checkpoint {args.checkpoint}"
         raise ValueError(f"{what} runs in one process; start it with plain python, without a launcher")

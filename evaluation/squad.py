@@ -76,6 +76,7 @@ def squad_task(
         settings={"name": name, **files, **lengths},
         read=partial(read_squad, version=version),
         encode=partial(encode_windows, **lengths),
+        features=SpanFeatures,
         head=BertForQuestionAnswering,
         loss=span_loss,
         decode=partial(decode_answers, max_answer_length=max_answer_length, with_null=version == 2),

@@ -1,7 +1,6 @@
 """Fine-tuning on two ranks gives what one process gives, whatever the task, the ZeRO stage and the cut of a batch."""
 
 import json
-import os
 import random
 import subprocess
 import time
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 from evaluation.finetune import fine_tune, main, make_plan
 from evaluation.settings import check_numbers, parse_args
-from pretrain.layout import init_layout
+from pretrain.layout import free_port, init_layout
 from tests.evaluation.test_finetune import MODEL, WORDS, arguments, read
 from tests.ranks import run_ranks
 
@@ -115,11 +114,10 @@ def test_what_ranks_cannot_do_is_told(tmp_path, changes, message):
         check_numbers(parse_args(arguments(tmp_path, **changes)), num_ranks=2)
 
 
-def launch(argv, **more):
-    command = ["deepspeed", "--num_accelerators", "2", "--module", "evaluation.finetune", *argv]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, **more)  # fmt: skip
+def launch(argv):
+    launcher = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "--module"]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*launcher, "evaluation.finetune", *argv], cwd=ROOT, **output)
 
 
 @pytest.mark.slow
@@ -129,7 +127,7 @@ def test_under_the_launcher(tmp_path):
     process = launch(arguments(tmp_path, seeds=[0], epochs=2, **FLAGS["pairs"]))
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
-    assert printed.count("mean ± std") == printed.count("training examples: ") == 1
+    assert printed.count("mean ± std") == printed.count("; dev examples: ") == 1
     assert read(tmp_path / "run/results.json")["num_dev"] == 70
     for changes in ({"epochs": 3}, {"batch-size": 7, "output": tmp_path / "other"}, {"task": "rtee"}):
         process = launch(arguments(tmp_path, **FLAGS["pairs"] | {"seeds": [0], "epochs": 2} | changes))
