@@ -16,7 +16,7 @@ from evaluation.ner import find_ner_task, ner_task
 from evaluation.ranking import ranking_task
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
-from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
+from pretrain.config import DEEPSPEED_KEYS, check_keys, check_zero_stage, nearest, read_json
 
 TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (
@@ -259,6 +259,7 @@ def deepspeed_settings(args: argparse.Namespace) -> dict:
         if key in own:
             raise ValueError(f"{args.deepspeed_config}: {key!r} is set by a flag here (see --help); leave it out")
     check_keys(own, DEEPSPEED_KEYS, str(args.deepspeed_config))
+    check_zero_stage(own, str(args.deepspeed_config))
     optimizer = {"lr": args.learning_rate, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": args.weight_decay}
     schedule = {"warmup_proportion": args.warmup_proportion}  # over as many steps as the training takes
     return {
