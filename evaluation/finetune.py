@@ -26,10 +26,11 @@ from tqdm import tqdm
 from data_prep.cli import claim_output, run_cli, write_json
 from evaluation.baselines import BASELINES, majority, ngram
 from evaluation.cache import cached_features
+from evaluation.distill import distill, find_teacher
 from evaluation.encoder import Start, fill_model, find_start, read_encoder
 from evaluation.export import export_model, whole_weights
 from evaluation.features import Features, epoch_batches, gather_batch
-from evaluation.predict import apply_model, predict_file
+from evaluation.predict import apply_model, mean_logits, predict_file
 from evaluation.results import (
     RESULTS_FILE,
     best_epoch,
@@ -41,11 +42,12 @@ from evaluation.results import (
     seed_table,
     summarize,
 )
-from evaluation.settings import check_numbers, find_task, parse_args, resolve_settings
+from evaluation.settings import check_numbers, distillation, find_task, parse_args, resolve_settings
 from evaluation.task import Scores, Task
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, init_layout, is_about_another_rank, rank_environment
 from pretrain.schedule import learning_rate
+from pretrain.weights import Weights
 
 
 class Plan(NamedTuple):
@@ -57,6 +59,7 @@ class Plan(NamedTuple):
     train: list
     dev: list
     settings: dict
+    teacher: list[Weights]  # of distillation; empty without it
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,7 +93,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
     train = task.read(args.data_dir / task.train_file, True)[: args.max_train_examples]
     dev = task.read(args.data_dir / task.dev_file, True)
     start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab)
-    return Plan(args, task, start, train, dev, resolve_settings(args, task, start, train, dev))
+    settings, teacher = resolve_settings(args, task, start, train, dev), []
+    if args.teacher:
+        teacher = find_teacher(args.teacher, task, start.tokenizer, settings["max_seq_length"])
+        settings["distillation"] = {"teacher": [weights.identity() for weights in teacher], **distillation(args)}
+    return Plan(args, task, start, train, dev, settings, teacher)
 
 
 def claim_run_folder(plan: Plan, todo: list[int]) -> None:
@@ -162,6 +169,10 @@ def fine_tune(plan: Plan, seeds: list[int], layout: Layout) -> None:
         Split(examples, encode(plan, examples, split, f"{name} examples" if is_first else ""))
         for examples, split, name in ((plan.train, "train", "training"), (plan.dev, "dev", "dev"))
     )
+    if plan.teacher:
+        answers = mean_logits(plan.teacher, task, train.features, layout)
+        task, features = distill(task, train.features, answers, **distillation(args))
+        train = train._replace(features=features)
     micro_batch_size = args.micro_batch_size or args.batch_size // layout.dp_size
     config = plan.settings["deepspeed_config"] | {"train_micro_batch_size_per_gpu": micro_batch_size}
     if is_first:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--doc-stride", type=int, metavar="N", help="SQuAD: a window on the passage every N tokens (default 128)"
     )
+    how.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="RUN",
+        help="a finished run of the same task and vocabulary, whose answers to the training examples are learnt beside "
+        "their labels (distillation)",
+    )
+    how.add_argument("--distill-weight", type=float, metavar="A", help="its share of the loss (default 0.5)")
+    how.add_argument("--temperature", type=float, metavar="T", help="softens its answers (default 2)")
     how.add_argument("--max-query-length", type=int, metavar="N", help="SQuAD: tokens of a question (default 64)")
     how.add_argument("--max-answer-length", type=int, metavar="N", help="SQuAD: tokens of an answer (default 30)")
     how.add_argument("--tag-scheme", choices=SCHEMES, help="NER: how tags are written (default: told by the file)")
@@ -148,6 +158,14 @@ def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
         raise ValueError(f"--weight-decay {args.weight_decay:g}: a number from 0 to below 1 is due, such as 0.01")
     if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: different whole numbers from 0 on are due")
+    for name, low, high in (("distill_weight", 0, 1), ("temperature", 0, math.inf)):
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and not low < value <= high:
+            raise ValueError(f"{flag} {value:g}: a number above {low}{' and up to 1' * (high == 1)} is due")
+        if value is not None and args.teacher is None:
+            raise ValueError(f"{flag} goes with --teacher; name a run, or leave it out")
+    if args.teacher and args.checkpoint in BASELINES:
+        raise ValueError(f"--teacher: {args.checkpoint} is no network that could learn of it; leave it out")
     if args.cache and args.cache.exists() and not args.cache.is_dir():
         raise ValueError(f"--cache {args.cache} is a file; name a folder, which need not exist")
     if num_ranks > 1 and (args.predict or args.checkpoint in BASELINES):
@@ -238,6 +256,11 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         **{name: getattr(args, name) for name in ("epochs", "patience", "batch_size")},
         "deepspeed_config": deepspeed_settings(args),
     }
+
+
+def distillation(args: argparse.Namespace) -> dict[str, float]:
+    """The weight and the temperature of `evaluation.distill.distill`."""
+    return {"weight": args.distill_weight or 0.5, "temperature": args.temperature or 2.0}
 
 
 def sha256_of(path: Path) -> str:

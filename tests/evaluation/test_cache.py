@@ -63,7 +63,7 @@ def test_a_damaged_file_is_told_of_and_made_anew(tmp_path, capsys):
     cached(file="a")
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
-    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(0, len(whole), 7)]
+    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(0, len(whole), 19)]
     for content in (b"", whole[:31], whole[: len(whole) // 2], whole[:-1], whole + b"x", *flipped):
         path.write_bytes(content)
         cached(file="a")

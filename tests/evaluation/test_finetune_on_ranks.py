@@ -69,8 +69,8 @@ def losses_scores_weights(run):
     return losses, scores, load_file(run / "seed_0/model/model.safetensors")
 
 
-CASES = [*(("pairs", stage, None) for stage in range(4)), ("pairs", 0, 2), ("words", 0, None), ("words", 2, 1),
-         ("words", 3, None), ("spans", 1, None), ("spans", 3, 2)]  # fmt: skip
+CASES = [("pairs", 0, None), ("pairs", 1, None), ("pairs", 3, None), ("words", 0, None), ("words", 2, 1),
+         ("spans", 1, None), ("spans", 3, 2)]  # task, ZeRO stage, --micro-batch-size  # fmt: skip
 
 
 @pytest.fixture(scope="module")
