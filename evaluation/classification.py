@@ -115,6 +115,7 @@ def text_task(form: TextTask) -> Task:
         settings=asdict(form),
         read=lambda path, labelled: read_examples(path, form, labelled),
         encode=encode_examples,
+        features=Features,
         head=BertForSequenceClassification,
         loss=sequence_loss,
         decode=partial(decode_texts, form),
@@ -181,11 +182,11 @@ def own_task(name: str, data_dir: Path, train_file: str | None = None, dev_file:
     if name == "regression":
         return task
     labels = {row["label"] for _, row in rows if "label" in row}
-    if labels and len(labels) < 2:
+    if len(labels) == 1 and all("label" in row for _, row in rows):
         raise ValueError(f"{path}: every row has the label '{labels.pop()}'; a classification needs at least two")
     whole_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
     ordered = tuple(sorted(labels, key=int if whole_numbers else None))
-    # Without any label column a placeholder class lets read_examples name the missing column and its line.
+    # A placeholder class, and one class where a row has none, let read_examples name the missing column and its line.
     return replace(task, labels=ordered or ("",), metrics=("accuracy", "macro_f1"))
 
 

@@ -52,7 +52,7 @@ def embed(start: Start, features: Features, pooling: str) -> np.ndarray:
     model = SentenceVectors(start.config, layout, pooling)
     weights = {name: tensor for name, tensor in read_encoder(start).items() if not name.startswith("bert.pooler.")}
     fill_model(model, weights, seed=0)
-    _, vectors = apply_model(model.to(layout.device), None, features, layout.device)
+    _, vectors = apply_model(model.to(layout.device), None, features, layout)
     layout.close()
     return torch.stack(vectors).numpy()
 

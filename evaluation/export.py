@@ -14,20 +14,25 @@ from data_prep.tokenizer import Tokenizer
 from evaluation.task import Task
 from pretrain.config import ModelConfig
 from pretrain.convert import save_tokenizer
+from pretrain.layout import Layout
 from pretrain.tensors import is_vocabulary
 
 
 @torch.no_grad()
-def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A float32 copy of all weights by Hugging Face's names, of a model on one rank, without the rows that pad the
-    vocabulary; also out of ZeRO 3, which keeps them flat beside empty parameters.
+def whole_weights(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """A float32 copy of all weights by Hugging Face's names, without the rows that pad the vocabulary; collective, and
+    {} on all ranks but the first. ZeRO 3 keeps a flat part of each on every rank, beside empty parameters.
     """
-    weights = dict(module.named_buffers())  # sinusoidal positions: a parameter to Hugging Face
-    for name, parameter in module.named_parameters():
-        if hasattr(parameter, "ds_tensor"):
-            parameter = parameter.ds_tensor[: parameter.ds_numel].view(parameter.ds_shape)
-        weights[name] = parameter[: module.config.vocab_size] if is_vocabulary(name) else parameter
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in weights.items()}
+    weights = {}
+    tensors = [*module.named_buffers(), *module.named_parameters()]  # a buffer: sinusoidal positions
+    for name, tensor in tensors:
+        if hasattr(tensor, "ds_tensor"):
+            parts = layout.gather(tensor.ds_tensor.cpu())
+            tensor = torch.cat(parts)[: tensor.ds_numel].view(tensor.ds_shape)
+        if layout.rank == 0:
+            whole = tensor[: module.config.vocab_size] if is_vocabulary(name) else tensor
+            weights[name] = whole.float().cpu().clone()
+    return weights
 
 
 def export_model(

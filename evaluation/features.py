@@ -37,10 +37,27 @@ class Features:
         """Tokens of each sequence, [N]."""
         return np.diff(self.sequence_start)
 
+    def places(self, indices: np.ndarray) -> np.ndarray:
+        """Where the tokens of the sequences `indices` [B] stand in token_ids."""
+        bounds = zip(self.sequence_start[indices], self.sequence_start[indices + 1], strict=True)
+        return np.concatenate([np.arange(start, stop) for start, stop in bounds])
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        """The labels of the sequences `indices` [B]: [B], [B, 2] or those of their tokens."""
+        if self.labels is None:
+            return None
+        # A label a token or a label a sequence: there are always more tokens, each sequence has [CLS] and [SEP].
+        return self.labels[self.places(indices) if len(self.labels) == len(self.token_ids) else indices]
+
+    def num_targets(self, indices: np.ndarray) -> int:
+        """How many things with a label the sequences `indices` [B] have: each of them, or their tokens with a label."""
+        labels = self.labels_of(indices)
+        return len(indices) if len(labels) == len(indices) else int((labels != -100).sum())
+
 
 def progress(examples: Sequence, name: str) -> Iterable:
-    """The examples one by one, with a progress bar that goes away."""
-    return tqdm(examples, desc=f"encoding {name}", unit="example", mininterval=0.5, leave=False)
+    """The examples one by one, with a progress bar that goes away; without one if `name` is ""."""
+    return tqdm(examples, f"encoding {name}", unit="example", mininterval=0.5, leave=False, disable=not name)
 
 
 def encode_examples(tokenizer: Tokenizer, examples: Sequence, max_seq_length: int, name: str) -> Features:
@@ -81,22 +98,15 @@ def truncate_pair(first: list[int], second: list[int], budget: int) -> tuple[lis
 
 def gather_batch(features: Features, indices: np.ndarray) -> tuple[Sequences, torch.Tensor | None]:
     """The sequences `indices` [B] as one batch without padding, and their labels: [B], [B, 2] or [T] as in Features."""
-    lengths = features.lengths[indices]
-    starts = features.sequence_start[indices]
-    places = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)])
-    sequences = pack_sequences(features.token_ids[places], lengths, features.segment_b_start[indices])
-    if features.labels is None:
-        return sequences, None
-    # A label a token or a label a sequence: there are always more tokens, each sequence has [CLS] and [SEP].
-    one_a_token = len(features.labels) == len(features.token_ids)
-    return sequences, torch.from_numpy(features.labels[places if one_a_token else indices])
+    token_ids, lengths = features.token_ids[features.places(indices)], features.lengths[indices]
+    labels = features.labels_of(indices)
+    sequences = pack_sequences(token_ids, lengths, features.segment_b_start[indices])
+    return sequences, None if labels is None else torch.from_numpy(labels)
 
 
-def split_logits(logits: torch.Tensor, sequences: Sequences) -> list[torch.Tensor]:
-    """The logits of each sequence of a batch: [L] each from [B, L], or [S, L] each from [T, L]."""
-    if len(logits) == sequences.num_sequences:
-        return list(logits)
-    return list(logits.split(sequences.cu_seqlens.diff().tolist()))
+def split_logits(logits: torch.Tensor, lengths: np.ndarray) -> list[torch.Tensor]:
+    """The logits of each sequence of a batch: [L] each from [B, L], or [S, L] each from [T, L]. lengths: [B]."""
+    return list(logits) if len(logits) == len(lengths) else list(logits.split(lengths.tolist()))
 
 
 def epoch_batches(num_examples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -1,28 +1,36 @@
 """CLI and the one fine-tuning loop: a task, a start, several seeds -> dev scores of every epoch, last and best apart.
 
     python -m evaluation.finetune --task rte --checkpoint runs/mini --data-dir glue/RTE --output runs/mini-rte
+    deepspeed --num_accelerators 8 --module evaluation.finetune ...      # on several ranks; torchrun and srun too
 
 As in the papers (Devlin et al. 2019, A.3; Mosbach et al. 2021): AdamW with bias correction, linear warm-up and decay,
 dropout, gradients clipped to norm 1. Without `--deepspeed_config` the run is in float32 without ZeRO.
 """
 
+import argparse
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.cli import claim_output, run_cli, write_json
 from evaluation.baselines import BASELINES, majority, ngram
+from evaluation.cache import cached_features
+from evaluation.distill import distill, find_teacher
 from evaluation.encoder import Start, fill_model, find_start, read_encoder
 from evaluation.export import export_model, whole_weights
 from evaluation.features import Features, epoch_batches, gather_batch
-from evaluation.predict import apply_model, predict_file
+from evaluation.predict import apply_model, mean_logits, predict_file
 from evaluation.results import (
     RESULTS_FILE,
     best_epoch,
@@ -34,44 +42,84 @@ from evaluation.results import (
     seed_table,
     summarize,
 )
-from evaluation.settings import check_numbers, find_task, parse_args, resolve_settings
-from evaluation.task import Task
+from evaluation.settings import check_numbers, distillation, find_task, parse_args, resolve_settings
+from evaluation.task import Scores, Task
 from pretrain.engine import initialize_engine
-from pretrain.layout import init_layout
+from pretrain.layout import Layout, init_layout, is_about_another_rank, rank_environment
 from pretrain.schedule import learning_rate
+from pretrain.weights import Weights
+
+
+class Plan(NamedTuple):
+    """Everything a run is made of, read and checked before any rank starts to train."""
+
+    args: argparse.Namespace
+    task: Task
+    start: Start | None  # None: a baseline without a network
+    train: list
+    dev: list
+    settings: dict
+    teacher: list[Weights]  # of distillation; empty without it
 
 
 def main(argv: list[str] | None = None) -> None:
     """Check everything, claim the output folder, run the seeds that are not finished, print the table."""
-    args = parse_args(argv)
-    check_numbers(args)
-    if args.predict:
-        predict_file(args.output, args.predict, args.seeds)
-        return
+    args, ranks = parse_args(argv), rank_environment()
+    try:
+        check_numbers(args, ranks["WORLD_SIZE"])
+        if args.predict:
+            predict_file(args.output, args.predict, args.seeds)
+            return
+        plan = make_plan(args)
+        todo = [seed for seed in args.seeds if not seed_result_file(args.output, seed).exists()]
+        if ranks["RANK"] == 0:
+            claim_run_folder(plan, todo)
+    except (ValueError, OSError):
+        if ranks["LOCAL_RANK"] == 0:
+            raise
+        sys.exit(2)  # the first rank of this host says why
+    if plan.start is None:
+        run_baseline(args.checkpoint, plan.task, plan.train, plan.dev, todo, args.output)
+    elif todo:
+        run_seeds(plan, todo)
+    if ranks["RANK"] == 0:
+        finish_run(plan)
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Read and check all input; raises ValueError before anything is written or any process group starts."""
     args.seeds = args.seeds or [0, 1, 2]
     task = find_task(args)
     train = task.read(args.data_dir / task.train_file, True)[: args.max_train_examples]
     dev = task.read(args.data_dir / task.dev_file, True)
     start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab)
-    settings = resolve_settings(args, task, start, train, dev)
-    todo = [seed for seed in args.seeds if not seed_result_file(args.output, seed).exists()]
+    settings, teacher = resolve_settings(args, task, start, train, dev), []
+    if args.teacher:
+        teacher = find_teacher(args.teacher, task, start.tokenizer, settings["max_seq_length"])
+        settings["distillation"] = {"teacher": [weights.identity() for weights in teacher], **distillation(args)}
+    return Plan(args, task, start, train, dev, settings, teacher)
+
+
+def claim_run_folder(plan: Plan, todo: list[int]) -> None:
+    """Make --output this run's own, and say which seeds need no work."""
+    args = plan.args
     done_file = seed_result_file(Path(), todo[0] if todo else args.seeds[0])
-    claim_output(args.output, settings, "finetune", str(done_file))
+    claim_output(args.output, plan.settings, "finetune", str(done_file))
     if len(todo) < len(args.seeds):
         print(f"finished before and kept: seed {', '.join(str(seed) for seed in args.seeds if seed not in todo)}")
-    if start is None:
-        run_baseline(args.checkpoint, task, train, dev, todo, args.output)
-    elif todo:
-        fine_tune(task, start, train, dev, todo, settings, args.output, args.keep_weights)
+
+
+def finish_run(plan: Plan) -> None:
+    """Write and print the summary of all finished seeds."""
+    args, task, start, settings = plan.args, plan.task, plan.start, plan.settings
     kind = args.checkpoint if start is None else "random" if start.weights is None else "pretrained"
     head = {"task": task.name, "start": kind, "checkpoint": args.checkpoint, "metrics": list(task.metrics)}
     head |= {"data": str(args.data_dir), "dev_sha256": settings["dev"]["sha256"], "model": settings.get("model")}
-    head |= {"num_train": len(train), "num_dev": len(dev)}
+    head |= {"num_train": len(plan.train), "num_dev": len(plan.dev)}
     results = summarize(args.output, head)
     write_json(args.output / RESULTS_FILE, results)
-    print(
-        f"{task.name} from {args.checkpoint}: {len(train):,} training and {len(dev):,} dev examples, scores in percent"
-    )
+    counts = f"{len(plan.train):,} training and {len(plan.dev):,} dev examples"
+    print(f"{task.name} from {args.checkpoint}: {counts}, scores in percent")
     print(seed_table(results))
     if details := detail_table(results):
         print(f"\n{details}")
@@ -94,88 +142,146 @@ class Split(NamedTuple):
     features: Features
 
 
-def fine_tune(
-    task: Task, start: Start, train: Sequence, dev: Sequence, seeds: list[int], settings: dict, output: Path, keep: str
-) -> None:
-    """Encode the examples once, then run one seed after another and write each one's folder."""
-    layout, length = init_layout(), settings["max_seq_length"]
-    encoder = read_encoder(start)
+def run_seeds(plan: Plan, seeds: list[int]) -> None:
+    """Fine-tune on all ranks; a loss that is no number ends them with exit code 1."""
+    layout = init_layout()
+    try:
+        fine_tune(plan, seeds, layout)
+    except FloatingPointError as error:
+        if layout.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if is_about_another_rank(error):
+            silent = layout.silent_ranks() or "none"
+            error.add_note(f"rank {layout.rank}: another rank died. Ranks that no longer answer: {silent}")
+        raise
+    layout.close()
+
+
+def fine_tune(plan: Plan, seeds: list[int], layout: Layout) -> None:
+    """Encode the examples once, then run one seed after another and write each one's folder; collective. The first
+    rank alone prints and writes.
+    """
+    args, task, start, is_first = plan.args, plan.task, plan.start, layout.rank == 0
+    length, encoder = plan.settings["max_seq_length"], read_encoder(start)
     train, dev = (
-        Split(examples, task.encode(start.tokenizer, examples, length, f"{name} examples"))
-        for examples, name in ((train, "training"), (dev, "dev"))
+        Split(examples, encode(plan, examples, split, f"{name} examples" if is_first else ""))
+        for examples, split, name in ((plan.train, "train", "training"), (plan.dev, "dev", "dev"))
     )
-    print(f"training examples: {train.features.note}; dev examples: {dev.features.note}")
+    if plan.teacher:
+        answers = mean_logits(plan.teacher, task, train.features, layout)
+        task, features = distill(task, train.features, answers, **distillation(args))
+        train = train._replace(features=features)
+    micro_batch_size = args.micro_batch_size or args.batch_size // layout.dp_size
+    config = plan.settings["deepspeed_config"] | {"train_micro_batch_size_per_gpu": micro_batch_size}
+    if is_first:
+        print(f"training examples: {train.features.note}; dev examples: {dev.features.note}")
     for seed in seeds:
         model = task.head(start.config, layout, task.num_outputs)
         drawn = fill_model(model, encoder, seed)
-        if encoder and seed == seeds[0]:
+        if is_first and encoder and seed == seeds[0]:
             print(f"not in the checkpoint, so drawn from each seed: {', '.join(drawn)}")
-        engine, optimizer = initialize_engine(model, settings["deepspeed_config"], layout)
-        folder = seed_folder(output, seed)
-        folder.mkdir(exist_ok=True)
-        with open(folder / "metrics.jsonl", "w", encoding="utf-8", buffering=1) as file:
+        engine, optimizer = initialize_engine(model, config, layout)
+        folder = seed_folder(args.output, seed)
+        if is_first:
+            folder.mkdir(exist_ok=True)
+        with open(folder / "metrics.jsonl" if is_first else os.devnull, "w", encoding="utf-8", buffering=1) as log:
             epochs, predictions, weights = train_one_seed(
-                engine, optimizer, task, train, dev, settings, seed, keep, file
+                engine, optimizer, task, train, dev, plan.settings, seed, args.keep_weights, log
             )
         if weights:
             export_model(folder / "model", weights, task, start.config, start.tokenizer, length)
-        finish_seed(output, seed, task, epochs, dev.examples, predictions)
+        if is_first:
+            finish_seed(args.output, seed, task, epochs, dev.examples, predictions)
         engine.destroy()
-    layout.close()
+
+
+def encode(plan: Plan, examples: list, split: str, name: str) -> Features:
+    """The features of a split ("train" or "dev"), from --cache if they are there; `name` labels the progress bar."""
+    task, settings = plan.task, plan.settings
+    tokenize = partial(task.encode, plan.start.tokenizer, examples, settings["max_seq_length"], name)
+    if plan.args.cache is None:
+        return tokenize()
+    identity = {"file": settings[split]["sha256"], "num_examples": len(examples), "task": task.settings}
+    identity |= {"vocab": settings["vocab"]["sha256"], "max_seq_length": settings["max_seq_length"]}
+    return cached_features(plan.args.cache, identity, task.features, tokenize)
 
 
 def train_one_seed(
     engine, optimizer, task: Task, train: Split, dev: Split, settings: dict, seed: int, keep: str, log: IO[str]
 ) -> tuple[list[dict], object, dict[str, Tensor]]:
     """THE loop: every epoch's row (losses, dev scores, speed), the dev predictions after the last one, and the
-    weights of the epoch that is kept ("last", "best"; {} for "none").
+    weights of the epoch that is kept ("last", "best"; {} for "none"); predictions and weights on the first rank alone.
     """
-    num_steps = settings["epochs"] * -(-len(train.features) // settings["batch_size"])  # an example may be many windows
+    layout, batch_size = engine.mpu, settings["batch_size"]
+    num_steps = settings["epochs"] * -(-len(train.features) // batch_size)  # an example may be many windows
     block = settings["deepspeed_config"]["scheduler"]
     schedule = block | {"params": block["params"] | {"total_num_steps": num_steps}}
     peak_lr = settings["deepspeed_config"]["optimizer"]["params"]["lr"]
     epochs, step, weights = [], 0, {}
-    bar = tqdm(total=num_steps, desc=f"{task.name} seed {seed}", unit="step", dynamic_ncols=True)
+    bar = tqdm(None, f"{task.name} seed {seed}", num_steps, unit="step", dynamic_ncols=True, disable=layout.rank > 0)
     for epoch in range(1, settings["epochs"] + 1):
         began, losses = time.perf_counter(), []
-        for indices in epoch_batches(len(train.features), settings["batch_size"], seed, epoch):
+        for indices in epoch_batches(len(train.features), batch_size, seed, epoch):
             rate = learning_rate(schedule, peak_lr, step)
             losses.append(train_step(engine, optimizer, task, train.features, indices, rate, seed, step))
             write_row(log, kind="train", step=step + 1, loss=losses[-1], learning_rate=rate)
             step += 1
             bar.update()
         examples_per_s = len(train.examples) / (time.perf_counter() - began)
-        dev_loss, logits = apply_model(engine.module, task, dev.features, engine.mpu.device)
-        predictions = task.decode(dev.examples, dev.features, logits)
-        scores = task.score(dev.examples, predictions)
+        dev_loss, logits = apply_model(engine.module, task, dev.features, layout)
+        predictions, scores = answer(task, dev, logits, layout)
         epochs.append({"epoch": epoch, "step": step, "train_loss": float(np.mean(losses)), "dev_loss": dev_loss,
                        "scores": scores, "examples_per_s": examples_per_s})  # fmt: skip
         write_row(log, kind="dev", **epochs[-1])
         bar.set_postfix({name: percent(scores[name]) for name in task.metrics})
         num_since_best = epoch - best_epoch(epochs, task.metrics[0])
         if keep == "best" and num_since_best == 0:
-            weights = whole_weights(engine.module)
+            weights = whole_weights(engine.module, layout)
         if num_since_best == settings["patience"]:
             break
     bar.close()
-    return epochs, predictions, whole_weights(engine.module) if keep == "last" else weights
+    return epochs, predictions, whole_weights(engine.module, layout) if keep == "last" else weights
+
+
+def answer(task: Task, dev: Split, logits: list[Tensor], layout: Layout) -> tuple[object, Scores]:
+    """The dev predictions, on the first rank alone, and their scores, of which it tells the others."""
+    predictions, scores = None, {}
+    if layout.rank == 0:
+        predictions = task.decode(dev.examples, dev.features, logits)
+        scores = task.score(dev.examples, predictions)
+    return predictions, layout.gather(scores)[0]
 
 
 def train_step(
     engine, optimizer, task: Task, train: Features, indices: np.ndarray, rate: float, seed: int, step: int
 ) -> float:
-    """One update on the sequences `indices` [B]: their mean loss. Raises FloatingPointError if it is not finite."""
-    layout = engine.mpu
+    """One update on the sequences `indices` [B] of all ranks: their mean loss. Raises FloatingPointError on all ranks
+    if it is not finite.
+
+    The loss is normalised by the step: the sum over all that has a label, divided by its number over all ranks and
+    micro-steps. DeepSpeed averages gradients over the ranks, hence the factor. The last batch of an epoch may be
+    smaller than its parts are many: the rank of an empty one computes another sequence and counts it as nothing, since
+    forward and backward are collective.
+    """
+    layout, losses = engine.mpu, []
     for group in optimizer.param_groups:
         group["lr"] = rate
-    sequences, labels = gather_batch(train, indices)
-    logits = engine(sequences.to(layout.device), (seed, step, layout.dp_rank))
-    loss = task.loss(logits, labels.to(layout.device), sequences).mean()
-    engine.backward(loss)
-    engine.step()
-    if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"seed {seed}, step {step + 1}: the loss is {loss.item()}; lower --learning-rate")
-    return loss.item()
+    num_targets = train.num_targets(indices)
+    parts = np.array_split(indices, layout.dp_size * engine.gradient_accumulation_steps())
+    for number in range(layout.dp_rank, len(parts), layout.dp_size):
+        sequences, labels = gather_batch(train, parts[number] if len(parts[number]) else indices[:1])
+        logits = engine(sequences.to(layout.device), (seed, step, number))
+        loss = task.loss(logits, labels.to(layout.device), sequences).sum()
+        loss = loss / num_targets if len(parts[number]) else loss * 0
+        engine.backward(loss * layout.dp_size, scale_wrt_gas=False)
+        engine.step()  # before the last part it only counts
+        losses.append(loss.detach())
+    loss = layout.sum_over_data_parallel(torch.stack(losses)).sum().item()
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"seed {seed}, step {step + 1}: the loss is {loss}; lower --learning-rate")
+    return loss
 
 
 def write_row(log: IO[str], **row) -> None:

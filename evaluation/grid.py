@@ -5,8 +5,9 @@ seed, and which setting is best.
         --output runs/rte-grid  --task rte --data-dir glue/RTE --checkpoint runs/mini --seeds 0 1 2
 
 All other options are those of `evaluation.finetune`, which does the work: OUTPUT/rate-5e-05_batch-16_epochs-2/ is a run
-of it, whose seeds may run at the same time. The same command again, also after kill -9, goes on where it was. A setting
-is chosen by the median of the first metric over the seeds, after the last epoch (Devlin et al. 2019, A.3: on dev).
+of it, whose seeds may run at the same time; OUTPUT/cache keeps what they tokenise, unless --cache names a folder. The
+same command again, also after kill -9, goes on where it was. A setting is chosen by the median of the first metric over
+the seeds, after the last epoch (Devlin et al. 2019, A.3: on dev).
 """
 
 import argparse
@@ -126,6 +127,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
             raise ValueError(
                 f"{flag} is not the grid's: give --learning-rates and --batch-sizes, and predict from a run"
             )
+    if not any(flag.partition("=")[0] == "--cache" for flag in rest):
+        rest += ["--cache", str(args.output / "cache")]
     return args, rest
 
 

@@ -80,6 +80,7 @@ def ner_task(name: str, train_file: str, dev_file: str, scheme: str, labels: Seq
         settings=settings,
         read=partial(read_sentences, scheme=scheme, labels=labels),
         encode=partial(encode_words, labels=labels),
+        features=WordFeatures,
         head=BertForTokenClassification,
         loss=token_loss,
         decode=partial(decode_tags, labels=labels),

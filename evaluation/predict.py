@@ -5,6 +5,7 @@ RUN/predictions/NAME/             what the task writes for the file NAME, and fo
 RUN/predictions/NAME/predict.json which file and which seed
 """
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -19,30 +20,49 @@ from evaluation.glue import write_submission
 from evaluation.results import RESULTS_FILE, percent, scores_of, seed_folder
 from evaluation.settings import restore_task, sha256_of
 from evaluation.task import Task
-from pretrain.layout import init_layout
+from pretrain.layout import Layout, init_layout
 from pretrain.model import load_weights
-from pretrain.weights import open_weights
+from pretrain.weights import Weights, open_weights
 
 EVAL_BATCH_SIZE = 64
 
 
 @torch.no_grad()
 def apply_model(
-    module: nn.Module, task: Task | None, features: Features, device: torch.device
+    module: nn.Module, task: Task | None, features: Features, layout: Layout
 ) -> tuple[float | None, list[Tensor]]:
     """Mean of the task's loss over all that has a label (None without labels), and what the module gives for each
-    sequence, in their order.
+    sequence, in their order; collective. The ranks take the batches in turn, all get the same answer.
     """
     order = np.argsort(features.lengths, kind="stable")  # neighbours of one length: attention pads less
+    batches = np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE))
+    num_rounds = -(-len(batches) // layout.dp_size)
+    answers = []  # (losses, logits) of this rank's batches
+    for number in range(layout.dp_rank, num_rounds * layout.dp_size, layout.dp_size):
+        is_own = number < len(batches)
+        # Under ZeRO 3 ranks have to go forward together: one that has no batch in the last round takes the shortest.
+        sequences, labels = gather_batch(features, batches[number if is_own else 0])
+        outputs = module(sequences.to(layout.device)).cpu()
+        if is_own:
+            answers.append((None if labels is None else task.loss(outputs, labels, sequences), outputs))
+    by_rank = layout.gather(answers)
     losses, logits = [], []
-    for indices in np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE)):
-        sequences, labels = gather_batch(features, indices)
-        outputs = module(sequences.to(device)).cpu()
-        if labels is not None:
-            losses.append(task.loss(outputs, labels, sequences))
-        logits += split_logits(outputs, sequences)
-    loss = torch.cat(losses).mean().item() if losses else None
-    return loss, [logits[place] for place in np.argsort(order)]
+    for number, indices in enumerate(batches):
+        loss, outputs = by_rank[number % layout.dp_size][number // layout.dp_size]
+        losses += [] if loss is None else [loss]
+        logits += split_logits(outputs, features.lengths[indices])
+    return torch.cat(losses).mean().item() if losses else None, [logits[place] for place in np.argsort(order)]
+
+
+def mean_logits(weights: list[Weights], task: Task, features: Features, layout: Layout) -> list[Tensor]:
+    """The logits of each sequence, the mean over fine-tuned models; collective."""
+    sums: list[Tensor] = []
+    for one in weights:
+        model = task.head(one.config, layout, task.num_outputs)
+        load_weights(model, one)
+        _, logits = apply_model(model.to(layout.device), None, replace(features, labels=None), layout)
+        sums = [total + new for total, new in zip(sums, logits, strict=True)] if sums else logits
+    return [total / len(weights) for total in sums]
 
 
 def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
@@ -51,12 +71,12 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
 
     Raises ValueError for a folder without a fine-tuned model, and for a file that is not the task's.
     """
-    settings, rows = _find_seeds(run, seeds)
+    settings, rows = find_seeds(run)
+    rows = _answering(run, rows, seeds)
     task = restore_task(settings["task"], _mean_scores(rows))
     examples = task.read(file, False)
-    folders = [seed_folder(run, row["seed"]) / "model" for row in rows]
-    weights = [open_weights(folder) for folder in folders]
-    tokenizer = load_tokenizer(folders[0] / settings["vocab"]["file"])
+    weights = seed_weights(run, rows)
+    tokenizer = load_tokenizer(weights[0].home / settings["vocab"]["file"])
     output, answering = run / "predictions" / file.name, ", ".join(str(row["seed"]) for row in rows)
     identity = {"file": str(file), "sha256": sha256_of(file), "seed": answering}
     identity["weights"] = [one.identity() for one in weights]
@@ -64,13 +84,7 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
         return
     layout = init_layout()
     features = task.encode(tokenizer, examples, settings["max_seq_length"], file.name)
-    sums: list[Tensor] = []
-    for one in weights:
-        model = task.head(one.config, layout, task.num_outputs)
-        load_weights(model, one)
-        _, logits = apply_model(model.to(layout.device), task, features, layout.device)
-        sums = [total + new for total, new in zip(sums, logits, strict=True)] if sums else logits
-    predictions = task.decode(examples, features, [total / len(weights) for total in sums])
+    predictions = task.decode(examples, features, mean_logits(weights, task, features, layout))
     task.write(output, examples, predictions)
     if note := write_submission(output, task, file.stem, predictions):
         print(note)
@@ -87,24 +101,34 @@ def _mean_scores(rows: list[dict]) -> dict[str, float | None]:
     }
 
 
-def _find_seeds(run: Path, seeds: list[int] | None) -> tuple[dict, list[dict]]:
-    """finetune.json of a run, and the results of the seeds asked for, or of the best one that kept its weights."""
+def find_seeds(run: Path) -> tuple[dict, list[dict]]:
+    """finetune.json of a run, and the results of the seeds that kept their weights; ValueError if there is none."""
     for name in ("finetune.json", RESULTS_FILE):
         if not (run / name).is_file():
-            raise ValueError(f"{run} has no {name}; --predict needs the --output folder of a finished fine-tuning")
-    settings, results = read_json(run / "finetune.json"), read_json(run / RESULTS_FILE)
-    rows = {row["seed"]: row for row in results["seeds"]}
-    kept = [number for number in rows if (seed_folder(run, number) / "model/model.safetensors").is_file()]
+            raise ValueError(f"{run} has no {name}; the --output folder of a finished fine-tuning is due")
+    rows = read_json(run / RESULTS_FILE)["seeds"]
+    kept = [row for row in rows if (seed_folder(run, row["seed"]) / "model/model.safetensors").is_file()]
     if not kept:
         raise ValueError(f"{run}: no seed has kept its weights; fine-tune into another folder with --keep-weights last")
-    if absent := [seed for seed in seeds or [] if seed not in kept]:
+    return read_json(run / "finetune.json"), kept
+
+
+def seed_weights(run: Path, rows: list[dict]) -> list[Weights]:
+    """The kept weights of these seeds."""
+    return [open_weights(seed_folder(run, row["seed"]) / "model") for row in rows]
+
+
+def _answering(run: Path, kept: list[dict], seeds: list[int] | None) -> list[dict]:
+    """The seeds asked for, or the best one; said with their scores."""
+    rows = {row["seed"]: row for row in kept}
+    if absent := [seed for seed in seeds or [] if seed not in rows]:
         raise ValueError(
-            f"--seeds {absent[0]}: {run} has the weights of seed {', '.join(map(str, kept))}; name one of them"
+            f"--seeds {absent[0]}: {run} has the weights of seed {', '.join(map(str, rows))}; name one of them"
         )
-    metric = results["metrics"][0]
-    scores = {number: scores_of(rows[number], "last")[metric] for number in kept}
+    metric = read_json(run / RESULTS_FILE)["metrics"][0]
+    scores = {number: scores_of(row, "last")[metric] for number, row in rows.items()}
     if not seeds:
-        seeds = [max(kept, key=lambda number: -np.inf if scores[number] is None else scores[number])]
+        seeds = [max(rows, key=lambda number: -np.inf if scores[number] is None else scores[number])]
     for seed in seeds:
         print(f"seed {seed}: dev {metric} {percent(scores[seed])} after the last epoch")
-    return settings, [rows[seed] for seed in seeds]
+    return [rows[seed] for seed in seeds]

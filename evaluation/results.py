@@ -1,6 +1,7 @@
 """The results of a fine-tuning run: what its folder holds, its summary over seeds, and the table that is printed.
 
-    OUTPUT/finetune.json           the resolved configuration: task, files and their sha256, start, model, DeepSpeed
+    OUTPUT/finetune.json           the resolved configuration: task, files and their sha256, start, model, DeepSpeed;
+                                   not the number of ranks, nor how they cut a batch
     OUTPUT/seed_0/metrics.jsonl    {kind: "train", step, loss, learning_rate} a step, {kind: "dev", epoch, ...} an epoch
     OUTPUT/seed_0/predictions.*    each dev row's after the last epoch, in the task's own files
     OUTPUT/seed_0/result.json      {seed, best_epoch, epochs: [{epoch, step, losses, scores, examples_per_s}]},

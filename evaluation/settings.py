@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,7 @@ from evaluation.ner import find_ner_task, ner_task
 from evaluation.ranking import ranking_task
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
-from pretrain.config import DEEPSPEED_KEYS, check_keys, nearest, read_json
-from pretrain.layout import rank_environment
+from pretrain.config import DEEPSPEED_KEYS, check_keys, check_zero_stage, nearest, read_json
 
 TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (
@@ -65,6 +65,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--max-train-examples", type=int, metavar="N", help="only the first N training examples")
     what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
     what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
+    what.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder that keeps what was tokenised, for any number of runs: the same file is not tokenised again with "
+        "the same vocabulary and lengths",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one run each, in turn (default 0 1 2)")
     how.add_argument(
@@ -76,7 +83,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="stop a seed after N epochs without a better dev score (default: never)",
     )
-    how.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples a step (default %(default)s)")
+    how.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="examples a step, over all ranks (default %(default)s)"
+    )
+    how.add_argument(
+        "--micro-batch-size",
+        type=int,
+        metavar="N",
+        help="examples a rank computes at once; the gradients of a step are added up (default: its whole share)",
+    )
     how.add_argument(
         "--learning-rate", type=float, default=5e-5, metavar="X", help="peak rate of AdamW (default %(default)s)"
     )
@@ -104,6 +119,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--doc-stride", type=int, metavar="N", help="SQuAD: a window on the passage every N tokens (default 128)"
     )
+    how.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="RUN",
+        help="a finished run of the same task and vocabulary, whose answers to the training examples are learnt beside "
+        "their labels (distillation)",
+    )
+    how.add_argument("--distill-weight", type=float, metavar="A", help="its share of the loss (default 0.5)")
+    how.add_argument("--temperature", type=float, metavar="T", help="softens its answers (default 2)")
     how.add_argument("--max-query-length", type=int, metavar="N", help="SQuAD: tokens of a question (default 64)")
     how.add_argument("--max-answer-length", type=int, metavar="N", help="SQuAD: tokens of an answer (default 30)")
     how.add_argument("--tag-scheme", choices=SCHEMES, help="NER: how tags are written (default: told by the file)")
@@ -116,12 +140,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )
+    how.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     return parser.parse_args(argv)
 
 
-def check_numbers(args: argparse.Namespace) -> None:
+def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
     """Raise ValueError for a number that no run can have."""
-    for name in ("epochs", "patience", "batch_size", "max_train_examples", *SQUAD_FLAGS):
+    for name in ("epochs", "patience", "batch_size", "micro_batch_size", "max_train_examples", *SQUAD_FLAGS):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
@@ -133,8 +158,31 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"--weight-decay {args.weight_decay:g}: a number from 0 to below 1 is due, such as 0.01")
     if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: different whole numbers from 0 on are due")
-    if rank_environment()["WORLD_SIZE"] > 1:
-        raise ValueError("fine-tuning runs in one process; start it with plain python, without a launcher")
+    for name, low, high in (("distill_weight", 0, 1), ("temperature", 0, math.inf)):
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and not low < value <= high:
+            raise ValueError(f"{flag} {value:g}: a number above {low}{' and up to 1' * (high == 1)} is due")
+        if value is not None and args.teacher is None:
+            raise ValueError(f"{flag} goes with --teacher; name a run, or leave it out")
+    if args.teacher and args.checkpoint in BASELINES:
+        raise ValueError(f"--teacher: {args.checkpoint} is no network that could learn of it; leave it out")
+    if args.cache and args.cache.exists() and not args.cache.is_dir():
+        raise ValueError(f"--cache {args.cache} is a file; name a folder, which need not exist")
+    if num_ranks > 1 and (args.predict or args.checkpoint in BASELINES):
+        what = "--predict" if args.predict else f"--checkpoint {args.checkpoint}"
+        raise ValueError(f"{what} runs in one process; start it with plain python, without a launcher")
+    share, rest = divmod(args.batch_size, num_ranks)
+    if rest or not share:
+        near = [size for size in (share * num_ranks, (share + 1) * num_ranks) if size]
+        raise ValueError(
+            f"--batch-size {args.batch_size} cannot be split over {num_ranks} ranks; choose from {near} or another "
+            f"multiple of {num_ranks}"
+        )
+    if args.micro_batch_size and share % args.micro_batch_size:
+        raise ValueError(
+            f"--micro-batch-size {args.micro_batch_size} does not divide the {share} examples that each of {num_ranks} "
+            f"ranks has of a step; choose from {[size for size in range(1, share + 1) if share % size == 0]}"
+        )
 
 
 def find_task(args: argparse.Namespace) -> Task:
@@ -210,6 +258,11 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
     }
 
 
+def distillation(args: argparse.Namespace) -> dict[str, float]:
+    """The weight and the temperature of `evaluation.distill.distill`."""
+    return {"weight": args.distill_weight or 0.5, "temperature": args.temperature or 2.0}
+
+
 def sha256_of(path: Path) -> str:
     """Of a file; of a folder of texts that of their names and sha256."""
     if path.is_file():
@@ -221,18 +274,20 @@ def sha256_of(path: Path) -> str:
 
 
 def deepspeed_settings(args: argparse.Namespace) -> dict:
-    """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say."""
+    """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say. How a batch is cut up is
+    not in it: that changes nothing but dropout's masks.
+    """
     own = {} if args.deepspeed_config is None else read_json(args.deepspeed_config)
     for key in KEYS_OF_FLAGS:
         if key in own:
             raise ValueError(f"{args.deepspeed_config}: {key!r} is set by a flag here (see --help); leave it out")
     check_keys(own, DEEPSPEED_KEYS, str(args.deepspeed_config))
+    check_zero_stage(own, str(args.deepspeed_config))
     optimizer = {"lr": args.learning_rate, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": args.weight_decay}
     schedule = {"warmup_proportion": args.warmup_proportion}  # over as many steps as the training takes
     return {
         **own,
         "train_batch_size": args.batch_size,
-        "train_micro_batch_size_per_gpu": args.batch_size,
         "gradient_clipping": MAX_GRAD_NORM,
         "optimizer": {"type": "AdamW", "params": optimizer},
         "scheduler": {"type": "WarmupPolynomialLR", "params": schedule},

@@ -29,6 +29,7 @@ from evaluation.task import Task
 
 SQUAD_TASKS = {"squad1": 1, "squad2": 2}
 FILES = {1: ("train-v1.1.json", "dev-v1.1.json"), 2: ("train-v2.0.json", "dev-v2.0.json")}
+KINDS = {str: "a text", int: "a whole number", list: "a list"}
 SHAPE = '{"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}'
 
 
@@ -76,6 +77,7 @@ def squad_task(
         settings={"name": name, **files, **lengths},
         read=partial(read_squad, version=version),
         encode=partial(encode_windows, **lengths),
+        features=SpanFeatures,
         head=BertForQuestionAnswering,
         loss=span_loss,
         decode=partial(decode_answers, max_answer_length=max_answer_length, with_null=version == 2),
@@ -132,7 +134,7 @@ def _get(path: Path, place: str, record: object, key: str, kind: type):
     if not isinstance(record, dict) or key not in record:
         raise ValueError(f"{path}: {place} has no '{key}'; SQuAD's format is {SHAPE}")
     if type(record[key]) is not kind:
-        raise ValueError(f"{path}: {place}: '{key}' is {json.dumps(record[key])[:60]}, a {kind.__name__} is due")
+        raise ValueError(f"{path}: {place}: '{key}' is {json.dumps(record[key])[:60]}, {KINDS[kind]} is due")
     return record[key]
 
 
@@ -144,10 +146,11 @@ def _answers(path: Path, place: str, where: str, context: str, record: dict) -> 
     for index, answer in enumerate(_get(path, place, record, "answers", list)):
         inside = f"{place}.answers[{index}]"
         text, start = _get(path, inside, answer, "text", str), _get(path, inside, answer, "answer_start", int)
-        if start < 0 or context[start : start + len(text)] != text or not text.strip():
+        there = context[start : start + len(text)] if start >= 0 else ""
+        if there != text or not text.strip():
             raise ValueError(
-                f"{where}: the passage has {context[max(start, 0) : max(start, 0) + len(text)]!r} at answer_start "
-                f"{start}, not the answer {text!r}; correct the number (of characters from 0) or remove the question"
+                f"{where}: the passage has {there!r} at answer_start {start}, not the answer {text!r}; correct the "
+                "number (of characters from 0) or remove the question"
             )
         found.append((text.strip(), start + len(text) - len(text.lstrip())))
     return found

@@ -41,6 +41,7 @@ class Task:
     settings: dict
     read: Callable[[Path, bool], list]  # (file, is it labelled); ValueError with file and line
     encode: Callable[[Tokenizer, Sequence, int, str], Features]  # (..., max_seq_length, name for the progress bar)
+    features: type[Features]  # what it gives
     head: Callable[[ModelConfig, Layout, int], nn.Module]  # (..., num_outputs)
     loss: Callable[[Tensor, Tensor, Sequences], Tensor]  # (logits, labels, ...) -> one loss each, not reduced
     decode: Callable[[Sequence, Features, list[Tensor]], object]  # logits: [L] or [S, L] for each sequence

@@ -263,6 +263,11 @@ def check_deepspeed_config(config: dict, path: str) -> None:
     kind, params = named_block(config, "scheduler", SCHEDULES, path)
     check_keys(params, (*COMMON_KEYS, *SCHEDULES[kind]), f"{path}: scheduler.params")
     check_schedule(kind, params, f"{path}: scheduler.params")
+    check_zero_stage(config, path)
+
+
+def check_zero_stage(config: dict, path: str) -> None:
+    """Raises ValueError for a stage that ZeRO has not, and for one that is wrong with 16 bits."""
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{path}: zero_optimization.stage={stage!r}; ZeRO has the stages 0, 1, 2 and 3")

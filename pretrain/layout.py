@@ -78,7 +78,9 @@ class Layout:
         return total
 
     def gather(self, value: object) -> list:
-        """A small picklable value of every rank, by rank."""
+        """A picklable value of every rank, by rank."""
+        if self.dp_size * self.tp_size == 1:
+            return [value]  # not a copy of it
         values = [None] * (self.dp_size * self.tp_size)
         dist.all_gather_object(values, value)
         return values

@@ -180,3 +180,9 @@ def test_a_missing_file_says_what_the_folder_holds(tmp_path):
     write(tmp_path, "train.subset.tsv", PAIRS)
     with pytest.raises(ValueError, match=r"train.tsv does not exist; the folder holds train.subset.tsv"):
         list(read_rows(tmp_path / "train.tsv"))
+
+
+def test_a_row_without_a_label_is_named(tmp_path):
+    write(tmp_path, "train.jsonl", '{"sentence": "a", "label": "x"}\n{"sentence": "b"}\n')
+    with pytest.raises(ValueError, match=r"train.jsonl:2: column 'label' is missing"):
+        read_examples(tmp_path / "train.jsonl", own_task("classification", tmp_path, dev_file="train.jsonl"))

@@ -32,10 +32,11 @@ def test_transformers_gives_the_same_logits(tmp_path, name, kind):
     config = ModelConfig(100, 32, 2, 4, 64, max_position_embeddings=24, initializer_range=0.2, **kind)
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(95))]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    model = task.head(config, init_layout(), task.num_outputs)
+    layout = init_layout()
+    model = task.head(config, layout, task.num_outputs)
     init_weights(model, seed=3)
     tokenizer = load_tokenizer(tmp_path / "vocab.txt")
-    export_model(tmp_path / "model", whole_weights(model), task, config, tokenizer, 24)
+    export_model(tmp_path / "model", whole_weights(model, layout), task, config, tokenizer, 24)
 
     theirs, loading = getattr(transformers, name).from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -197,7 +197,11 @@ def test_bad_input_is_told_before_anything_is_written(task, capsys, changes, mes
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"train_batch_size": 4}, "'train_batch_size' is set by a flag here"), ({"bf17": {}}, "did you mean 'bf16'")],
+    [
+        ({"train_batch_size": 4}, "'train_batch_size' is set by a flag here"),
+        ({"bf17": {}}, "did you mean 'bf16'"),
+        ({"bf16": {"enabled": True}}, "16 bits at zero_optimization.stage=0: .*choose stage 1"),
+    ],
 )
 def test_a_deepspeed_file_holds_precision_and_zero_only(task, content, message):
     (task / "ds.json").write_text(json.dumps(content), encoding="utf-8")

@@ -44,6 +44,7 @@ def test_killed_and_restarted_it_gives_the_same_table(task, capsys):
     assert f"finished before and kept: {num_done} of 4 runs" in again
     rows = undisturbed.splitlines()[-2:]
     assert again.splitlines()[-2:] == rows
+    assert len(list((task / "killed/cache").glob("*.features"))) == 2  # of four runs
     assert rows[0].split()[:4] == ["0.005", "8", "2", "100.0"] and rows[1].split()[0] == "1e-09"
     for name in ("rate-0.005_batch-8_epochs-2", "rate-1e-09_batch-8_epochs-2"):
         runs = [read(task / folder / name / "results.json") for folder in ("undisturbed", "killed")]

@@ -162,13 +162,13 @@ def test_a_file_of_another_shape(tmp_path, content, message):
         ([entry(start=21)], "question q1: the passage has ' Pari' at answer_start 21, not the answer 'Paris'; correct"),
         ([entry(start=-5)], "at answer_start -5, not the answer"),
         ([entry(text="", start=3)], "not the answer ''"),
-        ([entry(start="22")], r"qas\[0\].answers\[0\]: 'answer_start' is \"22\", a int is due"),
+        ([entry(start="22")], r"qas\[0\].answers\[0\]: 'answer_start' is \"22\", a whole number is due"),
         ([entry(answers=[])], "question q1 has no answer; .*--task squad2"),
         ([entry(is_impossible=True)], "question q1 has no answer; .*--task squad2"),
         ([entry(), entry()], "question q1 occurs 2 times"),
         ([{"id": "q1", "answers": []}], r"data\[0\].paragraphs\[0\].qas\[0\] has no 'question'"),
         ([{"id": "q1", "question": "?"}], r"qas\[0\] has no 'answers'"),
-        ([entry(identity=5)], r"qas\[0\]: 'id' is 5, a str is due"),
+        ([entry(identity=5)], r"qas\[0\]: 'id' is 5, a text is due"),
     ],
 )
 def test_a_bad_question_is_named(tmp_path, entries, message):

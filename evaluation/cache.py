@@ -1,0 +1,63 @@
+"""Features kept from run to run, so that a training set is tokenised once, not for each seed, setting and run.
+
+    CACHE/<key>.features    key: sha256 of the JSON of all that makes them: the examples' file, by its sha256, and their
+                            number, the task's settings, the vocabulary's sha256, max_seq_length, VERSION
+                            32 bytes sha256 of the rest; the rest: numpy's .npz of the fields of the task's Features
+
+A file appears whole or not at all, and any number of processes may make the same one. One whose bytes are not those
+that were written is told of and made anew.
+"""
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.cli import finished_file
+from evaluation.features import Features
+
+VERSION = 1  # to be raised by whoever changes what a task's encode gives
+DIGEST_SIZE = 32
+
+
+def cached_features(folder: Path, identity: dict, kind: type[Features], encode: Callable[[], Features]) -> Features:
+    """What `encode` gives, from `folder` if it is there. `identity` is all that it depends on, `kind` its class.
+
+    Raises OSError for a folder that cannot be written.
+    """
+    text = json.dumps({"version": VERSION, **identity}, sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.features"
+    features = _read(path, kind)
+    if features is None:
+        features = encode()
+        if not path.exists():  # another process may have been faster
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path, features)
+    return features
+
+
+def _read(path: Path, kind: type[Features]) -> Features | None:
+    """None if there is no such file, or if it is damaged: then it is removed."""
+    try:
+        content = memoryview(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(content[DIGEST_SIZE:]).digest() != content[:DIGEST_SIZE]:
+        print(f"{path} is damaged: removed and made anew", file=sys.stderr)
+        path.unlink(missing_ok=True)
+        return None
+    with np.load(io.BytesIO(content[DIGEST_SIZE:])) as arrays:
+        return kind(**{name: str(arrays[name]) if name == "note" else arrays[name] for name in arrays.files})
+
+
+def _write(path: Path, features: Features) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{field.name: np.asarray(getattr(features, field.name)) for field in fields(features)})
+    with finished_file(path) as file:
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+        file.write(buffer.getbuffer())
