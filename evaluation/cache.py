@@ -56,6 +56,7 @@ def _read(path: Path, kind: type[Features]) -> Features | None:
 
 
 def _write(path: Path, features: Features) -> None:
+    assert features.labels is not None, "only what is trained or scored is kept"
     buffer = io.BytesIO()
     np.savez(buffer, **{field.name: np.asarray(getattr(features, field.name)) for field in fields(features)})
     with finished_file(path) as file:

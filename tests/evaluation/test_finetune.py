@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import transformers
 
 from data_prep.cli import run_cli
@@ -96,6 +97,18 @@ def test_from_a_hugging_face_folder(task, architecture, capsys):
     with pytest.raises(ValueError, match="is not the vocabulary of"):
         (task / "vocab.txt").write_text((task / "vocab.txt").read_text().replace("hat", "cap"))
         main(arguments(task, "other", task / "hf", vocab=task / "vocab.txt"))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(task, capsys):
+    model = transformers.BertModel(transformers.BertConfig(**MODEL))
+    torch.nn.init.constant_(model.pooler.dense.weight, torch.nan)
+    model.save_pretrained(task / "hf")
+    (task / "hf/vocab.txt").write_bytes((task / "vocab.txt").read_bytes())
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments(task, checkpoint=task / "hf", seeds=[0]))
+    assert exit_info.value.code == 1
+    assert "error: seed 0, step 1: the loss is nan; lower --learning-rate\n" in capsys.readouterr().err
+    assert not (task / "run/seed_0/result.json").exists()
 
 
 def test_regression(task, capsys):
