@@ -90,13 +90,14 @@ def ner_task(name: str, train_file: str, dev_file: str, scheme: str, labels: Seq
 
 
 def read_sentences(path: Path, labelled: bool, scheme: str, labels: Sequence[str]) -> list[Sentence]:
-    """The sentences of a file; ValueError for a type of entity that the training file has not."""
+    """The sentences of a file; ValueError, with the line, for a type of entity that the training file has not."""
     sentences = read_conll(path, labelled, scheme)
     unknown = {tag[2:] for sentence in sentences for tag in sentence.tags or () if tag not in labels}
     if unknown:
         known = sorted({label[2:] for label in labels if label != "O"})
+        line = next(word.line for words in read_words(path, True) for word in words if word.tag[2:] in unknown)
         raise ValueError(
-            f"{path}: entities of type {', '.join(sorted(unknown))} are outside the task, whose training file has "
+            f"{path}:{line}: entities of type {', '.join(sorted(unknown))} are outside the task, whose training file has "
             f"{', '.join(known)}; correct the tags or add such entities to the training file"
         )
     return sentences
