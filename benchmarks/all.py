@@ -20,23 +20,23 @@ TWO_RANKS = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--
 TOPICS = {  # the modules and arguments of each
     "floors": [["benchmarks.floors", "--text", TEXT / "train.jsonl", "--vocab", VOCAB, "--data", SHARDS[128],
                 "--repeats", 3]],
-    "data_prep": [["benchmarks.data_prep", "--input", TEXT, "--vocab", VOCAB, "--megabytes", 5, "--repeats", 2,
-                   "--scaling", 50]],
+    "data_prep": [["benchmarks.data_prep", "--input", TEXT, "--vocab", VOCAB, "--megabytes", 5, "--repeats", 2]],
     "loader": [["benchmarks.loader", "--data", SHARDS[128]]],
-    "step": [["benchmarks.step", "--data", SHARDS[128], "--repeats", 3, "--profile"],
-             ["benchmarks.step", "--data", SHARDS[512], "--micro-batch", 2, "--repeats", 3]],
+    "step": [["benchmarks.step", "--data", SHARDS[128], "--steps", 1, "--repeats", 3, "--profile"],
+             ["benchmarks.step", "--data", SHARDS[512], "--steps", 1, "--micro-batch", 2, "--repeats", 3]],
     "optimizer": [["benchmarks.optimizer"], ["benchmarks.optimizer", "--model", "large", "--layers", 6]],
-    "scaling": [["benchmarks.scaling", "--data", SHARDS[128], "--repeats", 2]],
+    "scaling": [["benchmarks.scaling", "--data", SHARDS[128], "--repeats", 1]],
     "work": [["benchmarks.work"], [*TWO_RANKS, "benchmarks.work"]],
 }  # fmt: skip
 LARGE = ["--model", "large", "--bf16", "--steps", 4, "--repeats", 3]
 GPU_TOPICS = {
     "step": [["benchmarks.step", "--full", 128, "--micro-batch", 256, *LARGE, "--profile", "--largest"],
              ["benchmarks.step", "--data", SHARDS[128], "--micro-batch", 256, *LARGE],
-             ["benchmarks.step", "--data", SHARDS[512], "--micro-batch", 64, *LARGE, "--against", "transformers"],
+             ["benchmarks.step", "--data", SHARDS[512], "--micro-batch", 64, *LARGE, "--against", "transformers",
+              "megatron"],
              ["benchmarks.step", "--full", 512, "--model", "3.9b", "--layers", 4, "--micro-batch", 16, "--bf16",
               "--against"]],
-    "optimizer": [["benchmarks.optimizer"], ["benchmarks.optimizer", "--model", "large"]],
+    "optimizer": [["benchmarks.optimizer", "--model", "large"]],
 }  # fmt: skip
 SMALL = {"large": "tiny", "3.9b": "tiny", 256: 4, 64: 2, 16: 2, "--largest": "--bf16"}  # what --dry puts for it
 

@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
             tables["Workers"] = scaling(bench, documents, args.scaling, args.repeats)
         if args.memory:
             tables["Peak memory of the largest process, two workers"] = memory(bench, documents, args.memory)
-    report("data-prep", tables, args.save)
+    report(f"data-prep-{args.megabytes:g}-mb", tables, args.save)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from benchmarks.measure import RESULTS
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 FIGURES = PAGE.with_name("figures")
 MARK = "<!-- made by benchmarks.document from benchmarks/results; do not edit below -->"
+plt.rcParams["svg.hashsalt"] = "0"  # the same names inside at every run
 BLUE, GREY = "#0072B2", "#8A8F98"
 # What is drawn of a topic, by the beginning of its name: (the table's title begins, kind of plot, label, value).
 PLOTS = {

@@ -77,14 +77,21 @@ def training(config: ModelConfig, batch: PretrainingBatch, layout: Layout, repea
     """Pretraining's forward and backward with dropout, and LAMB's step on their gradients."""
     module = BertForPreTraining(config, layout)
     init_weights(module, seed=0)
-    optimizer = Lamb(param_groups(module, 0.01), lr=1e-4)
+    # Without an engine LAMB takes whole tensors alone, and the module's are marked as slices, be it of one rank.
+    whole = torch.nn.ParameterList(torch.nn.Parameter(parameter.detach()) for parameter in module.parameters())
+    optimizer = Lamb(param_groups(whole, 0.01), lr=1e-4)
 
     def forward_backward() -> None:
-        optimizer.zero_grad()
+        module.zero_grad()
         mlm_loss, _, pair_loss, _ = module(batch, (0, 0, 0, 0))
         (mlm_loss.mean() + pair_loss.mean()).backward()
 
-    seconds = in_turn({"passes": forward_backward, "step": optimizer.step}, repeats)
+    def step() -> None:
+        for mine, parameter in zip(whole, module.parameters(), strict=True):
+            mine.grad = parameter.grad
+        optimizer.step()
+
+    seconds = in_turn({"passes": forward_backward, "step": step}, repeats)
     lengths = torch.diff(batch.sequences.cu_seqlens).tolist()
     flops = config.training_flops(lengths, len(batch.masked_lm_labels))
     size, count = f"{len(lengths)} sequences, {sum(lengths)} tokens", num_parameters(config)

@@ -125,6 +125,7 @@ def largest_micro_batch(config: ModelConfig, args) -> list[dict]:
     """Our sequences/s at ever larger micro-batches until the GPU's memory is full."""
     args.profile, rows = False, []
     while True:
+        args.micro_batch *= 2
         try:
             row = next(iter(measure(make_job(config, args), [OURS], args).values()))[0]
         except OSError as error:
@@ -132,7 +133,6 @@ def largest_micro_batch(config: ModelConfig, args) -> list[dict]:
                 raise
             return rows
         rows.append({"micro-batch": args.micro_batch, **row})
-        args.micro_batch *= 2
 
 
 def main(argv: list[str] | None = None) -> None:
