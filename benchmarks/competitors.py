@@ -111,6 +111,7 @@ def megatron_model(job: Job, layout: Layout) -> tuple[nn.Module, list, Callable]
     vocab_size = sizes.padded_vocab_size(1)
     model = BertModel(config, transformer_layer_spec=bert_layer_local_spec, vocab_size=vocab_size,
                       max_sequence_length=sizes.max_position_embeddings, **options)  # fmt: skip
+    model = model.bfloat16() if is_bf16 else model  # some parameters are float32 whatever `params_dtype` says
 
     def loss_of(engine: nn.Module, batch: dict[str, Tensor], seed: int | None) -> Tensor:
         hidden = batch["labels"] != -100  # [B, S]
