@@ -6,7 +6,7 @@ REUSED := $(wildcard $(STAMP))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smoke test test-slow test-slurm bench bench-gpu lint clean
+.PHONY: help venv quickstart smoke test test-slow test-slurm bench wheels bench-gpu lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,8 +21,13 @@ $(STAMP): pyproject.toml constraints.txt
 		sys.exit(None if os.path.exists(h) else f"error: {h} is missing; install the headers of Python (python3.11-dev)")'
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
 		{ echo 'error: no C++ compiler; DeepSpeed compiles its collectives with one: install g++' >&2; exit 2; }
+ifdef WHEELS
+	$(PYTHON) -m venv --system-site-packages .venv
+	.venv/bin/python -m pip install --disable-pip-version-check --no-index --no-deps $(WHEELS)/*.whl
+else
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+endif
 	@touch $@
 
 quickstart: venv  ## raw text to scores, the whole road on this machine (12 minutes on 2 cores)
@@ -55,7 +60,13 @@ bench: venv  ## every benchmark that needs no GPU, side by side with the peers, 
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
 	.venv/bin/python -m benchmarks.all
 
-bench-gpu: venv  ## what needs a GPU: training steps beside transformers, kernels, the optimizer
+# For a GPU machine without a network that has torch: `make wheels WHEELS=DIR` on one that has, then there, with the
+# repository and DIR, `make bench-gpu WHEELS=DIR`. The environment is made of that torch and these wheels.
+wheels: venv  ## every package of .venv but torch, as wheels in the folder WHEELS
+	.venv/bin/python -m pip freeze --exclude-editable --exclude torch | \
+		.venv/bin/python -m pip wheel --disable-pip-version-check --quiet --no-deps -w $(WHEELS) -r /dev/stdin
+
+bench-gpu: venv  ## what needs a GPU: training steps beside the peers, kernels, the optimizer
 	.venv/bin/python -m pytest -m gpu
 	.venv/bin/python -m benchmarks.all --gpu
 

@@ -3,7 +3,8 @@
     make bench           what needs no GPU        or    python -m benchmarks.all [TOPIC ...]
     make bench-gpu       what needs one           or    python -m benchmarks.all --gpu
 
-The data are the documentation on this machine, made into shards once. Nothing else should run meanwhile.
+The data are the documentation on this machine, made into shards once. Nothing else should run meanwhile. A topic that
+fails is named at the end, and loses no other.
 """
 
 import argparse
@@ -13,61 +14,82 @@ import time
 from pathlib import Path
 
 DATA = Path("runs/bench")
+TEXT, VOCAB = DATA / "text/pretrain", DATA / "vocab/vocab.txt"
 SHARDS = {length: DATA / f"shards-{length}" for length in (128, 512)}
-TOPICS = {
-    "data_prep": [["--input", DATA / "text/pretrain", "--vocab", DATA / "vocab/vocab.txt", "--megabytes", 5,
-                   "--repeats", 2, "--scaling", 100]],
-    "loader": [["--data", SHARDS[128]]],
-    "model": [["--data", SHARDS[128], "--model", "base", "--batches", 2, "--repeats", 3, "--compile"],
-              ["--data", SHARDS[512], "--model", "base", "--batches", 1, "--batch-size", 2, "--repeats", 3]],
-    "optimizer": [["--model", "base"], ["--model", "large", "--layers", 6]],
-    "scaling": [["--data", SHARDS[128], "--repeats", 2]],
-    "work": [[]],
+TWO_RANKS = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--module"]
+TOPICS = {  # the modules and arguments of each
+    "floors": [["benchmarks.floors", "--text", TEXT / "train.jsonl", "--vocab", VOCAB, "--data", SHARDS[128],
+                "--repeats", 3]],
+    "data_prep": [["benchmarks.data_prep", "--input", TEXT, "--vocab", VOCAB, "--megabytes", 5, "--repeats", 2]],
+    "loader": [["benchmarks.loader", "--data", SHARDS[128]]],
+    "step": [["benchmarks.step", "--data", SHARDS[128], "--steps", 1, "--repeats", 3, "--profile"],
+             ["benchmarks.step", "--data", SHARDS[512], "--steps", 1, "--micro-batch", 2, "--repeats", 3]],
+    "optimizer": [["benchmarks.optimizer"], ["benchmarks.optimizer", "--model", "large", "--layers", 6]],
+    "scaling": [["benchmarks.scaling", "--data", SHARDS[128], "--repeats", 1]],
+    "work": [["benchmarks.work"], [*TWO_RANKS, "benchmarks.work"]],
 }  # fmt: skip
 LARGE = ["--model", "large", "--bf16", "--steps", 4, "--repeats", 3]
 GPU_TOPICS = {
-    "step": [["--full", 128, "--micro-batch", 256, *LARGE, "--compile", "--profile", "--largest"],
-             ["--data", SHARDS[128], "--micro-batch", 256, *LARGE, "--compile"],
-             ["--data", SHARDS[512], "--micro-batch", 64, *LARGE],
-             ["--full", 512, "--model", "3.9b", "--layers", 4, "--micro-batch", 16, "--bf16", "--alone"]],
-    "optimizer": [["--model", "base"], ["--model", "large"]],
+    "step": [["benchmarks.step", "--full", 128, "--micro-batch", 256, *LARGE, "--profile", "--largest"],
+             ["benchmarks.step", "--data", SHARDS[128], "--micro-batch", 256, *LARGE],
+             ["benchmarks.step", "--data", SHARDS[512], "--micro-batch", 64, *LARGE, "--against", "transformers",
+              "megatron"],
+             ["benchmarks.step", "--full", 512, "--model", "3.9b", "--layers", 4, "--micro-batch", 16, "--bf16",
+              "--against"]],
+    "optimizer": [["benchmarks.optimizer", "--model", "large"]],
 }  # fmt: skip
+SMALL = {"large": "tiny", "3.9b": "tiny", 256: 4, 64: 2, 16: 2, "--largest": "--bf16"}  # what --dry puts for it
 
 
-def run(module: str, *arguments: object) -> None:
-    """`python -m module arguments`; ends this program with its exit code if that is not 0."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    print(f"\n=== {' '.join(command[1:])}", flush=True)
-    if code := subprocess.run(command).returncode:
-        sys.exit(code)
+def run(*command: object) -> bool:
+    """`python -m command`; says how long it took and returns whether it succeeded."""
+    print(f"\n=== {' '.join(map(str, command))}", flush=True)
+    started = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", *map(str, command)]).returncode
+    print(f"=== {time.monotonic() - started:.0f} s, exit code {code}", flush=True)
+    return code == 0
 
 
-def prepare() -> None:
-    """Text -> vocabulary -> corpus -> shards; what is there is kept."""
-    run("data_prep.python_docs", "--output", DATA / "text")
-    text = DATA / "text/pretrain/train.jsonl"
-    run("data_prep.vocab", "--input", text, "--type", "wordpiece", "--size", 8192, "--output", DATA / "vocab")
-    run("data_prep.corpus", "--input", text, "--vocab", DATA / "vocab", "--output", DATA / "corpus")
+def prepare() -> bool:
+    """Text -> vocabulary -> corpus -> shards, unless they are there."""
+    text, corpus = TEXT / "train.jsonl", DATA / "corpus"
+    vocab = ("--type", "wordpiece", "--size", 8192, "--output", VOCAB.parent)
+    steps = [
+        ("data_prep.python_docs", "--output", DATA / "text"),
+        ("data_prep.vocab", "--input", text, *vocab),
+        ("data_prep.corpus", "--input", text, "--vocab", VOCAB, "--output", corpus),
+    ]
     for length, shards in SHARDS.items():
         sizes = ("--seq-length", length, "--max-predictions", 20 * length // 128, "--duplicates", 1)
-        run("data_prep.build", "--corpus", DATA / "corpus", "--output", shards, *sizes)
+        steps.append(("data_prep.build", "--corpus", corpus, "--output", shards, *sizes))
+    return all((shards / "manifest.json").exists() for shards in SHARDS.values()) or all(run(*step) for step in steps)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.all", description=__doc__.split("\n\n")[0])
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)} (default: all)")
     parser.add_argument("--gpu", action="store_true", help=f"{' and '.join(GPU_TOPICS)} on one GPU instead")
+    parser.add_argument("--dry", action="store_true", help="the GPU's commands with tiny models, on any machine")
+    parser.add_argument("--data-only", action="store_true", help="make the shards and stop")
     args = parser.parse_args()
-    known = GPU_TOPICS if args.gpu else TOPICS
+    known = GPU_TOPICS if args.gpu or args.dry else TOPICS
     if unknown := set(args.topics) - set(known):
         parser.error(f"unknown topic {unknown.pop()!r}; choose from {', '.join(known)}")
     started = time.monotonic()
-    prepare()
-    for topic in args.topics or known:
-        for arguments in known[topic]:
-            run(f"benchmarks.{topic}", *arguments, "--save")
-    run("benchmarks.document")
+    if not prepare():
+        sys.exit("error: no data to measure with")
+    if args.data_only:
+        return
+    commands = [command for topic in args.topics or known for command in known[topic]]
+    if args.dry:
+        commands = [[SMALL.get(part, part) for part in command] for command in commands]
+    else:
+        commands = [*([*command, "--save"] for command in commands), ["benchmarks.document"]]
+    failed = [command for command in commands if not run(*command)]
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
+    for command in failed:
+        print(f"FAILED: {' '.join(map(str, command))}")
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

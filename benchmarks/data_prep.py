@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.measure import parser, report
+from benchmarks.measure import high_water_mark, parser, report
 from data_prep import build, corpus
 from data_prep.cleaning import normalise, paragraphs
 from data_prep.cli import run_cli
@@ -85,15 +85,6 @@ def quiet() -> Iterator[None]:
     """Without the commands' bars and messages."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
-
-
-def high_water_mark(pid: int) -> int:
-    """Bytes that the process held at most so far; 0 once it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -272,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
             tables["Workers"] = scaling(bench, documents, args.scaling, args.repeats)
         if args.memory:
             tables["Peak memory of the largest process, two workers"] = memory(bench, documents, args.memory)
-    report("data-prep", tables, args.save)
+    report(f"data-prep-{args.megabytes:g}-mb", tables, args.save)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.document
 
-The words above the mark in that file are written by hand; everything below it is made.
+The words above the mark in that file are written by hand; everything below it is made, the stages' floors first.
 """
 
 import json
@@ -20,10 +20,12 @@ from benchmarks.measure import RESULTS
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 FIGURES = PAGE.with_name("figures")
 MARK = "<!-- made by benchmarks.document from benchmarks/results; do not edit below -->"
+plt.rcParams["svg.hashsalt"] = "0"  # the same names inside at every run
 BLUE, GREY = "#0072B2", "#8A8F98"
 # What is drawn of a topic, by the beginning of its name: (the table's title begins, kind of plot, label, value).
 PLOTS = {
-    "model": ("Forward and backward", "bars", "what", "ms"),
+    "floors": ("Every stage", "bars", "stage", "share of the floor's speed, %"),
+    "step": ("One step", "bars", "what", "ms"),
     "optimizer": ("One step", "bars", "what", "median ms"),
     "data-prep": ("Beside a peer", "bars", "what", "MB/s"),
     "scaling": ("Predicted", "lines", "GPUs", "efficiency"),
@@ -43,9 +45,11 @@ def draw(name: str, result: dict) -> str:
     table, rows = found[0]
     figure, axes = plt.subplots(figsize=(7, 0.5 * len(rows) + 1.2 if kind == "bars" else 3.6), layout="constrained")
     if kind == "bars":
-        colours = [BLUE if str(row[label]).startswith(("ours", "LAMB")) else GREY for row in rows]
-        bars = axes.barh([str(row[label]) for row in rows], [row[values] for row in rows], color=colours)
+        names, numbers = [str(row[label]) for row in rows], [row[values] for row in rows]
+        bars = axes.barh(names, numbers, color=[BLUE if name.startswith(("ours", "LAMB")) else GREY for name in names])
         axes.bar_label(bars, fmt="%.3g", padding=3)
+        if max(numbers) > 50 * min(numbers):
+            axes.set_xscale("log")
         axes.invert_yaxis()
         axes.set_xlabel(values)
     else:
@@ -81,7 +85,8 @@ def section(path: Path) -> str:
 
 def main() -> None:
     above = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
-    sections = [section(path) for path in sorted(RESULTS.glob("*.json"))]
+    paths = sorted(RESULTS.glob("*.json"), key=lambda path: (not path.name.startswith("floors"), path.name))
+    sections = [section(path) for path in paths]
     PAGE.write_text("\n".join([above.rstrip() + "\n", MARK, "", *sections]), encoding="utf-8")
     print(f"Written: {PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE}")
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from tabulate import tabulate
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,10 +48,28 @@ def compared(seconds: dict[str, list[float]], base: str) -> list[dict]:
     ]
 
 
+def copy_bandwidth(device: torch.device, num_bytes: int = 2**28) -> float:
+    """Bytes/s, read and written, of a large copy: what moves bytes and computes little can not be faster."""
+    source = torch.ones(num_bytes // 4, device=device)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(4):
+        start = time.perf_counter()
+        target.copy_(source)[-1].item()
+        seconds.append(time.perf_counter() - start)
+    return 2 * num_bytes / min(seconds)
+
+
+def high_water_mark(pid: int | str) -> int:
+    """Bytes that the process held at most so far; 0 once it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
 def describe_machine() -> dict:
     """Processor or GPU, cores, versions and date, as they stand in every result file."""
-    import torch
-
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "device": gpu or _processor(),

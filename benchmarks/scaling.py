@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling --data SHARDS --ranks 1 2
 
-Strong scaling keeps the batch, weak scaling the batch a rank. Every run is one `pretrain.train` under the `deepspeed`
+Strong scaling keeps the batch, weak scaling the batch a rank. Every run is one `pretrain.train` under torch's
 launcher with one thread a rank, in turn. The predictions are those of `pretrain.costs`, nothing overlapped, and stand
 beside what NVIDIA published for BERT-large on 256 A100 (DeepLearningExamples, BERT for PyTorch).
 """
@@ -19,7 +19,6 @@ from benchmarks.measure import parser, report
 from data_prep.cli import run_cli, write_json
 from pretrain.config import PRESETS, load_deepspeed_config, load_model_config
 from pretrain.costs import DEVICES, Job, step_seconds
-from pretrain.layout import free_port
 from pretrain.telemetry import read_metrics
 
 NUM_STEPS = 12
@@ -46,10 +45,10 @@ def train(args, num_ranks: int, batch_size: int, folder: Path) -> dict[str, floa
         "scheduler": {"type": "WarmupPolynomialLR", "params": {"total_num_steps": NUM_STEPS}},
     })  # fmt: skip
     options = ["--model", args.model, "--data", args.data, "--deepspeed_config", config, "--output", folder]
-    launcher = ["deepspeed", "--num_accelerators", num_ranks, "--master_port", free_port(), "--module"]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", num_ranks, "--module"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = time.time()
-    command = [Path(sys.executable).parent / launcher[0], *launcher[1:], "pretrain.train", *options]
+    command = [sys.executable, "-m", *launcher, "pretrain.train", *options]
     subprocess.run(list(map(str, [*command, "--log-interval", 1, "--save-interval", NUM_STEPS])), env=environment,
                    check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     rows = read_metrics(folder, "train")

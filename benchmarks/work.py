@@ -1,8 +1,10 @@
 """The work of a training step in counts that no machine changes: floating-point operations, operators, new bytes,
 values that Python waits for, collectives and what they carry, Python calls.
 
-    python -m benchmarks.work                                    or, for a layout of ranks,
-    deepspeed --num_accelerators 2 --module benchmarks.work --tensor-parallel 2 --zero 1
+    python -m benchmarks.work                                                                   one rank, and two:
+    python -m torch.distributed.run --standalone --nproc-per-node 2 --module benchmarks.work
+
+The bytes that the collectives of a step carried stand beside those that `pretrain.plan` knows before it.
 
 A time says little on a busy machine and nothing on another one; a change that adds work shows here
 (tests/benchmarks/test_work.py holds these counts). The model is small and the batch made of random tokens: the counts
@@ -22,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import parser, report
 from data_prep.cli import run_cli
 from pretrain.config import ModelConfig
+from pretrain.costs import DEVICES, Job, communication
 from pretrain.data import pack_sequences
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, init_layout
@@ -34,6 +37,12 @@ LENGTHS = (64, 40, 64, 24)  # of a micro-batch's sequences
 NUM_PREDICTIONS = 9  # of a sequence of 64; of a shorter one as much less
 NUM_MICRO_BATCHES = 2
 SMALL = 1024  # bytes
+# What is counted on so many ranks: ZeRO stage, tensor parallel, sequence parallel, optimizer.
+CASES = {
+    1: [(0, 1, False, "Lamb"), (0, 1, False, "AdamW")],
+    2: [*((stage, 1, False, "Lamb") for stage in (1, 2, 3)), (0, 2, False, "Lamb"), (1, 2, True, "Lamb")],
+    4: [(2, 2, False, "Lamb")],
+}
 
 
 class Counting(TorchDispatchMode):
@@ -157,18 +166,46 @@ def count_step(stage: int, tensor_parallel: int, sequence_parallel: bool, optimi
     return counts | {"Python calls": count_python_calls(step)}
 
 
+def planned_bytes(num_ranks: int, stage: int, tensor_parallel: int, sequence_parallel: bool, optimizer: str) -> dict:
+    """Bytes that a rank sends in a step along each axis, by the plan; without what comes in collectives of SMALL bytes
+    or less: what is a number a prediction, and LAMB's norms.
+    """
+    deepspeed = deepspeed_config(stage, num_ranks // tensor_parallel, optimizer)
+    mean_length, mean_predictions = sum(LENGTHS) / len(LENGTHS), num_predictions() / len(LENGTHS)
+    job = Job(
+        *(CONFIG, deepspeed, 1, num_ranks, tensor_parallel, max(LENGTHS), mean_length, mean_predictions),
+        *(DEVICES["cpu"], sequence_parallel, "none", False),
+    )
+    planned = communication(job)
+    assert planned["LAMB's norms"] <= 4 * SMALL
+    losses = NUM_MICRO_BATCHES * (tensor_parallel - 1) / tensor_parallel * 2 * num_predictions() * 20
+    apart = {"tensor parallel": losses, "data parallel": 0}
+    return {axis: sum(planned[name] for name in planned if name.startswith(axis)) - apart[axis] for axis in apart}
+
+
 def main(argv: list[str] | None = None) -> None:
-    options = parser(__doc__)
-    options.add_argument("--zero", type=int, default=0, choices=range(4), help="stage (default 0)")
-    options.add_argument("--tensor-parallel", type=int, default=1, help="default 1")
-    options.add_argument("--sequence-parallel", action="store_true")
-    options.add_argument("--optimizer", default="Lamb", choices=("Lamb", "AdamW"), help="default Lamb")
-    options.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
-    args = options.parse_args(argv)
-    counts = count_step(args.zero, args.tensor_parallel, args.sequence_parallel, args.optimizer)
-    if torch.distributed.get_rank() == 0:
-        rows = [{"what": name, "count": count} for name, count in counts.items()]
-        report("work", {f"One step, ZeRO {args.zero}, tensor parallel {args.tensor_parallel}": rows}, args.save)
+    args = parser(__doc__).parse_args(argv)
+    num_ranks = init_layout().dp_size
+    if num_ranks not in CASES:
+        raise ValueError(f"no layout of {num_ranks} ranks is counted; choose from {list(CASES)}")
+    counts, sent = {}, []
+    for case in CASES[num_ranks]:
+        stage, tensor_parallel, sequence_parallel, optimizer = case
+        parallel = f", tensor parallel {tensor_parallel}" + ", sequences" * sequence_parallel
+        name = f"{optimizer}, ZeRO {stage}{parallel if tensor_parallel > 1 else ''}"
+        counts[name] = count_step(*case)
+        for axis, planned in planned_bytes(num_ranks, *case).items():
+            if planned:
+                counted = counts[name][f"{axis}, bytes"]
+                row = {"layout": name, "axis": axis, "counted": counted, "planned": round(planned)}
+                sent.append(row | {"counted - planned": counted - round(planned)})
+    names = dict.fromkeys(what for found in counts.values() for what in found)
+    rows = [{"what": what, **{name: found.get(what, 0) for name, found in counts.items()}} for what in names]
+    tables = {f"One step, {num_ranks} {'ranks' if num_ranks > 1 else 'rank'}, counted": rows}
+    if sent:
+        tables["Bytes that a rank sends in a step; ZeRO 1 to 3 pad their partitions"] = sent
+    if dist.get_rank() == 0:
+        report(f"work-{num_ranks}-ranks", tables, args.save)
 
 
 if __name__ == "__main__":

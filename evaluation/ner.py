@@ -97,8 +97,8 @@ def read_sentences(path: Path, labelled: bool, scheme: str, labels: Sequence[str
         known = sorted({label[2:] for label in labels if label != "O"})
         line = next(word.line for words in read_words(path, True) for word in words if word.tag[2:] in unknown)
         raise ValueError(
-            f"{path}:{line}: entities of type {', '.join(sorted(unknown))} are outside the task, whose training file has "
-            f"{', '.join(known)}; correct the tags or add such entities to the training file"
+            f"{path}:{line}: entities of type {', '.join(sorted(unknown))} are outside the task, whose training file "
+            f"has {', '.join(known)}; correct the tags or add such entities to the training file"
         )
     return sentences
 

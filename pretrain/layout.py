@@ -7,7 +7,6 @@ Ranks are numbered as Megatron numbers them: `torch.arange(world).view(dp, tp)`.
 
 import datetime
 import os
-import socket
 import sys
 import threading
 import time
@@ -177,13 +176,6 @@ def environment_side_by_side(index: int, count: int) -> dict[str, str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
         shared["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
     return {**os.environ, **shared}
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool = False) -> None:

@@ -67,6 +67,17 @@ def stop_pools() -> None:
 atexit.register(stop_pools)
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
 def _collect(pool: Pool, timeout_s: float) -> tuple[dict[int, object], dict[int, str]]:
     """Results and failures by rank: all of them, or those known GRACE_S after the first failure or at `timeout_s`."""
     answers, failures = {}, {}
@@ -94,9 +105,7 @@ def _exit_code(process: multiprocessing.process.BaseProcess) -> int | None:
 
 def _start_pool(world_size: int) -> Pool:
     spawn = multiprocessing.get_context("spawn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports(1)[0]
     pool = Pool([], [])
     for rank in range(world_size):
         ours, theirs = spawn.Pipe()

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.hosts import ADDRESSES, PATH, Host
+from tests.ranks import free_ports
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -193,17 +194,6 @@ def slurm_cluster(*hosts: Host) -> Iterator[SlurmCluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for listener in sockets:
-        listener.bind(("127.0.0.1", 0))
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
 
 
 def processes_with(*variables: str) -> list[int]:

@@ -98,7 +98,7 @@ def test_a_folder_that_is_no_task(tmp_path):
     write(tmp_path, lines(["B-PER"], ["John"]))
     task = find_ner_task(tmp_path, None, None, None)
     assert task.labels == ("O", "B-PER", "I-PER")
-    with pytest.raises(ValueError, match="dev.txt:6: entities of type LOC are outside the task, whose training file has"):
+    with pytest.raises(ValueError, match="dev.txt:6: entities of type LOC are outside the task"):
         task.read(tmp_path / "dev.txt", True)
     with pytest.raises(ValueError, match="no.txt does not exist; the folder holds dev.txt, train.txt"):
         task.read(tmp_path / "no.txt", True)

@@ -18,12 +18,11 @@ import torch
 from data_prep.cli import sha256_file
 from pretrain.checkpoint import CHECKSUMS, damaged_files, list_checkpoints, read_tensors
 from pretrain.convert import main as convert
-from pretrain.layout import free_port
 from pretrain.settings import claim_run_folder, make_plan, parse_args
 from pretrain.telemetry import read_rows
 from pretrain.train import main
 from tests.pretrain.test_train import CONFIG, ROOT, SMALL_MODEL, arguments, losses, run_training, state
-from tests.ranks import run_ranks
+from tests.ranks import free_ports, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +226,7 @@ def fork_ranks(argv: list[str]) -> list[multiprocessing.process.BaseProcess]:
     """Two ranks, forked from a process that has already imported all: a start costs two seconds instead of ten."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["pretrain.train"])
-    port = free_port()
+    port = free_ports(1)[0]
     ranks = [server.Process(target=be_rank, args=(argv, rank, port)) for rank in range(2)]
     for rank in ranks:
         rank.start()

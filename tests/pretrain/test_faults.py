@@ -15,11 +15,10 @@ import psutil
 import pytest
 
 from pretrain.faults import LossWatch, lock_run_folder
-from pretrain.layout import free_port
 from pretrain.telemetry import read_metrics
 from pretrain.train import main
 from tests.pretrain.test_train import CONFIG, ROOT, arguments, losses, run_training
-from tests.ranks import run_ranks
+from tests.ranks import free_ports, run_ranks
 
 DEEPSPEED = ("deepspeed", "--num_accelerators", "2", "--module")
 LONG = ["--steps", "100000", "--eval-interval", "100000", "--save-interval", "100000"]
@@ -40,7 +39,7 @@ def start(argv: list[str], log: Path, *launcher: str) -> subprocess.Popen:
 
 def start_ranks(argv: list[str], logs: list[Path]) -> list[subprocess.Popen]:
     """A rank a log, without a launcher, which costs seconds."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(logs))}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": str(len(logs))}
     processes = []
     for rank, log in enumerate(logs):
         environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
