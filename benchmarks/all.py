@@ -53,7 +53,7 @@ def run(*command: object) -> bool:
 def prepare() -> bool:
     """Text -> vocabulary -> corpus -> shards, unless they are there."""
     text, corpus = TEXT / "train.jsonl", DATA / "corpus"
-    vocab = ("--type", "wordpiece", "--size", 8192, "--output", VOCAB.parent)
+    vocab = ("--type", "wordpiece", "--size", 30_522, "--output", VOCAB.parent)
     steps = [
         ("data_prep.python_docs", "--output", DATA / "text"),
         ("data_prep.vocab", "--input", text, *vocab),
