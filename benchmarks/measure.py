@@ -52,7 +52,7 @@ def copy_bandwidth(device: torch.device, num_bytes: int = 2**28) -> float:
     """Bytes/s, read and written, of a large copy: what moves bytes and computes little can not be faster."""
     source = torch.ones(num_bytes // 4, device=device)
     target, seconds = torch.empty_like(source), []
-    for _ in range(4):
+    for _ in range(16):
         start = time.perf_counter()
         target.copy_(source)[-1].item()
         seconds.append(time.perf_counter() - start)
