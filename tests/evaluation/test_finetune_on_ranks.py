@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from evaluation.finetune import fine_tune, main, make_plan
 from evaluation.settings import check_numbers, parse_args
-from pretrain.layout import free_port, init_layout
+from pretrain.layout import init_layout
 from tests.evaluation.test_finetune import MODEL, WORDS, arguments
-from tests.ranks import run_ranks
+from tests.ranks import free_ports, run_ranks
 
 ROOT = Path(__file__).parents[2]
 DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -120,7 +120,7 @@ def test_under_the_launcher(tmp_path):
     """One table, and one line of a mistake with its exit code."""
     write_task(tmp_path, "pairs")
     for changes, code in (({}, 0), ({"epochs": 3}, 2), ({"batch-size": 7, "output": tmp_path / "other"}, 2)):
-        launcher = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "--module"]
+        launcher = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_ports(1)[0]), "--module"]
         argv = arguments(tmp_path, **FLAGS["pairs"] | {"seeds": [0], "epochs": 2} | changes)
         result = subprocess.run([*launcher, "evaluation.finetune", *argv], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == code, result.stdout + result.stderr
@@ -134,7 +134,7 @@ def test_a_rank_that_dies_takes_the_other_down(tmp_path):
     """kill -9 of rank 1 of 2 without a launcher, which would end the other one at once. Measured: 16 s."""
     write_task(tmp_path, "pairs")
     argv = arguments(tmp_path, seeds=[0], epochs=100_000, **FLAGS["pairs"])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
     ranks = []
     for rank in ("0", "1"):
         environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}
