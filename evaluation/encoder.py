@@ -25,7 +25,7 @@ class Start:
     tokenizer: Tokenizer
 
 
-def find_start(checkpoint: str, model: str | None, vocab: Path | None) -> Start:
+def find_start(checkpoint: str, model: str | None, vocab: Path | None, dropout: float | None = None) -> Start:
     """Resolve `--checkpoint`: a run folder, one of its checkpoints, a Hugging Face folder, or "random" with a model and
     a vocabulary.
 
@@ -36,7 +36,7 @@ def find_start(checkpoint: str, model: str | None, vocab: Path | None) -> Start:
         if model is None or vocab is None:
             raise ValueError("--checkpoint random needs --model (preset or config.json) and --vocab (file or folder)")
         tokenizer = load_tokenizer(vocab)
-        return Start(None, load_model_config(model, tokenizer.vocab_size), tokenizer)
+        return Start(None, load_model_config(model, tokenizer.vocab_size).with_dropout(dropout), tokenizer)
     if model is not None:
         raise ValueError(f"--model {model} goes with --checkpoint random; {checkpoint} has its own, leave --model out")
     folder = Path(checkpoint)
@@ -58,7 +58,7 @@ def find_start(checkpoint: str, model: str | None, vocab: Path | None) -> Start:
             f"{folder}: vocab_size={weights.config.vocab_size} is less than the {tokenizer.vocab_size} tokens of"
             f" {tokenizer.path.name}; it must hold every id"
         )
-    return Start(weights, weights.config, tokenizer)
+    return Start(weights, weights.config.with_dropout(dropout), tokenizer)
 
 
 def read_encoder(start: Start) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     task = find_task(args)
     train = task.read(args.data_dir / task.train_file, True)[: args.max_train_examples]
     dev = task.read(args.data_dir / task.dev_file, True)
-    start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab)
+    start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab, args.dropout)
     settings, teacher = resolve_settings(args, task, start, train, dev), []
     if args.teacher:
         teacher = find_teacher(args.teacher, task, start.tokenizer, settings["max_seq_length"])

@@ -110,6 +110,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="none on biases and LayerNorm (default %(default)s)",
     )
     how.add_argument(
+        "--dropout", type=float, metavar="X", help="of hidden states and attention (default: what the checkpoint had)"
+    )
+    how.add_argument(
         "--max-seq-length",
         type=int,
         metavar="N",

@@ -93,6 +93,12 @@ class ModelConfig:
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
+    def with_dropout(self, share: float | None) -> "ModelConfig":
+        """With this dropout of hidden states and attention; None leaves it as it is."""
+        if share is None:
+            return self
+        return dataclasses.replace(self, hidden_dropout_prob=share, attention_probs_dropout_prob=share)
+
     def check_tensor_parallel(self, tp_size: int) -> None:
         """Raises ValueError unless heads and feed-forward columns can be split evenly over `tp_size` ranks."""
         for name in ("num_attention_heads", "intermediate_size"):

@@ -211,10 +211,7 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     data = open_data(args.data)
     shards = data[0][0]
     vocab = shards.manifest["vocab"]
-    model = load_model_config(args.model, vocab["size"])
-    if args.dropout is not None:
-        dropout = {"hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
-        model = dataclasses.replace(model, **dropout)
+    model = load_model_config(args.model, vocab["size"]).with_dropout(args.dropout)
     model = dataclasses.replace(model, pair_task=shards.manifest["config"]["pair_task"])
     model.check_tensor_parallel(args.tensor_parallel)
     seq_length = shards.manifest["config"]["seq_length"]

@@ -52,6 +52,14 @@ def test_a_checkpoint_gives_its_encoder_back(run):
         assert torch.equal(first, second) == (name != "classifier.weight"), name
 
 
+def test_dropout_of_ones_own(run):
+    folder, _ = run
+    for checkpoint, model, vocab in ((str(folder), None, None), ("random", str(folder / "config.json"), folder)):
+        config = find_start(checkpoint, model, vocab, dropout=0.25).config
+        assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.25, 0.25)
+        assert config.with_dropout(CONFIG.hidden_dropout_prob) == CONFIG == CONFIG.with_dropout(None)
+
+
 @pytest.mark.parametrize("head", [BertForQuestionAnswering, BertForTokenClassification])
 def test_heads_on_tokens_take_the_encoder_without_its_pooler(run, head):
     folder, module = run
