@@ -15,6 +15,8 @@ from pretrain.config import ModelConfig, load_model_config
 from pretrain.model import init_weights, load_weights
 from pretrain.weights import Weights, check_whole, open_weights
 
+EMBEDDINGS = tuple(f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
+
 
 @dataclass(frozen=True)
 class Start:
@@ -74,6 +76,21 @@ def read_encoder(start: Start) -> dict[str, Tensor]:
             f"{start.weights.path} holds no bert.embeddings.word_embeddings.weight: it is no checkpoint of a BERT"
         )
     return encoder
+
+
+def rescale_embeddings(encoder: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The encoder with its three embedding tables times one factor, so that the words' values are as large as drawn
+    ones. It is the same function, since LayerNorm reads nothing but their sum.
+
+    Large steps of LAMB make weights grow (its step is a share of the weights), and AdamW's steps, which are not, then
+    move them too little. Raises ValueError for a model without that LayerNorm, and for positions that are not learnt.
+    """
+    if config.pre_layer_norm:
+        raise ValueError("--rescale-embeddings: this model has no LayerNorm behind its embeddings; leave it out")
+    if config.position_embedding_type == "sinusoidal":
+        raise ValueError("--rescale-embeddings: sinusoidal positions are not scaled with the words; leave it out")
+    factor = config.initializer_range / encoder["bert.embeddings.word_embeddings.weight"].std()
+    return {name: tensor * factor if name in EMBEDDINGS else tensor for name, tensor in encoder.items()}
 
 
 def fill_model(model: nn.Module, encoder: dict[str, Tensor], seed: int) -> list[str]:

@@ -27,7 +27,7 @@ from data_prep.cli import claim_output, run_cli, write_json
 from evaluation.baselines import BASELINES, majority, ngram
 from evaluation.cache import cached_features
 from evaluation.distill import distill, find_teacher
-from evaluation.encoder import Start, fill_model, find_start, read_encoder
+from evaluation.encoder import Start, fill_model, find_start, read_encoder, rescale_embeddings
 from evaluation.export import export_model, whole_weights
 from evaluation.features import Features, epoch_batches, gather_batch
 from evaluation.predict import apply_model, mean_logits, predict_file
@@ -165,6 +165,8 @@ def fine_tune(plan: Plan, seeds: list[int], layout: Layout) -> None:
     """
     args, task, start, is_first = plan.args, plan.task, plan.start, layout.rank == 0
     length, encoder = plan.settings["max_seq_length"], read_encoder(start)
+    if args.rescale_embeddings:
+        encoder = rescale_embeddings(encoder, start.config)
     train, dev = (
         Split(examples, encode(plan, examples, split, f"{name} examples" if is_first else ""))
         for examples, split, name in ((plan.train, "train", "training"), (plan.dev, "dev", "dev"))

@@ -110,6 +110,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="none on biases and LayerNorm (default %(default)s)",
     )
     how.add_argument(
+        "--rescale-embeddings",
+        action="store_true",
+        help="make them as large as drawn ones, which changes no output: for a checkpoint whose weights large steps of "
+        "LAMB made grow, so that AdamW can move them",
+    )
+    how.add_argument(
         "--dropout", type=float, metavar="X", help="of hidden states and attention (default: what the checkpoint had)"
     )
     how.add_argument(
@@ -169,6 +175,8 @@ def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
             raise ValueError(f"{flag} goes with --teacher; name a run, or leave it out")
     if args.teacher and args.checkpoint in BASELINES:
         raise ValueError(f"--teacher: {args.checkpoint} is no network that could learn of it; leave it out")
+    if args.rescale_embeddings and args.checkpoint in (*BASELINES, "random"):
+        raise ValueError("--rescale-embeddings goes with a pretrained --checkpoint; leave it out")
     if args.cache and args.cache.exists() and not args.cache.is_dir():
         raise ValueError(f"--cache {args.cache} is a file; name a folder, which need not exist")
     if num_ranks > 1 and (args.predict or args.checkpoint in BASELINES):
@@ -256,7 +264,7 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         "model": start.config.to_json(),
         "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
         "max_seq_length": max_seq_length,
-        **{name: getattr(args, name) for name in ("epochs", "patience", "batch_size")},
+        **{name: getattr(args, name) for name in ("epochs", "patience", "batch_size", "rescale_embeddings")},
         "deepspeed_config": deepspeed_settings(args),
     }
 

@@ -1,14 +1,17 @@
 """Starts of a fine-tuning: a checkpoint of our own gives its weights back, a head starts from its seed."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from evaluation.encoder import fill_model, find_start, read_encoder
+from evaluation.encoder import EMBEDDINGS, fill_model, find_start, read_encoder, rescale_embeddings
 from evaluation.heads import BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
 from pretrain.checkpoint import save_checkpoint
 from pretrain.config import ModelConfig
+from pretrain.data import pack_sequences
 from pretrain.engine import initialize_engine
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
@@ -50,6 +53,27 @@ def test_a_checkpoint_gives_its_encoder_back(run):
         if name.startswith("bert."):
             assert torch.equal(first, module.get_parameter(name)), name
         assert torch.equal(first, second) == (name != "classifier.weight"), name
+
+
+def test_rescaled_embeddings_make_the_same_function(run):
+    start = find_start(str(run[0]), None, None)
+    encoder = {name: tensor * 5 if name in EMBEDDINGS else tensor for name, tensor in read_encoder(start).items()}
+    rescaled = rescale_embeddings(encoder, CONFIG)
+    assert rescaled[EMBEDDINGS[0]].std().item() == pytest.approx(CONFIG.initializer_range)
+    sequences = pack_sequences(np.arange(12), np.array([5, 7]), np.array([2, 7]))
+    logits = []
+    for weights in (encoder, rescaled):
+        model = BertForSequenceClassification(CONFIG, init_layout(), num_outputs=2)
+        fill_model(model, weights, seed=0)
+        logits.append(model(sequences))
+    assert not torch.equal(encoder[EMBEDDINGS[1]], rescaled[EMBEDDINGS[1]])
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-6)
+    for other, message in (
+        ({"model_type": "megatron-bert"}, "no LayerNorm"),
+        ({"position_embedding_type": "sinusoidal"}, "are not scaled"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rescale_embeddings(encoder, replace(CONFIG, **other))
 
 
 def test_dropout_of_ones_own(run):
