@@ -60,7 +60,7 @@ bench: venv  ## every benchmark that needs no GPU, side by side with the peers, 
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
 	.venv/bin/python -m benchmarks.all
 
-# For a GPU machine without a network that has torch: `make wheels WHEELS=DIR` on one that has, then there, with the
+# For a GPU machine without a network that has torch: `make wheels WHEELS=DIR` on one with the same Python, then there, with the
 # repository and DIR, `make bench-gpu WHEELS=DIR`. The environment is made of that torch and these wheels.
 wheels: venv  ## every package of .venv but torch, as wheels in the folder WHEELS
 	.venv/bin/python -m pip freeze --exclude-editable --exclude torch | \
