@@ -1,10 +1,10 @@
-"""Every benchmark of this machine, one after another, then docs/performance.md from all saved results.
+"""Runs every benchmark, one after another, then generates docs/performance.md from all saved results.
 
     make bench           what needs no GPU        or    python -m benchmarks.all [TOPIC ...]
     make bench-gpu       what needs one           or    python -m benchmarks.all --gpu
 
-The data are the documentation on this machine, made into shards once. Nothing else should run meanwhile. A topic that
-fails is named at the end, and loses no other.
+The data are shards of the documentation installed on this machine, built once. Nothing else should run meanwhile. A
+topic that fails is named at the end; the others still run.
 """
 
 import argparse
@@ -17,7 +17,7 @@ DATA = Path("runs/bench")
 TEXT, VOCAB = DATA / "text/pretrain", DATA / "vocab/vocab.txt"
 SHARDS = {length: DATA / f"shards-{length}" for length in (128, 512)}
 TWO_RANKS = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--module"]
-TOPICS = {  # the modules and arguments of each
+TOPICS = {  # module and arguments of each command
     "floors": [["benchmarks.floors", "--text", TEXT / "train.jsonl", "--vocab", VOCAB, "--data", SHARDS[128],
                 "--repeats", 3]],
     "data_prep": [["benchmarks.data_prep", "--input", TEXT, "--vocab", VOCAB, "--megabytes", 5, "--repeats", 2]],
@@ -38,11 +38,11 @@ GPU_TOPICS = {
               "--against"]],
     "optimizer": [["benchmarks.optimizer", "--model", "large"]],
 }  # fmt: skip
-SMALL = {"large": "tiny", "3.9b": "tiny", 256: 4, 64: 2, 16: 2, "--largest": "--bf16"}  # what --dry puts for it
+SMALL = {"large": "tiny", "3.9b": "tiny", 256: 4, 64: 2, 16: 2, "--largest": "--bf16"}  # what --dry replaces it with
 
 
 def run(*command: object) -> bool:
-    """`python -m command`; says how long it took and returns whether it succeeded."""
+    """Runs `python -m command`, prints how long it took, and returns whether it succeeded."""
     print(f"\n=== {' '.join(map(str, command))}", flush=True)
     started = time.monotonic()
     code = subprocess.run([sys.executable, "-m", *map(str, command)]).returncode
@@ -51,7 +51,7 @@ def run(*command: object) -> bool:
 
 
 def prepare() -> bool:
-    """Text -> vocabulary -> corpus -> shards, unless they are there."""
+    """Makes text, vocabulary, corpus and shards, unless they exist."""
     text, corpus = TEXT / "train.jsonl", DATA / "corpus"
     vocab = ("--type", "wordpiece", "--size", 30_522, "--output", VOCAB.parent)
     steps = [
@@ -77,7 +77,7 @@ def main() -> None:
         parser.error(f"unknown topic {unknown.pop()!r}; choose from {', '.join(known)}")
     started = time.monotonic()
     if not prepare():
-        sys.exit("error: no data to measure with")
+        sys.exit("error: the data for the benchmarks could not be made, see above")
     if args.data_only:
         return
     commands = [command for topic in args.topics or known for command in known[topic]]

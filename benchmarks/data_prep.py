@@ -2,9 +2,9 @@
 
     python -m benchmarks.data_prep --input TEXT... --vocab bert-base-uncased-vocab.txt --memory 65 650
 
-The input is read once, repeated with other words in it until it has --megabytes, and put on a temporary disk as raw
-text and as one sentence a line. MB are 10^6 bytes of that text; one process unless a table says two. The peer does
-less: its collator makes no pairs, writes nothing, and never sees documents.
+The input is read once and repeated, with a different first line in each copy, until it has --megabytes. It is stored
+in a temporary folder as raw text and as one sentence per line. One MB is 10^6 bytes of that text. Commands run in one
+process unless a table says two. The peer does less: its collator makes no pairs, writes nothing, and ignores documents.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ DOCUMENT_CHARACTERS = 20_000  # books are cut into documents of about the size o
 
 
 def documents_of(paths: list[str]) -> list[list[str]]:
-    """The input's documents of at most about DOCUMENT_CHARACTERS, each the list of its clean paragraphs."""
+    """The documents of the input as lists of clean paragraphs, cut to about DOCUMENT_CHARACTERS each."""
     documents: list[list[str]] = []
     for document in read_documents(find_files(paths)):
         part, size = [], 0
@@ -49,7 +49,7 @@ def documents_of(paths: list[str]) -> list[list[str]]:
 
 
 def repeated(documents: list[list[str]], megabytes: float) -> Iterator[list[str]]:
-    """The documents again and again, each time begun with other words, so that none is a duplicate."""
+    """Repeats the documents with a different first line in each copy, so that none is dropped as a duplicate."""
     size, turn = 0, 0
     while True:
         for document in documents:
@@ -61,7 +61,7 @@ def repeated(documents: list[list[str]], megabytes: float) -> Iterator[list[str]
 
 
 def write_raw(path: Path, documents: Iterator[list[str]], splitter: SentenceSplitter | None = None) -> float:
-    """Write a folder of text files, or with a splitter one file of a sentence a line; returns its size in MB."""
+    """Writes a folder of text files or, with a splitter, one file with one sentence per line; returns its size in MB."""
     if splitter:
         path.parent.mkdir(exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
@@ -76,13 +76,13 @@ def write_raw(path: Path, documents: Iterator[list[str]], splitter: SentenceSpli
 
 
 def size_on_disk(folder: str | Path) -> float:
-    """MB of the files in a folder."""
+    """Size of the files in a folder, in MB."""
     return sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the commands' bars and messages."""
+    """Silences the progress bars and messages of commands."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
@@ -95,7 +95,7 @@ def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.per
 
 
 class Bench:
-    """Folders of one measurement, and our commands on them."""
+    """The folders of one measurement, and our commands with them as arguments."""
 
     def __init__(self, folder: Path, vocab: str) -> None:
         self.folder, self.vocab, self.number = folder, vocab, 0
@@ -113,7 +113,7 @@ class Bench:
         return ["--corpus", corpus_folder, "--workers", str(workers), *options]
 
     def tokenise(self, text: Path, format: str, workers: int = 1, clock=time.perf_counter) -> tuple[float, str]:
-        """(seconds without the training of Punkt, the corpus)."""
+        """Returns (seconds without the training of Punkt, corpus folder)."""
         output, arguments = self.new(), self.corpus_arguments(text, format, workers)
         with quiet():
             corpus.main([*arguments, "--output", output, "--prepare"])
@@ -126,7 +126,7 @@ class Bench:
         return seconds_of(lambda: build.main([*arguments, "--output", output]), clock), output
 
     def peak(self, command: str, arguments: list[str]) -> tuple[float, str]:
-        """(peak memory in MB of the largest process, output folder) of a command with two workers."""
+        """Runs a command with two workers; returns (peak memory of its largest process in MB, output folder)."""
         output = self.new()
         program = [sys.executable, "-m", f"data_prep.{command}", *arguments, "--output", output]
         process, peak = psutil.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
@@ -140,8 +140,8 @@ class Bench:
 
 
 def speeds(bench: Bench, raw: Path, split: Path, megabytes: dict[str, float], repeats: int) -> list[dict]:
-    """Our stages, in turn, by seconds of processor time, which a busy machine does not change: per core. Each figure is
-    the median of `repeats` rounds after one that compiles.
+    """Speed per core of our stages. Processor time is measured, since other work on the machine does not change it. Each
+    figure is the median of `repeats` rounds after one that compiles.
     """
     rounds = []
     for turn in range(repeats + 1):
@@ -164,7 +164,7 @@ def speeds(bench: Bench, raw: Path, split: Path, megabytes: dict[str, float], re
 
 
 def peers(split: Path, vocab: str, tokenizer: Tokenizer, megabytes: float, bench: Bench, repeats: int) -> list[dict]:
-    """The same text by `datasets` + `tokenizers` + transformers' collator, one process, and by us, in turn."""
+    """The same text through `datasets` + `tokenizers` + transformers' collator and through our commands, in turn."""
     import datasets
     from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
@@ -204,7 +204,7 @@ def peers(split: Path, vocab: str, tokenizer: Tokenizer, megabytes: float, bench
 
 
 def scaling(bench: Bench, documents: list[list[str]], size: float, repeats: int) -> list[dict]:
-    """One worker and two on the same raw text, in turn: seconds with the start of the processes, and their ratio."""
+    """One worker and two on the same raw text, in turn: seconds, which include the start of the processes, and ratio."""
     text = Path(bench.new())
     megabytes = write_raw(text, repeated(documents, size))
     seconds: dict[str, list[list[float]]] = {"raw text to corpus": [], "corpus to shards": []}
@@ -220,7 +220,7 @@ def scaling(bench: Bench, documents: list[list[str]], size: float, repeats: int)
 
 
 def memory(bench: Bench, documents: list[list[str]], sizes: list[float]) -> list[dict]:
-    """Peak memory of the largest process, two workers, raw text of several sizes."""
+    """Peak memory of the largest process with two workers, for raw text of several sizes."""
     rows = []
     for size in sizes:
         text = Path(bench.new())
@@ -235,9 +235,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text files, and folders of them")
     options.add_argument("--vocab", required=True, metavar="FILE", help="a WordPiece vocab.txt")
-    options.add_argument("--megabytes", type=float, default=20.0, help="text to measure speed with (default 20)")
-    options.add_argument("--scaling", type=float, metavar="MB", help="compare one worker and two on so much text")
-    options.add_argument("--memory", type=float, nargs="*", default=[], metavar="MB", help="sizes to measure memory at")
+    options.add_argument("--megabytes", type=float, default=20.0, help="size of the text for measuring speed (default 20)")
+    options.add_argument("--scaling", type=float, metavar="MB", help="compare one worker and two on a text of this size")
+    options.add_argument("--memory", type=float, nargs="*", default=[], metavar="MB", help="sizes of text for measuring memory")
     options.add_argument("--no-peers", action="store_true", help="leave out the peers (pip install '.[bench]')")
     args = options.parse_args(argv)
     tokenizer = load_tokenizer(args.vocab)

@@ -1,10 +1,10 @@
-"""Every stage from text to a fine-tuned model, achieved against its floor, in one run of two minutes.
+"""Times every stage from text to a fine-tuned model beside its floor, in one run of two minutes.
 
     python -m benchmarks.floors --text TEXT --vocab FILE --data SHARDS
 
-A floor is what nothing can be faster than on this machine. For a stage that computes, its matrix products at the speed
-of a large one; for all others, the bytes that it has to read and write, at the speed of a large copy. The stages of
-data preparation and the loader run on one core, the others on all.
+The floor of a stage is the least time that this machine could need for it. For a stage that computes, it is the time of
+its matrix products at the speed of a large product; for any other, the time to read and write its bytes at the speed of
+a large copy. Data preparation and the loader run on one core, the other stages on all cores.
 """
 
 import math
@@ -30,7 +30,7 @@ from pretrain.model import BertForPreTraining, PretrainingBatch, init_weights
 from pretrain.telemetry import peak_flops
 from pretrain.tensors import num_parameters
 
-NUM_SAMPLES = 8192  # that the loader reads in a turn
+NUM_SAMPLES = 8192  # read by the loader per round
 NUM_RANKS = 2
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def row(stage: str, work: str, seconds: float, floor_s: float) -> dict:
 
 
 def data_stages(text: Path, vocab: str, repeats: int, bandwidth: float) -> list[dict]:
-    """Text to corpus to shards of 128 in one process, the best of the turns after one that compiles."""
+    """Text to corpus to shards of 128 tokens in one process: medians over the rounds after one that compiles."""
     with tempfile.TemporaryDirectory() as folder:
         bench, found = Bench(Path(folder), vocab), []
         for _ in range(repeats + 1):
@@ -57,7 +57,7 @@ def data_stages(text: Path, vocab: str, repeats: int, bandwidth: float) -> list[
 
 
 def loader(shards: Shards, micro_batch: int, repeats: int, bandwidth: float) -> dict:
-    """Stored masks, in micro-batches."""
+    """The loader with stored masks, in micro-batches."""
     parts = np.split(sample_indices(0, 0, NUM_SAMPLES, shards.num_sequences), NUM_SAMPLES // micro_batch)
     seconds = in_turn({"read": lambda: [make_batch(read_records(shards, part)) for part in parts]}, repeats)["read"]
     records = read_records(shards, parts[0])
@@ -74,10 +74,10 @@ def batch_bytes(batch: PretrainingBatch) -> int:
 
 
 def training(config: ModelConfig, batch: PretrainingBatch, layout: Layout, repeats: int, bandwidth: float) -> list:
-    """Pretraining's forward and backward with dropout, and LAMB's step on their gradients."""
+    """Forward and backward of pretraining with dropout, then the step of LAMB on their gradients."""
     module = BertForPreTraining(config, layout)
     init_weights(module, seed=0)
-    # Without an engine LAMB takes whole tensors alone, and the module's are marked as slices, be it of one rank.
+    # Without an engine LAMB accepts only whole tensors, but the module marks its tensors as slices even on one rank.
     whole = torch.nn.ParameterList(torch.nn.Parameter(parameter.detach()) for parameter in module.parameters())
     optimizer = Lamb(param_groups(whole, 0.01), lr=1e-4)
 
@@ -103,7 +103,7 @@ def training(config: ModelConfig, batch: PretrainingBatch, layout: Layout, repea
 
 
 def scoring(config: ModelConfig, batch: PretrainingBatch, layout: Layout, repeats: int) -> list[dict]:
-    """Fine-tuning's forward and backward on sentence pairs, and prediction."""
+    """Forward and backward of fine-tuning on sentence pairs, and prediction."""
     module = BertForSequenceClassification(config, layout, 2)
     init_weights(module, seed=0)
 
@@ -124,7 +124,7 @@ def scoring(config: ModelConfig, batch: PretrainingBatch, layout: Layout, repeat
 
 
 def all_reduce(rank: int, store: str, count: int, repeats: int, result: str) -> None:
-    """One of NUM_RANKS processes: seconds of an all-reduce of `count` float32 gradients."""
+    """Runs on each of NUM_RANKS processes: times an all-reduce of `count` float32 gradients; rank 0 writes the median."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=NUM_RANKS)
     torch.set_num_threads(1)
     gradients, seconds = torch.zeros(count), []
@@ -139,8 +139,8 @@ def all_reduce(rank: int, store: str, count: int, repeats: int, result: str) -> 
 
 
 def communication(config: ModelConfig, repeats: int, bandwidth: float) -> dict:
-    """Gradients summed over ranks of this machine: on a ring each sends 2 n (r - 1) / r bytes, which are read, and
-    written by the rank that gets them.
+    """Sums gradients over the ranks of this machine. On a ring each rank sends 2 n (r - 1) / r bytes; the sender reads
+    them and the receiver writes them.
     """
     count = num_parameters(config)
     with tempfile.TemporaryDirectory() as folder:

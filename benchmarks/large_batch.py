@@ -1,11 +1,12 @@
-"""Large batches: the same number of samples at several batch sizes, LAMB against AdamW, held-out loss at the end.
+"""Large batches: LAMB and AdamW on the same number of samples at several batch sizes, compared by held-out loss.
 
     python -m benchmarks.large_batch --data SHARDS --eval-data SHARDS --output DIR
 
-You et al. (2020) claim that LAMB keeps its quality from batch 512 to 32k with rates scaled by the square root of the
-batch and a warm-up whose share grows with it (section 4.1, table 4), untuned, and that AdamW does not even where it is
-tuned. Here both are tuned at every batch, over rates scaled so from the smallest one; "one rate" is LAMB's best at the
-smallest batch, scaled and not tuned again. Each run is one `pretrain.train`: a killed study goes on where it was.
+You et al. (2020, section 4.1, table 4) claim that LAMB keeps its quality from batch 512 to 32k without tuning, if the
+rate grows with the square root of the batch and the warm-up with the batch, while AdamW loses quality even when tuned.
+Here both are tuned at every batch size, over rates that are scaled in this way from the smallest batch. "One rate" is
+LAMB's best rate at the smallest batch, scaled but not tuned again. Each run is one `pretrain.train`, so a study that was
+killed resumes where it stopped.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pretrain.config import PRESETS
 from pretrain.telemetry import read_metrics
 
 WARMUP_OF_LARGEST = 1 / 5  # of the steps (You et al. 2020, table 4: 1/320 at batch 512, doubled with the batch)
-DECAY = {"Lamb": 0.5, "AdamW": 1.0}  # degree of the polynomial, as NVIDIA and as google-research/bert have it
+DECAY = {"Lamb": 0.5, "AdamW": 1.0}  # degree of the polynomial, as in NVIDIA's recipe and in google-research/bert
 
 
 def deepspeed_config(optimizer: str, batch_size: int, rate: float, args: argparse.Namespace) -> dict:
@@ -41,14 +42,14 @@ def deepspeed_config(optimizer: str, batch_size: int, rate: float, args: argpars
 
 
 def tuned(optimizer: str, batch_size: int, rates: list[float], args: argparse.Namespace) -> dict[float, float]:
-    """{rate at the smallest batch: held-out loss}, best first; each is scaled by the square root of the batch."""
+    """{rate at the smallest batch: held-out loss}, best first; each rate is scaled by the square root of the batch."""
     scale = math.sqrt(batch_size / min(args.batches))
     losses = {rate: held_out_loss(optimizer, batch_size, rate * scale, args) for rate in rates}
     return dict(sorted(losses.items(), key=lambda pair: (math.isnan(pair[1]), pair[1])))
 
 
 def held_out_loss(optimizer: str, batch_size: int, rate: float, args: argparse.Namespace) -> float:
-    """Trains, unless that is done, and returns the held-out MLM loss of the last step; nan for a run that diverged."""
+    """Trains unless the run is finished, and returns its last held-out MLM loss; nan if the run diverged."""
     folder = args.output / f"{optimizer}-{batch_size}-{rate:.2g}"
     config = args.output / f"{folder.name}.json"
     write_json(config, deepspeed_config(optimizer, batch_size, rate, args))
@@ -61,7 +62,7 @@ def held_out_loss(optimizer: str, batch_size: int, rate: float, args: argparse.N
         return read_metrics(folder, "eval")[-1]["mlm_loss"]
     if list(folder.glob("fault_step_*.json")):
         return math.nan
-    raise OSError(f"{folder}: the run neither ended nor diverged, see above; the same command goes on")
+    raise OSError(f"{folder}: the run neither finished nor diverged, see above; the same command resumes it")
 
 
 def plot(rows: list[dict], entropy: float, path: Path) -> None:
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         options.add_argument(f"--{name}-rates", type=float, nargs="+", default=rates, help="at the smallest batch")
     args = options.parse_args(argv)
     if uneven := [size for size in args.batches if args.samples % size]:
-        raise ValueError(f"--samples {args.samples} is no multiple of batch {uneven[0]}")
+        raise ValueError(f"--samples {args.samples} is not a multiple of the batch size {uneven[0]}")
     args.output.mkdir(parents=True, exist_ok=True)
     rows, tuning, one_rate = [], [], None
     for batch_size in sorted(args.batches):

@@ -1,9 +1,9 @@
-"""The loader alone: sequences a second that one core turns from shards into micro-batches, with stored and with dynamic
-masks, and the share of a training step that it would take if nothing hid it.
+"""The loader alone: how many sequences per second one core turns from shards into micro-batches, with stored and with
+dynamic masks, and what share of a training step that would take if it did not overlap with it.
 
     python -m benchmarks.loader --data SHARDS --model mini
 
-A training run reads the next step in a background thread, so that its loop waits for less than this.
+A training run reads the next step in a background thread, so its loop waits for less than this.
 """
 
 import time
@@ -20,11 +20,11 @@ from pretrain.data import make_batch, read_records, rule_of_shards, sample_indic
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
 
-STEP_SAMPLES = 8192  # read in one turn, in micro-batches
+STEP_SAMPLES = 8192  # read per round, in micro-batches
 
 
 def rates(shards: Shards, micro_batch: int, repeats: int) -> list[dict]:
-    """Sequences a second of one core, by processor time, stored and dynamic masks in turn."""
+    """Sequences per second of one core by processor time, stored and dynamic masks in turn."""
     rule = rule_of_shards(shards)
     indices = sample_indices(0, 0, STEP_SAMPLES, shards.num_sequences)
     parts = np.split(indices, STEP_SAMPLES // micro_batch)
@@ -49,7 +49,7 @@ def rates(shards: Shards, micro_batch: int, repeats: int) -> list[dict]:
 
 
 def step_share(shards: Shards, model: str, micro_batch: int, repeats: int) -> list[dict]:
-    """Time to read a micro-batch beside that of its forward and backward pass, on all cores of this process."""
+    """The time to read a micro-batch beside the time of its forward and backward pass, on all cores of this process."""
     config = load_model_config(model, shards.manifest["vocab"]["size"])
     module = BertForPreTraining(config, init_layout())
     init_weights(module, seed=0)

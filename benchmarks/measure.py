@@ -1,7 +1,7 @@
-"""What every benchmark shares: runs in turn, a table of ratios, and a result file that says machine, versions and date.
+"""What every benchmark shares: timing in turn, a table of ratios, and a result file with machine, versions and date.
 
-The machine may be busy: a single time means nothing. Competitors therefore run in turn, A B C A B C, and what is
-compared is the median of each.
+A single time means little on a busy machine. Competitors therefore run in turn (A B C A B C), and the medians of their
+times are compared.
 """
 
 import argparse
@@ -23,7 +23,7 @@ VERSIONS = ("torch", "deepspeed", "megatron-core", "transformers", "numpy")
 
 
 def in_turn(competitors: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call of each competitor, called in turn `repeats` times after `warm_up` rounds."""
+    """Calls the competitors in turn, `warm_up` + `repeats` times, and returns the seconds of each call after the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
     for turn in range(warm_up + repeats):
         for name, run in competitors.items():
@@ -35,7 +35,7 @@ def in_turn(competitors: dict[str, Callable[[], object]], repeats: int, warm_up:
 
 
 def compared(seconds: dict[str, list[float]], base: str) -> list[dict]:
-    """Rows: competitor, median milliseconds, the ratio of its median to that of `base`, and the span of its times."""
+    """One row per competitor: its median in milliseconds, the ratio of that to the median of `base`, and its range."""
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return [
         {
@@ -49,7 +49,7 @@ def compared(seconds: dict[str, list[float]], base: str) -> list[dict]:
 
 
 def copy_bandwidth(device: torch.device, num_bytes: int = 2**28) -> float:
-    """Bytes/s, read and written, of a large copy: what moves bytes and computes little can not be faster."""
+    """Bytes read and written per second by a large copy, the upper bound for work that is limited by memory."""
     source = torch.ones(num_bytes // 4, device=device)
     target, seconds = torch.empty_like(source), []
     for _ in range(16):
@@ -60,7 +60,7 @@ def copy_bandwidth(device: torch.device, num_bytes: int = 2**28) -> float:
 
 
 def high_water_mark(pid: int | str) -> int:
-    """Bytes that the process held at most so far; 0 once it is gone."""
+    """Peak resident memory of a process so far, in bytes; 0 if the process has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -69,7 +69,7 @@ def high_water_mark(pid: int | str) -> int:
 
 
 def describe_machine() -> dict:
-    """Processor or GPU, cores, versions and date, as they stand in every result file."""
+    """Processor or GPU, cores, versions and date: the head of every result file."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "device": gpu or _processor(),
@@ -87,7 +87,7 @@ def _processor() -> str:
 
 
 def report(topic: str, tables: dict[str, list[dict]], save: bool) -> None:
-    """Print the tables and, if asked, write `results/<topic>-<machine>.json`."""
+    """Prints the tables and, with `save`, writes `results/<topic>-<machine>.json`."""
     machine = describe_machine()
     print(f"{topic} on {machine['device']}, {machine['num_cores']} cores, torch {machine['versions']['torch']}")
     for title, rows in tables.items():
@@ -101,8 +101,8 @@ def report(topic: str, tables: dict[str, list[dict]], save: bool) -> None:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """A parser with the options that all benchmarks have."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=int, default=5, help="times that each competitor runs (default 5)")
+    made.add_argument("--repeats", type=int, default=5, help="timed runs of each competitor (default 5)")
     made.add_argument("--save", action="store_true", help="write benchmarks/results/TOPIC-MACHINE.json")
     return made

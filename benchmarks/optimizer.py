@@ -1,10 +1,10 @@
-"""A step of the optimizer alone, on the tensors of a model: LAMB against torch's AdamW, in turn, and on a GPU against
-DeepSpeed's FusedLamb, which DeepSpeed compiles with nvcc.
+"""One optimizer step on the tensors of a model: LAMB beside torch's AdamW, in turn. On a GPU also DeepSpeed's FusedLamb,
+which DeepSpeed compiles with nvcc.
 
     python -m benchmarks.optimizer --model base
 
-Bytes a parameter: AdamW moves 28 (reads weight, gradient and two moments, writes three); LAMB at least 40, since the
-trust ratio is known only after a first pass over the whole tensor.
+AdamW moves 28 bytes per parameter: it reads weight, gradient and two moments, and writes all but the gradient. LAMB
+moves at least 40, because the trust ratio is known only after a first pass over the whole tensor.
 """
 
 import torch
@@ -19,7 +19,7 @@ from pretrain.model import BertForPreTraining
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="base", choices=PRESETS, help="default: base")
-    options.add_argument("--layers", type=int, help="fewer layers than the model has, where memory is short")
+    options.add_argument("--layers", type=int, help="use fewer layers than the model has, if memory is short")
     args = options.parse_args()
     rows = compared(in_turn(competitors(args.model, args.layers), args.repeats), "AdamW foreach")
     name = f"{args.model}-{args.layers}-layers" if args.layers else args.model
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def competitors(model: str, num_layers: int | None) -> dict:
-    """A function for each optimizer that takes one step of its own copy of the tensors, with random gradients."""
+    """For each optimizer a function that takes one step on a copy of the tensors with random gradients."""
     layout = init_layout(1)
     config = load_model_config(model, vocab_size=30_522)
     if num_layers:
@@ -35,7 +35,7 @@ def competitors(model: str, num_layers: int | None) -> dict:
     shapes = {name: tensor.shape for name, tensor in BertForPreTraining(config, layout).named_parameters()}
 
     def build(optimizer, **options):
-        module = torch.nn.ParameterDict()  # names tell what is not decayed
+        module = torch.nn.ParameterDict()  # param_groups reads the dimensions
         torch.manual_seed(0)
         for name, shape in shapes.items():
             module[name.replace(".", "_")] = torch.nn.Parameter(0.02 * torch.randn(shape, device=layout.device))
@@ -61,7 +61,7 @@ def competitors(model: str, num_layers: int | None) -> dict:
         try:
             found["DeepSpeed's FusedLamb"] = build(FusedLamb)
         except (RuntimeError, OSError) as error:
-            print(f"DeepSpeed's FusedLamb is left out, it could not be compiled here: {error}")
+            print(f"DeepSpeed's FusedLamb is left out because it could not be compiled here: {error}")
     return found
 
 

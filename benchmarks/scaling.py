@@ -1,10 +1,11 @@
-"""How throughput grows with ranks: measured on this machine's cores, predicted for clusters; and what a start costs.
+"""How throughput grows with the number of ranks, measured on this machine and predicted for clusters; and start-up time.
 
     python -m benchmarks.scaling --data SHARDS --ranks 1 2
 
-Strong scaling keeps the batch, weak scaling the batch a rank. Every run is one `pretrain.train` under torch's
-launcher with one thread a rank, in turn. The predictions are those of `pretrain.costs`, nothing overlapped, and stand
-beside what NVIDIA published for BERT-large on 256 A100 (DeepLearningExamples, BERT for PyTorch).
+Strong scaling keeps the global batch constant, weak scaling the batch per rank. Every run is one `pretrain.train` under
+torch's launcher with one thread per rank, and the runs take turns. The predictions are those of `pretrain.costs`
+without overlap of computation and communication, beside what NVIDIA published for BERT-large on 256 A100
+(DeepLearningExamples, BERT for PyTorch).
 """
 
 import os
@@ -23,7 +24,7 @@ from pretrain.telemetry import read_metrics
 
 NUM_STEPS = 12
 PUBLISHED = {8: 4_556, 256: 138_294}  # sequences/s at 128; the first from 30.4 times over 32 nodes
-CLUSTERS = (  # what is predicted: model, DeepSpeed file, tensor parallel, batch a replica
+CLUSTERS = (  # to predict: model, DeepSpeed file, tensor parallel size, batch per replica
     ("large", "large_lamb_phase1.json", 1, 256),
     ("1.3b", "1.3b_tp_zero2.json", 2, 64),
     ("3.9b", "3.9b_tp_zero3_offload.json", 4, 64),
@@ -32,8 +33,7 @@ GPUS = (8, 32, 128, 256, 512, 1024, 4096)
 
 
 def train(args, num_ranks: int, batch_size: int, folder: Path) -> dict[str, float]:
-    """One run: sequences/s after its first steps, and the seconds from the launch to the first step, by what they are
-    spent on.
+    """Trains once; returns sequences/s after the first steps, and the seconds of each part from launch to first step.
     """
     config = folder.with_suffix(".json")
     write_json(config, {
@@ -88,7 +88,7 @@ def measured(args) -> dict[str, list[dict]]:
 
 
 def predicted(device: str) -> list[dict]:
-    """Sequences/s of 128 tokens and efficiency against one node, by `pretrain.costs`, weak scaling."""
+    """Sequences/s at 128 tokens and the efficiency relative to one node under weak scaling, by `pretrain.costs`."""
     rows = []
     for model, file, tp_size, batch in CLUSTERS:
         config = load_deepspeed_config(Path("ds_configs", file))
@@ -110,10 +110,10 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--data", required=True, type=Path, help="folder of masked shards made by data_prep.build")
     options.add_argument("--model", default="tiny", choices=PRESETS, help="default: tiny")
     options.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="default: 1 2")
-    options.add_argument("--batch", type=int, default=64, help="sequences a step (weak scaling: a rank; default 64)")
-    options.add_argument("--device", default="a100-80g", choices=DEVICES, help="to predict for (default a100-80g)")
+    options.add_argument("--batch", type=int, default=64, help="sequences per step, under weak scaling per rank and step (default 64)")
+    options.add_argument("--device", default="a100-80g", choices=DEVICES, help="device to predict for (default a100-80g)")
     args = options.parse_args(argv)
-    title = f"Predicted for {args.device}, 8 a node, sequences of 128, the batch a replica constant"
+    title = f"Predicted for {args.device}, 8 per node, sequences of 128, constant batch per replica"
     report("scaling", {**measured(args), title: predicted(args.device)}, args.save)
 
 
