@@ -61,7 +61,7 @@ def repeated(documents: list[list[str]], megabytes: float) -> Iterator[list[str]
 
 
 def write_raw(path: Path, documents: Iterator[list[str]], splitter: SentenceSplitter | None = None) -> float:
-    """Writes a folder of text files or, with a splitter, one file with one sentence per line; returns its size in MB."""
+    """Writes a folder of text files or, with a splitter, one file of one sentence per line; returns its size in MB."""
     if splitter:
         path.parent.mkdir(exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
@@ -140,8 +140,8 @@ class Bench:
 
 
 def speeds(bench: Bench, raw: Path, split: Path, megabytes: dict[str, float], repeats: int) -> list[dict]:
-    """Speed per core of our stages. Processor time is measured, since other work on the machine does not change it. Each
-    figure is the median of `repeats` rounds after one that compiles.
+    """Speed per core of our stages, by processor time, which other work on the machine does not change. Each figure is
+    the median of `repeats` rounds after one that compiles.
     """
     rounds = []
     for turn in range(repeats + 1):
@@ -204,7 +204,7 @@ def peers(split: Path, vocab: str, tokenizer: Tokenizer, megabytes: float, bench
 
 
 def scaling(bench: Bench, documents: list[list[str]], size: float, repeats: int) -> list[dict]:
-    """One worker and two on the same raw text, in turn: seconds, which include the start of the processes, and ratio."""
+    """One worker and two on the same raw text, in turn: seconds, including the start of the processes, and ratio."""
     text = Path(bench.new())
     megabytes = write_raw(text, repeated(documents, size))
     seconds: dict[str, list[list[float]]] = {"raw text to corpus": [], "corpus to shards": []}
@@ -235,9 +235,15 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text files, and folders of them")
     options.add_argument("--vocab", required=True, metavar="FILE", help="a WordPiece vocab.txt")
-    options.add_argument("--megabytes", type=float, default=20.0, help="size of the text for measuring speed (default 20)")
-    options.add_argument("--scaling", type=float, metavar="MB", help="compare one worker and two on a text of this size")
-    options.add_argument("--memory", type=float, nargs="*", default=[], metavar="MB", help="sizes of text for measuring memory")
+    options.add_argument(
+        "--megabytes", type=float, default=20.0, help="size of the text for measuring speed (default 20)"
+    )
+    options.add_argument(
+        "--scaling", type=float, metavar="MB", help="compare one worker and two on a text of this size"
+    )
+    options.add_argument(
+        "--memory", type=float, nargs="*", default=[], metavar="MB", help="sizes of text for measuring memory"
+    )
     options.add_argument("--no-peers", action="store_true", help="leave out the peers (pip install '.[bench]')")
     args = options.parse_args(argv)
     tokenizer = load_tokenizer(args.vocab)

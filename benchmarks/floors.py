@@ -124,7 +124,7 @@ def scoring(config: ModelConfig, batch: PretrainingBatch, layout: Layout, repeat
 
 
 def all_reduce(rank: int, store: str, count: int, repeats: int, result: str) -> None:
-    """Runs on each of NUM_RANKS processes: times an all-reduce of `count` float32 gradients; rank 0 writes the median."""
+    """One of NUM_RANKS processes: times an all-reduce of `count` float32 gradients; rank 0 writes the median."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=NUM_RANKS)
     torch.set_num_threads(1)
     gradients, seconds = torch.zeros(count), []

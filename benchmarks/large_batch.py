@@ -5,8 +5,8 @@
 You et al. (2020, section 4.1, table 4) claim that LAMB keeps its quality from batch 512 to 32k without tuning, if the
 rate grows with the square root of the batch and the warm-up with the batch, while AdamW loses quality even when tuned.
 Here both are tuned at every batch size, over rates that are scaled in this way from the smallest batch. "One rate" is
-LAMB's best rate at the smallest batch, scaled but not tuned again. Each run is one `pretrain.train`, so a study that was
-killed resumes where it stopped.
+LAMB's best rate at the smallest batch, scaled but not tuned again. Each run is one `pretrain.train`, so a killed
+study resumes where it stopped.
 """
 
 import argparse

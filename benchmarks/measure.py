@@ -23,7 +23,7 @@ VERSIONS = ("torch", "deepspeed", "megatron-core", "transformers", "numpy")
 
 
 def in_turn(competitors: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Calls the competitors in turn, `warm_up` + `repeats` times, and returns the seconds of each call after the warm-up."""
+    """Calls the competitors in turn, `warm_up` + `repeats` times; returns the seconds of the calls after warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
     for turn in range(warm_up + repeats):
         for name, run in competitors.items():

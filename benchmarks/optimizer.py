@@ -1,5 +1,5 @@
-"""One optimizer step on the tensors of a model: LAMB beside torch's AdamW, in turn. On a GPU also DeepSpeed's FusedLamb,
-which DeepSpeed compiles with nvcc.
+"""One optimizer step on the tensors of a model: LAMB beside torch's AdamW, in turn; on a GPU also FusedLamb, which
+DeepSpeed compiles with nvcc.
 
     python -m benchmarks.optimizer --model base
 

@@ -1,4 +1,4 @@
-"""How throughput grows with the number of ranks, measured on this machine and predicted for clusters; and start-up time.
+"""How throughput grows with the number of ranks, measured here and predicted for clusters; and the time of a start.
 
     python -m benchmarks.scaling --data SHARDS --ranks 1 2
 
@@ -33,8 +33,7 @@ GPUS = (8, 32, 128, 256, 512, 1024, 4096)
 
 
 def train(args, num_ranks: int, batch_size: int, folder: Path) -> dict[str, float]:
-    """Trains once; returns sequences/s after the first steps, and the seconds of each part from launch to first step.
-    """
+    """Trains once; returns sequences/s after the first steps, and the seconds of each part up to the first step."""
     config = folder.with_suffix(".json")
     write_json(config, {
         "train_batch_size": batch_size,
@@ -110,8 +109,12 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--data", required=True, type=Path, help="folder of masked shards made by data_prep.build")
     options.add_argument("--model", default="tiny", choices=PRESETS, help="default: tiny")
     options.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="default: 1 2")
-    options.add_argument("--batch", type=int, default=64, help="sequences per step, under weak scaling per rank and step (default 64)")
-    options.add_argument("--device", default="a100-80g", choices=DEVICES, help="device to predict for (default a100-80g)")
+    options.add_argument(
+        "--batch", type=int, default=64, help="sequences per step, under weak scaling per rank and step (default 64)"
+    )
+    options.add_argument(
+        "--device", default="a100-80g", choices=DEVICES, help="device to predict for (default a100-80g)"
+    )
     args = options.parse_args(argv)
     title = f"Predicted for {args.device}, 8 per node, sequences of 128, constant batch per replica"
     report("scaling", {**measured(args), title: predicted(args.device)}, args.save)
