@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Text to masked shards for both phases: five jobs, of which two are arrays over slices. The bytes are those of one
-# process. Prints the id of the last. Given again after a failure, it does what is missing.
+# Text to masked shards for both phases: five jobs, two of which are arrays over slices. The output has the same bytes as
+# that of one process. Prints the id of the last job. Run again after a failure, it does only what is missing.
 #    SLICES=64 slurm/data_prep.sh [sbatch options of the first job]
 #SBATCH --job-name=data_prep
 #SBATCH --ntasks=1
@@ -11,18 +11,18 @@ here=$(dirname "$0")
 # shellcheck source=slurm/job.sh
 . "$here/job.sh"
 : "${SLICES:=16}"
-: "${WORKERS:=8}" # processes of a job
+: "${WORKERS:=8}" # processes per job
 : "${LENGTHS:=128 512}"
-: "${PREDICTIONS:=20 80}" # masked tokens a sequence at most
+: "${PREDICTIONS:=20 80}" # most masked tokens per sequence
 : "${VOCAB_OPTIONS:=--type wordpiece --size 30522}"
-: "${CORPUS_OPTIONS:=}" # more for data_prep.corpus: --near-duplicates 0.8
-: "${BUILD_OPTIONS:=}"  # more for data_prep.build: --whole-word
+: "${CORPUS_OPTIONS:=}" # further options of data_prep.corpus: --near-duplicates 0.8
+: "${BUILD_OPTIONS:=}"  # further options of data_prep.build: --whole-word
 
-# Options are words.
+# The options are split into words on purpose.
 # shellcheck disable=SC2086
 corpus() { alone data_prep.corpus --input $TEXT --vocab "$VOCAB" --output "$WORK/corpus" $CORPUS_OPTIONS "$@" || leave $?; }
 
-# build CORPUS SHARDS OPTIONS: shards of both lengths.
+# build CORPUS SHARDS OPTIONS: builds the shards of every length.
 build() {
     local from=$1 to=$2 lengths predictions i
     read -ra lengths <<<"$LENGTHS"
@@ -34,7 +34,7 @@ build() {
     done
 }
 
-# step NAME AFTER OPTIONS: submits a step of this script.
+# step NAME AFTER OPTIONS: submits a step of this script that starts after job AFTER.
 # shellcheck disable=SC2086
 step() {
     STEP=$1 submit 0 --job-name="data_$1" --cpus-per-task="$WORKERS" $DATA_OPTIONS ${2:+--dependency="afterok:$2"} \
@@ -43,7 +43,7 @@ step() {
 
 in_job || STEP=submit
 # shellcheck disable=SC2086
-case ${STEP:?run slurm/data_prep.sh itself, it submits its jobs} in
+case ${STEP:?run slurm/data_prep.sh directly, it submits its jobs} in
 submit)
     array=--array=0-$((SLICES - 1))
     id=$(step prepare "" "$@") && id=$(step tokenise "$id" "$array") && id=$(step plan "$id") &&

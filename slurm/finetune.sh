@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2154
-# Fine-tuning as an array of jobs with one GPU, task x seed, then a table of all, for glue.sh and squad.sh. Sourced after
-# job.sh.
+# Fine-tuning as an array of one-GPU jobs over tasks and seeds, followed by a table of all results. Sourced after job.sh by
+# glue.sh and squad.sh.
 : "${CHECKPOINT:=$WORK/pretrain_large/phase2}" # a run, one of its checkpoints, or a Hugging Face folder
 : "${SEEDS:=0 1 2 3 4}"
 
-# finetune_all NAME TASKS OPTIONS SBATCH-OPTIONS: for slurm/NAME.sh, whose data_dir TASK says where a task's files are.
+# finetune_all NAME TASKS OPTIONS SBATCH-OPTIONS: for slurm/NAME.sh, whose function data_dir prints the folder of a task.
 finetune_all() {
     local name=$1 output=$WORK/${1}_results tasks options seeds i id
     read -ra tasks <<<"$2"
@@ -18,12 +18,12 @@ finetune_all() {
         for i in "${tasks[@]}"; do finetune "$i" "${seeds[@]}"; done
         alone evaluation.report "${tasks[@]/#/$output/}" --output "$output/report.html" || leave $?
     else
-        i=${SLURM_ARRAY_TASK_ID:?run slurm/$name.sh itself, it submits its jobs}
+        i=${SLURM_ARRAY_TASK_ID:?run slurm/$name.sh directly, it submits its jobs}
         finetune "${tasks[i / ${#seeds[@]}]}" "${seeds[i % ${#seeds[@]}]}"
     fi
 }
 
-# finetune TASK SEEDS: those that are not finished.
+# finetune TASK SEEDS: runs the seeds that are not finished.
 finetune() {
     alone evaluation.finetune --task "$1" --data-dir "$(data_dir "$1")" --checkpoint "$CHECKPOINT" \
         --output "$output/$1" "${options[@]}" --seeds "${@:2}" || leave $?

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GLUE: an array of jobs with one GPU, task x seed, then a table of all. Prints the id of the last job.
+# GLUE: an array of one-GPU jobs over tasks and seeds, then a table of all results. Prints the id of the last job.
 #    CHECKPOINT=runs/cluster/pretrain_large/phase2 slurm/glue.sh [sbatch options of the array]
 #SBATCH --job-name=glue
 #SBATCH --ntasks=1
@@ -10,7 +10,7 @@ here=$(dirname "$0")
 # shellcheck source=slurm/job.sh
 . "$here/job.sh"
 : "${GLUE_TASKS:=CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE}"
-: "${GLUE_OPTIONS:=}" # more for evaluation.finetune: --epochs 3 --learning-rate 3e-5
+: "${GLUE_OPTIONS:=}" # further options of evaluation.finetune: --epochs 3 --learning-rate 3e-5
 . slurm/finetune.sh
 
 data_dir() { echo "$GLUE/${1%-mm}"; } # MNLI-mm reads MNLI's folder

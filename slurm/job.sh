@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What all jobs share: how they are submitted, how ranks start, and what becomes of a job that is told to go. Sourced.
+# What all jobs share: how they are submitted, how their ranks start, and how they end. Sourced by the other scripts.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 . slurm/env.sh
@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 say() { echo "$(date +%T) [job $SLURM_JOB_ID, try ${SLURM_RESTART_COUNT:-0}] $*"; }
 in_job() { [ "${0##*/}" = slurm_script ]; } # the name that Slurm gives to its copy of a batch script
 
-# submit GPUS SBATCH-OPTIONS SCRIPT: a job with so many GPUs on each node, where there are any. Prints its id.
+# submit GPUS SBATCH-OPTIONS SCRIPT: submits a job with that many GPUs per node, if nodes have any. Prints its id.
 submit() {
     local options=(--parsable --kill-on-invalid-dep=yes --output="$WORK/logs/%x-%j.out") id
     [ "$1" = 0 ] || [ "$GPUS_PER_NODE" = 0 ] || options+=(--gres="gpu:$1")
@@ -16,7 +16,7 @@ submit() {
     echo "${id%%;*}"
 }
 
-# ranks MODULE ARGUMENTS: one process for each GPU of the allocation. Returns srun's exit code.
+# ranks MODULE ARGUMENTS: starts one process per GPU of the allocation. Returns the exit code of srun.
 ranks() {
     local head
     # The first node's address as Slurm knows it: its name may not resolve.
@@ -28,10 +28,10 @@ ranks() {
         --ntasks-per-node="$TASKS_PER_NODE" --cpus-per-task="$CPUS_PER_TASK" --kill-on-bad-exit=1 -- "$@"
 }
 
-# alone MODULE ARGUMENTS: one process. Returns its exit code.
+# alone MODULE ARGUMENTS: starts one process. Returns its exit code.
 alone() { launch --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" -- "$@"; }
 
-# launch SRUN-OPTIONS -- MODULE ARGUMENTS: in the background and waited for, so that this shell can hear signals.
+# launch SRUN-OPTIONS -- MODULE ARGUMENTS: runs srun in the background and waits, so that this shell can handle signals.
 launch() {
     local options=() code
     while [ "$1" != -- ]; do options+=("$1") && shift; done
@@ -48,23 +48,24 @@ launch() {
     return "$code"
 }
 
-# leave CODE: ends a job that is not finished, after its ranks ended with CODE; never with 0, so that `afterok` is not
-# fooled. It runs again if Slurm warned it or a node is gone, unless Slurm has already decided what becomes of it.
+# leave CODE: ends a job whose work is unfinished after its ranks ended with CODE. The exit code is never 0, since
+# `afterok` would take that for success. The job is requeued if Slurm sent the warning signal or if a node is lost, unless
+# Slurm is already ending it.
 leave() {
     local why=
-    [ "$warned" = 0 ] || why="it was told to make way"
+    [ "$warned" = 0 ] || why="the time limit or a preemption is near"
     [ "$1" = 0 ] || all_nodes_answer || why="a node does not answer"
     if [ -n "$why" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ] &&
         [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-        say "not finished, $why: requeued"
+        say "not finished because $why: requeued"
         scontrol requeue "$SLURM_JOB_ID" && trap - TERM USR1 && exec sleep infinity # until Slurm ends it
     fi
     if [ "$1" != 0 ]; then
         say "failed with code $1: $(reason)"
     elif [ "$warned" = 1 ]; then
-        say "not finished, $why: Slurm decides whether it runs again"
+        say "not finished because $why: Slurm decides whether it runs again"
     else
-        say "stopped before the end: submit again to go on"
+        say "stopped before the end: submit again to resume"
     fi
     exit $(($1 ? $1 : 75))
 }
@@ -73,8 +74,8 @@ all_nodes_answer() {
     timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true 2>/dev/null
 }
 
-# reason: of what this try has printed, the line that says why a rank failed: what Python said first, but for ranks that
-# only lost another one; else the first rank that was killed; else what srun said first.
+# reason: prints the line of this attempt's log that says why a rank failed: the first error of Python that is not merely
+# a lost connection to another rank, or else the first rank that was killed, or else the first error of srun.
 reason() {
     local said
     said=$(tail -n "+$first_line" "$log" | tr '\r' '\n')
@@ -86,8 +87,8 @@ reason() {
 
 if in_job; then
     warned=0 srun_pid='' container=()
-    trap 'warned=1; say "warned: saving"; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid"' USR1
-    trap 'warned=1; say "told to end"' TERM # the ranks get their own from Slurm
+    trap 'warned=1; say "received the warning signal: saving"; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid"' USR1
+    trap 'warned=1; say "received SIGTERM"' TERM # the ranks get their own from Slurm
     export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30} # seconds between lines of a progress bar
     log=$(readlink "/proc/$$/fd/1") || exit
     first_line=$(($(wc -l <"$log") + 1))

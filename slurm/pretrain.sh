@@ -1,13 +1,13 @@
 # shellcheck shell=bash disable=SC2154
 # The two phases of a pretraining, for pretrain_large.sh and pretrain_base.sh. Sourced after job.sh.
 : "${TP:=1}"                                               # ranks that share one copy of the model
-: "${PHASES:=1 2}"                                         # what this job does; what is finished is passed over
-: "${LENGTHS:=128 512}"                                    # tokens a sequence, phase by phase
+: "${PHASES:=1 2}"                                         # phases to run; finished ones are skipped
+: "${LENGTHS:=128 512}"                                    # tokens per sequence of each phase
 : "${CONFIGS:=ds_configs/large_lamb_phase1.json ds_configs/large_lamb_phase2.json}"
-: "${STEPS:=}"                                             # steps, phase by phase; empty: as the configs say
-: "${TRAIN_OPTIONS:=}"                                     # more for pretrain.train: --recompute full
+: "${STEPS:=}"                                             # steps of each phase; if empty, as in the configs
+: "${TRAIN_OPTIONS:=}"                                     # further options of pretrain.train: --recompute full
 
-# pretrain MODEL OUTPUT: phase 1 to OUTPUT/phase1, phase 2 from there to OUTPUT/phase2; goes on where it was.
+# pretrain MODEL OUTPUT: runs phase 1 in OUTPUT/phase1, then phase 2 from there in OUTPUT/phase2; resumes either.
 pretrain() {
     local model=$1 output=$2 phase length configs steps options extra
     read -ra length <<<"$LENGTHS"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A short pretraining on one GPU, with data made on the spot: does this site's env.sh work, and how fast is it?
+# A short pretraining on one GPU, with data made on the spot. It shows whether this site's env.sh works, and how fast.
 #    slurm/smoke_single_gpu.sh [sbatch options]
 #SBATCH --job-name=smoke_single_gpu
 #SBATCH --ntasks=1

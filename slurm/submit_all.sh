@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole road in one call: text -> shards -> phase 1 -> phase 2 -> the tables of GLUE and SQuAD, as far as their files are
-# there. Each job waits for the one before it, and none runs if that failed. Prints the ids; to be run on a login node.
+# The whole road in one call: text -> shards -> phase 1 -> phase 2 -> the tables of GLUE and SQuAD, if their files exist.
+# Each job waits for the one before it and does not run if that failed. Prints the job ids. Run it on a login node.
 #    NODES=8 slurm/submit_all.sh
 # shellcheck source=slurm/job.sh
 . "$(dirname "$0")/job.sh"

@@ -228,12 +228,12 @@ def python_of(cluster: SlurmCluster, *variables: str) -> list[int]:
 def held(cluster: SlurmCluster, job: str, run: Path) -> Iterator[None]:
     """A job's ranks stand still in the midst of phase 1, until Slurm has warned the job."""
     wait_for_steps(cluster, job, run)
-    ranks, warnings = python_of(cluster, f"SLURM_JOB_ID={job}"), cluster.output(job).count("warned: saving")
+    ranks, warnings = python_of(cluster, f"SLURM_JOB_ID={job}"), cluster.output(job).count("received the warning signal: saving")
     for rank in ranks:
         os.kill(rank, signal.SIGSTOP)
     yield
     deadline = time.monotonic() + 60
-    while cluster.output(job).count("warned: saving") == warnings:
+    while cluster.output(job).count("received the warning signal: saving") == warnings:
         assert time.monotonic() < deadline, "no warning"
         time.sleep(0.2)
     for rank in ranks:
@@ -264,7 +264,7 @@ def test_warned_requeued_and_preempted_it_ends_as_if_undisturbed(cluster, undist
     assert cluster.job(urgent)["StartTime"] < cluster.job(job)["StartTime"]
     log = cluster.output(job)
     assert log.count("stopped by SIGUSR1 after step") == 2 and log.count("stopped by SIGTERM after step") == 1
-    assert log.count("not finished, it was told to make way: requeued") == 2  # the third time Slurm did it
+    assert log.count("not finished because the time limit or a preemption is near: requeued") == 2  # the third time Slurm did it
     resumed = launches(tmp_path)
     assert len(resumed) == 4 and 0 == resumed[0] < resumed[1] < resumed[2] < resumed[3] < NUM_STEPS[0]
     assert launches(tmp_path, 2) == [0]
@@ -303,7 +303,7 @@ def test_an_unfinished_job_fails_and_says_why(cluster, undisturbed, site, tmp_pa
     after = cluster.run("slurm/pretrain_large.sh", f"--dependency=afterok:{job}", **site | {"RUN": tmp_path / "after"})
     (tmp_path / "run/phase1/STOP").touch()
     assert cluster.wait(job) == "FAILED" and cluster.job(job)["ExitCode"] == "75:0"
-    assert last_line(cluster, job).endswith("stopped before the end: submit again to go on")
+    assert last_line(cluster, job).endswith("stopped before the end: submit again to resume")
     assert cluster.wait(after) == "CANCELLED"
     container = tmp_path / "apptainer"  # a stand-in that leads into no container
     container.write_text(
