@@ -18,7 +18,19 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _NUM_ROUNDS = 6
 
 
-@njit(cache=True)
+def compiled(function):
+    """numba's njit. The machine code is kept in `__pycache__` or in the user's cache folder; it runs without the GIL,
+    since a loader masks beside the training step.
+
+    Where neither folder may be written, every process compiles for itself, which takes some seconds.
+    """
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba found no folder for its cache
+        return njit(nogil=True)(function)
+
+
+@compiled
 def mix(x):
     """uint64 -> uint64, a bijection whose every output bit depends on every input bit (SplitMix64's finaliser)."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
@@ -26,7 +38,7 @@ def mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True)
+@compiled
 def start_stream(stream, seed, purpose, a, b):
     """Set `stream` (uint64 [1]) to the beginning of the stream named by four non-negative integers."""
     # A sum with a signed integer would silently become a float64: every operand is made unsigned.
@@ -36,26 +48,26 @@ def start_stream(stream, seed, purpose, a, b):
     stream[0] = mix(key + np.uint64(b) * _GAMMA)
 
 
-@njit(cache=True)
+@compiled
 def next_bits(stream):
     """64 random bits as uint64."""
     stream[0] += _GAMMA
     return mix(stream[0])
 
 
-@njit(cache=True)
+@compiled
 def uniform(stream):
     """float64 in [0, 1)."""
     return np.float64(next_bits(stream) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True)
+@compiled
 def below(stream, bound):
     """int64 in [0, bound), for 0 < bound < 2**32; no value is more than 2**-32 off its share."""
     return np.int64(((next_bits(stream) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
-@njit(cache=True)
+@compiled
 def permuted(index, size, key):
     """Where element `index` of `size` goes: int64 in [0, size), a bijection chosen by the uint64 `key`.
 
@@ -76,7 +88,7 @@ def permuted(index, size, key):
             return np.int64(x)
 
 
-@njit(cache=True)
+@compiled
 def shuffled_positions(first, last, size, seed):
     """Positions int64 [last - first] of the elements first..last-1 in the shuffled order of `size` elements."""
     stream = np.empty(1, np.uint64)
