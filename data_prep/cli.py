@@ -31,7 +31,7 @@ from typing import IO
 def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
     """Call `main(argv)`; a ValueError or OSError becomes `error: message` on stderr and exit code 2, no traceback.
 
-    `python -X dev -m ...` shows the traceback all the same. Arguments have to be UTF-8, since paths go into JSON files.
+    `python -X dev -m ...` shows the traceback all the same. Arguments have to be text, since paths go into JSON files.
     A character that the terminal's encoding lacks is printed as an escape.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -39,10 +39,10 @@ def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None =
             stream.reconfigure(errors="backslashreplace")
     try:
         for argument in sys.argv[1:] if argv is None else argv:
-            if not _is_utf8(argument):
+            if not _is_text(argument):
                 raise ValueError(
-                    f"the argument {os.fsencode(argument)!r} is not text in UTF-8; rename the file or folder, or set a "
-                    "locale of UTF-8, as in LC_ALL=C.UTF-8"
+                    f"the argument {os.fsencode(argument)!r} is no text in {sys.getfilesystemencoding()}, the encoding "
+                    "of this locale; rename the file or folder, or set a locale of UTF-8, as in LC_ALL=C.UTF-8"
                 )
         main(argv)
     except (ValueError, OSError) as error:
@@ -52,7 +52,7 @@ def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None =
         sys.exit(2)
 
 
-def _is_utf8(text: str) -> bool:
+def _is_text(text: str) -> bool:
     """Whether a name that came from the operating system was decoded without leftover bytes (PEP 383)."""
     return text.encode(errors="ignore").decode() == text
 

@@ -144,7 +144,7 @@ def _files_inside(top: Path) -> tuple[list[Path], list[Path]]:
             entered.add(real)
             starts += [path for name in subfolders if os.path.islink(path := os.path.join(folder, name))]
             for path in (Path(folder, name) for name in names if not name.startswith(".")):
-                (unreadable if path.is_symlink() and not os.path.exists(path) else files).append(path)
+                (unreadable if os.path.islink(path) and not os.path.exists(path) else files).append(path)
     return files, unreadable
 
 
@@ -365,4 +365,5 @@ def _read_jsonl(path: Path, progress: Progress, text_key: str, skip: Skip) -> It
             # A lone surrogate, as "\ud800" in JSON, is no character and could not be written.
             text = record[text_key].encode(errors="ignore").decode()
             lines = text.splitlines(keepends=True) or [""]
-            yield from _bounded(str(record.get("id", f"{path.name}:{number}")), lines)
+            id = record.get("id")
+            yield from _bounded(f"{path.name}:{number}" if id is None else str(id), lines)

@@ -8,8 +8,13 @@ The bytes of every shard follow from these few lines: to change one is to change
 keeps the compiled callers on disk and does not notice a change here; after one, delete `data_prep/__pycache__`.
 """
 
+import os
+import stat
+import tempfile
+from pathlib import Path
+
 import numpy as np
-from numba import njit
+from numba import config, njit
 
 INSTANCES, MASKING, SHUFFLE = 1, 2, 3  # purposes: streams of one seed that must not meet
 
@@ -19,15 +24,28 @@ _NUM_ROUNDS = 6
 
 
 def compiled(function):
-    """numba's njit. The machine code is kept in `__pycache__` or in the user's cache folder; it runs without the GIL,
-    since a loader masks beside the training step.
-
-    Where neither folder may be written, every process compiles for itself, which takes some seconds.
+    """numba's njit. The machine code runs without the GIL, since a loader masks beside the training step. It is kept in
+    `__pycache__` or in the user's cache folder; where neither may be written, in a temporary folder of this user's own;
+    without any, every process compiles for itself.
     """
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba found no folder for its cache
-        return njit(nogil=True)(function)
+        if config.CACHE_DIR or not (folder := _own_temporary_folder()):
+            return njit(nogil=True)(function)
+        config.CACHE_DIR = str(folder)
+        return compiled(function)
+
+
+def _own_temporary_folder() -> Path | None:
+    """A folder in which nobody else can place code; None where there cannot be one."""
+    try:
+        folder = Path(tempfile.gettempdir(), f"numba-cache-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return None
+    return folder if (status.st_uid, status.st_mode) == (os.getuid(), stat.S_IFDIR | 0o700) else None
 
 
 @compiled
