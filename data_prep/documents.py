@@ -4,13 +4,15 @@ Formats (`--format`, or `auto`, which goes by file name and first lines):
 
     text       a file is a document; blank lines part its paragraphs; Gutenberg headers and licences are stripped
     jsonl      a line is a JSON object with the document in a key (`text` by default; its `id`, if there, is kept)
-    wikitext   a line " = Title = " starts a document, as in wikitext-2 and wikitext-103; section headings are dropped
+    wikitext   a line " = Title = " between blank lines starts a document, as in wikitext-2 and wikitext-103; section
+               headings are dropped
     sentences  one sentence a line, a blank line between documents, as google-research/bert reads; never guessed
     mediawiki  an XML dump of Wikipedia or another wiki; an article is a document, named by its title
     html       a file is a document; scripts, styles and navigation are dropped
 
-Any file may be compressed (.gz, .bz2, .xz, .zst). Folders are read recursively in the order of their sorted paths.
-What cannot be read as text is skipped and told to the caller with file and place; nothing is dropped in silence.
+Any file may be compressed (.gz, .bz2, .xz, .zst). Folders are read recursively, through links, in the order of their
+sorted paths. What cannot be read as text is skipped and reported to the caller with file and line; nothing is dropped
+in silence.
 """
 
 import argparse
