@@ -12,6 +12,7 @@ made twice: the same command goes on after an interruption. Slice I of N writes 
 
 import argparse
 import shutil
+import sys
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,10 +30,21 @@ from data_prep.cli import (
     read_json,
     remove_leftovers,
     run_cli,
+    sole_process,
     write_json,
 )
 from data_prep.corpus import Corpus, open_corpus
-from data_prep.instances import PAIR_TASKS, InstanceRule, assemble, count_instances, drop_empty, make_instances
+from data_prep.instances import (
+    PAIR_TASKS,
+    InstanceRule,
+    assemble,
+    check_size,
+    count_instances,
+    doubt_about_sentences,
+    drop_empty,
+    make_instances,
+    total,
+)
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.randomness import shuffled_positions
 from data_prep.shards import MANIFEST, make_manifest, shard_entry, write_shard
@@ -145,26 +157,29 @@ def build(
                 f"num_shards={num_shards} exceeds the {sum(counts)} sequences of this corpus; choose at most that many"
             )
         identity = {"vocab": _describe_vocab(tokenizer), "corpus": _describe_corpus(corpus)}
-        if claim_output(output, asdict(config) | {"num_shards": num_shards} | identity, done_file=MANIFEST) == "done":
-            shutil.rmtree(output / "plan", ignore_errors=True)  # killed between its last two acts
-            return
-        job = _make_job(corpus, tokenizer, output, config, counts, num_shards)
-        all_steps = not (prepare or slice or finish)
-        if (prepare or all_steps) and not prepared.exists():
-            _share_bounds(output / "plan", *bounds)
-            plan = ordered_map(partial(plan_chunk, job), enumerate(chunks))
-            for _ in tqdm(plan, "plan", len(chunks), unit="chunk"):
-                pass
-            tokenizer.save(output)
-            write_json(prepared, counts)
-        if slice or all_steps:
-            index, count = slice or (0, 1)
-            _write_shards(job, range(index, num_shards, count), ordered_map)
-        entries = _finished_entries(job, ordered_map) if finish or all_steps else None
-    if entries:
-        remove_leftovers(output)
-        write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
-        shutil.rmtree(output / "plan")
+        with sole_process(output, shared=slice is not None):
+            claim = asdict(config) | {"num_shards": num_shards} | identity
+            if claim_output(output, claim, done_file=MANIFEST) == "done":
+                shutil.rmtree(output / "plan", ignore_errors=True)  # killed between its last two acts
+                return
+            job = _make_job(corpus, tokenizer, output, config, counts, num_shards)
+            all_steps = not (prepare or slice or finish)
+            if (prepare or all_steps) and not prepared.exists():
+                _share_bounds(output / "plan", *bounds)
+                plan = ordered_map(partial(plan_chunk, job), enumerate(chunks))
+                totals = sum(tqdm(plan, "plan", len(chunks), unit="chunk"))
+                if doubt := doubt_about_sentences(totals, *bounds, config.instance_rule):
+                    print(f"warning: {doubt}", file=sys.stderr)
+                tokenizer.save(output)
+                write_json(prepared, counts)
+            if slice or all_steps:
+                index, count = slice or (0, 1)
+                _write_shards(job, range(index, num_shards, count), ordered_map)
+            if finish or all_steps:
+                entries = _finished_entries(job, ordered_map)
+                remove_leftovers(output)
+                write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
+                shutil.rmtree(output / "plan")
 
 
 def _count(sentence_start, document_start, chunks: list[range], rule: InstanceRule) -> list[int]:
@@ -220,17 +235,21 @@ def default_num_shards(num_sequences: int, seq_length: int) -> int:
     return min(num_sequences, max(MIN_SHARDS, -(-num_sequences * seq_length // SHARD_TOKENS)))
 
 
-def plan_chunk(job: Job, numbered_chunk: tuple[int, range]) -> None:
-    """Write the instances of a chunk (its number, its documents) in the order of their shuffled positions."""
+def plan_chunk(job: Job, numbered_chunk: tuple[int, range]) -> np.ndarray:
+    """Write the instances of a chunk (its number, its documents) in the order of their shuffled positions.
+
+    Returns their totals, int64 [3].
+    """
     chunk, documents = numbered_chunk
     if job.chunk_file(chunk).exists():
-        return
+        return total(np.load(job.chunk_file(chunk), mmap_mode="r"))
     bounds = [np.load(job.output / "plan" / f"{name}.npy", mmap_mode="r") for name in ("sentences", "documents")]
     first, last = job.chunk_start[chunk : chunk + 2]
     instances = make_instances(*bounds, documents, job.config.instance_rule, last - first)
     instances["position"] = shuffled_positions(first, last, job.num_sequences, job.config.seed)
     with finished_file(job.chunk_file(chunk)) as file:
         np.save(file, instances[np.argsort(instances["position"])])
+    return total(instances)
 
 
 def fill_shard(job: Job, shard: int) -> int:
@@ -282,10 +301,7 @@ def _mask_block(job: Job, token_ids: np.ndarray, instances: np.ndarray) -> dict[
 def check_config(config: BuildConfig) -> None:
     """Raise ValueError for the first value outside its rule."""
     rules = {
-        "seq_length": (
-            8 <= config.seq_length < 1 << 16,
-            "between 8 and 65,535 tokens, as positions are kept in 16 bits",
-        ),
+        "seq_length": (8 <= config.seq_length < 1 << 16, "between 8 and 65,535 tokens: positions are kept in 16 bits"),
         "max_predictions": (
             1 <= config.max_predictions < config.seq_length,
             f"at least 1 and less than seq_length={config.seq_length}; 20 is usual for 128 and 80 for 512",
@@ -315,22 +331,6 @@ def check_vocabulary(corpus: Corpus, tokenizer: Tokenizer) -> None:
         raise ValueError(
             f"the corpus holds token id {largest} and vocabulary {tokenizer.path} has {tokenizer.vocab_size} entries; "
             "give the vocabulary it was tokenised with as --vocab"
-        )
-
-
-def check_size(num_sentences: np.ndarray, pair_task: str) -> None:
-    """Raise ValueError where documents of `num_sentences` int64 [D] sentences cannot give a single instance."""
-    if len(num_sentences) == 0:
-        raise ValueError("the corpus has no text; run `python -m data_prep.corpus` on files that have some")
-    if pair_task == "nsp" and len(num_sentences) < 2:
-        raise ValueError(
-            "pair_task=nsp takes random next sentences from another document and the corpus has 1 document, needs 2; "
-            "split it into documents or choose --pair-task sop or none"
-        )
-    if pair_task == "sop" and num_sentences.max() < 2:
-        raise ValueError(
-            "pair_task=sop needs documents of at least two sentences and the corpus has none; "
-            "split it into sentences or choose --pair-task none"
         )
 
 
@@ -373,21 +373,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seq-length", type=int, default=default.seq_length, help="tokens a sequence, special ones included")
     add("--max-predictions", type=int, default=default.max_predictions, help="masked tokens a sequence at most")
     add("--duplicates", type=int, default=default.duplicates, help="times the corpus is used, each with other masks")
-    add(
-        "--pair-task",
-        choices=tuple(PAIR_TASKS),
-        default=default.pair_task,
-        help="next sentence, sentence order, or none",
-    )
+    add("--pair-task", choices=tuple(PAIR_TASKS), default=default.pair_task, help="next sentence, order, or none")
     add("--masked-lm-prob", type=float, default=default.masked_lm_prob, help="share of the tokens that are masked")
     add("--whole-word", action="store_true", help="mask all pieces of a word together")
     add("--max-ngram", type=int, default=default.max_ngram, help="mask runs of up to so many tokens, or whole words")
-    add(
-        "--short-seq-prob",
-        type=float,
-        default=default.short_seq_prob,
-        help="share of documents cut into shorter sequences",
-    )
+    add("--short-seq-prob", type=float, default=default.short_seq_prob, help="share of documents cut shorter")
     add("--seed", type=int, default=default.seed, help="another seed, other pairs, masks and order")
     add("--num-shards", type=int, metavar="N", help="files to write (default: 32 MB of tokens each, at least 8)")
     add("--workers", type=int, default=1, metavar="N", help="processes")

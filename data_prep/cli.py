@@ -14,6 +14,7 @@ A command checks all its input, then claims its output folder, then works:
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
@@ -29,9 +31,19 @@ from typing import IO
 def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
     """Call `main(argv)`; a ValueError or OSError becomes `error: message` on stderr and exit code 2, no traceback.
 
-    `python -X dev -m ...` shows the traceback all the same.
+    `python -X dev -m ...` shows the traceback all the same. Arguments have to be text, since paths go into JSON files.
+    A character that the terminal's encoding lacks is printed as an escape.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        for argument in sys.argv[1:] if argv is None else argv:
+            if not _is_text(argument):
+                raise ValueError(
+                    f"the argument {os.fsencode(argument)!r} is no text in {sys.getfilesystemencoding()}, the encoding "
+                    "of this locale; rename the file or folder, or set a locale of UTF-8, as in LC_ALL=C.UTF-8"
+                )
         main(argv)
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
@@ -40,8 +52,16 @@ def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None =
         sys.exit(2)
 
 
+def _is_text(text: str) -> bool:
+    """Whether a name that came from the operating system was decoded without leftover bytes (PEP 383)."""
+    return text.encode(errors="ignore").decode() == text
+
+
 def describe_error(error: Exception) -> str:
     """One line for the user; an operating-system error is told as `file: reason`, without its errno."""
+    if isinstance(error, UnicodeEncodeError):
+        near = error.object[max(0, error.start - 100) : error.end + 100]
+        return f"{near!a} cannot be written in {error.encoding}; if it is the name of a file or folder, rename that"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
@@ -82,6 +102,29 @@ def claim_output(folder: str | Path, config: dict, name: str = "config", done_fi
         print(f"{folder} is complete and made by the same configuration: reused")
         return "done"
     return "resume"
+
+
+@contextmanager
+def sole_process(folder: str | Path, shared: bool = False) -> Iterator[None]:
+    """Keep an output folder to this process, and make it if it is missing; with `shared`, other sharers may enter.
+
+    Raises ValueError where another process of this host is at work. A file system without locks lets all in.
+    """
+    if not Path(folder).exists():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is at work in {folder}; wait for it to end, or give another folder"
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _difference(held: object, asked: dict) -> str:

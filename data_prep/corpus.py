@@ -36,6 +36,7 @@ from data_prep.cli import (
     remove_leftovers,
     run_cli,
     sha256_file,
+    sole_process,
     write_json,
 )
 from data_prep.documents import (
@@ -260,7 +261,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--min-characters", type=int, default=1, metavar="N", help="drop shorter documents (default: 1)")
     add("--min-letters", type=float, default=0.0, metavar="SHARE", help="drop those with a smaller share of letters")
     add("--max-repeated", type=float, default=1.0, metavar="SHARE", help="drop those that repeat more of their text")
-    add("--scrub", nargs="+", choices=SCRUBBERS, default=[], help="replace these by [URL], [EMAIL], [PHONE]")
+    add("--scrub", nargs="+", action="extend", choices=SCRUBBERS, default=[], help="replace by [URL], [EMAIL], [PHONE]")
     add(
         "--near-duplicates",
         type=float,
@@ -283,7 +284,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     filters = Filters(
-        args.min_characters, args.min_letters, args.max_repeated, tuple(sorted(args.scrub)), args.near_duplicates
+        args.min_characters, args.min_letters, args.max_repeated, tuple(sorted(set(args.scrub))), args.near_duplicates
     )
     check_filters(filters)
     files, input_settings = input_config(args)
@@ -301,24 +302,25 @@ def main(argv: list[str] | None = None) -> None:
     splitter = output / "punkt.json"
     if (args.slice or args.finish) and not splitter.exists():
         raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
-    if claim_output(output, config) == "done":
-        shutil.rmtree(output / "parts", ignore_errors=True)  # killed between its last two acts
-        return
-    all_steps = not (args.prepare or args.slice or args.finish)
-    if args.prepare or all_steps:
-        tokenizer.save(output)
-        prepare(args, files, splitter)
-    if args.slice or all_steps:
-        tokenise_slice(args, files, Recipe(splitter, output / tokenizer.path.name, filters, output / "parts"))
-    if args.finish or all_steps:
-        counts = finish(output, files, tokenizer, filters)
-        names = ("corpus.bin", "corpus.idx", splitter.name, tokenizer.path.name)
-        sha256 = {name: sha256_file(output / name) for name in names}
-        manifest = {"format": "megatron-indexed-dataset", "config": config, "vocab": vocab, **counts, "sha256": sha256}
-        write_json(output / "manifest.json", manifest)
-        shutil.rmtree(output / "parts")
-        totals = ", ".join(f"{counts[f'num_{what}']:,} {what}" for what in ("documents", "sentences", "tokens"))
-        print(f"{totals} in {output}")
+    with sole_process(output, shared=args.slice is not None):
+        if claim_output(output, config) == "done":
+            shutil.rmtree(output / "parts", ignore_errors=True)  # killed between its last two acts
+            return
+        all_steps = not (args.prepare or args.slice or args.finish)
+        if args.prepare or all_steps:
+            tokenizer.save(output)
+            prepare(args, files, splitter)
+        if args.slice or all_steps:
+            tokenise_slice(args, files, Recipe(splitter, output / tokenizer.path.name, filters, output / "parts"))
+        if args.finish or all_steps:
+            counts = finish(output, files, tokenizer, filters)
+            names = ("corpus.bin", "corpus.idx", splitter.name, tokenizer.path.name)
+            sha256 = {name: sha256_file(output / name) for name in names}
+            manifest = {"format": "megatron-indexed-dataset", "config": config, "vocab": vocab}
+            write_json(output / "manifest.json", manifest | counts | {"sha256": sha256})
+            shutil.rmtree(output / "parts")
+            totals = ", ".join(f"{counts[f'num_{what}']:,} {what}" for what in ("documents", "sentences", "tokens"))
+            print(f"{totals} in {output}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ Formats (`--format`, or `auto`, which goes by file name and first lines):
 
     text       a file is a document; blank lines part its paragraphs; Gutenberg headers and licences are stripped
     jsonl      a line is a JSON object with the document in a key (`text` by default; its `id`, if there, is kept)
-    wikitext   a line " = Title = " starts a document, as in wikitext-2 and wikitext-103; section headings are dropped
+    wikitext   a line " = Title = " between blank lines starts a document, as in wikitext-2 and wikitext-103; section
+               headings are dropped
     sentences  one sentence a line, a blank line between documents, as google-research/bert reads; never guessed
     mediawiki  an XML dump of Wikipedia or another wiki; an article is a document, named by its title
     html       a file is a document; scripts, styles and navigation are dropped
 
-Any file may be compressed (.gz, .bz2, .xz, .zst). Folders are read recursively in the order of their sorted paths.
-What cannot be read as text is skipped and told to the caller with file and place; nothing is dropped in silence.
+Any file may be compressed (.gz, .bz2, .xz, .zst). Folders are read recursively, through links, in the order of their
+sorted paths. What cannot be read as text is skipped and reported to the caller with file and line; nothing is dropped
+in silence.
 """
 
 import argparse
@@ -18,29 +20,29 @@ import codecs
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from io import BytesIO, StringIO
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.cleaning import undo_wikitext
-from data_prep.compressed import DAMAGED, OPENERS
+from data_prep.compressed import OPENERS, NotText, Progress, no_progress, raw_blocks
 from data_prep.markup import BadMarkup, html_charset, html_prose, wiki_pages, wiki_prose
 
 FORMATS = ("auto", "text", "jsonl", "wikitext", "sentences", "mediawiki", "html")
 LONGEST_DOCUMENT = 4_000_000  # characters; longer ones are cut at a line end, so that memory stays constant
-_BLOCK_BYTES = 1 << 17
 _SAMPLE_PIECE = 10_000  # characters
-_JSON_BLOCK_BYTES = 1 << 25  # a line of JSON has to be held whole
+_LONGEST_JSON_LINE = 1 << 26  # bytes; it has to be held whole
 
-_FORMAT_BY_SUFFIX = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_FORMAT_BY_SUFFIX = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _FORMAT_BY_SUFFIX |= {".xml": "mediawiki", ".html": "html", ".htm": "html"}
 _DUMP_PAGES = re.compile(r"-p\d+p\d+.*")  # as in enwiki-20260101-pages-articles1.xml-p1p41242.bz2
-_WIKITEXT_TITLE = re.compile(r" = ([^=].*[^=]|[^=]) = ?\n?")
-_WIKITEXT_SECTION = re.compile(r" = = .* = = ?\n?")
+# As published, " = Title = \n" and " = = Section = = \n"; copies lose the spaces at the ends of lines or gain "\r".
+_WIKITEXT_TITLE = re.compile(r"\s*= ([^=\s]|[^=\s][^\n]*[^=\s]) =\s*")
+_WIKITEXT_SECTION = re.compile(r"\s*= = .* = =\s*")
 _PARAGRAPH_REST = r"[^\r\n]*(?:\r?\n[^\r\n]+)*"
 _GUTENBERG_START = re.compile(
     r"^\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG EBOOK"
@@ -56,11 +58,6 @@ _GUTENBERG_END = re.compile(
 )
 
 Skip = Callable[[str, str], None]
-Progress = Callable[[int], object]
-
-
-def _no_progress(num_bytes: int) -> None:
-    pass
 
 
 class Document(NamedTuple):
@@ -71,17 +68,11 @@ class Document(NamedTuple):
     is_split: bool = False
 
 
-class NotText(ValueError):
-    """A file, or the rest of it, cannot be read as text; `reason` is a short key to count by."""
-
-    def __init__(self, reason: str, place: str) -> None:
-        super().__init__(f"{place}: {reason}")
-        self.reason, self.place = reason, place
-
-
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say what to read; `input_config` turns them into files."""
-    parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="text files, and folders of them")
+    parser.add_argument(
+        "--input", required=True, nargs="+", action="extend", metavar="PATH", help="text files, and folders of them"
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -100,33 +91,36 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
 
 def input_config(args: argparse.Namespace) -> tuple[list[Path], dict]:
     """The files that the options name, and the part of the output's configuration that tells other input apart."""
-    files = find_files(args.input)
+    files = find_files(args.input, lambda message: print(message, file=sys.stderr))
     sizes = {"num_input_files": len(files), "num_input_bytes": input_bytes(files)}
     return files, {"input": args.input, "format": args.format, "text_key": args.text_key, **sizes}
 
 
 def input_bytes(files: Iterable[Path]) -> int:
-    """Size of the files on disk, the total of what `progress` is told."""
-    return sum(file.stat().st_size for file in files)
+    """Size of the files on disk, the total of what `progress` is told; 0 for a file that only reading will report."""
+    return sum(os.path.getsize(file) for file in files if os.path.exists(file))
 
 
-def find_files(paths: Iterable[str | Path]) -> list[Path]:
+def find_files(paths: Iterable[str | Path], tell: Callable[[str], object] = lambda message: None) -> list[Path]:
     """The input files: those given by name, and in folders, sorted, those not hidden and with a known suffix.
 
-    Raises ValueError for a path that does not exist and for a folder without a readable file.
+    Folders that may not be entered and broken links are among them, so that reading reports and counts them. `tell` is
+    called with the number of files that are left out for their suffix. Raises ValueError for a path that does not exist
+    and for a folder without text.
     """
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-            inside = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(path).parts))
+            inside, unreadable = _files_inside(path)
             known = [f for f in inside if _suffix(f) in _FORMAT_BY_SUFFIX]
-            if not known:
+            endings = f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with {' '.join(OPENERS)}); name other files one by one"
+            if not known and not unreadable:
                 raise ValueError(
-                    f"input folder {path} holds no text: none of its {len(inside)} files ends in "
-                    f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with {' '.join(OPENERS)}); name other files one by one"
+                    f"input folder {path} holds no text: none of its {len(inside)} files ends in {endings}"
                 )
-            files += known
+            if num_others := len(inside) - len(known):
+                tell(f"{num_others} of {len(inside)} files in {path} are left out: they do not end in {endings}")
+            files += sorted(known + unreadable)
         elif path.exists():
             files.append(path)
         else:
@@ -134,12 +128,34 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def _files_inside(top: Path) -> tuple[list[Path], list[Path]]:
+    """The visible files below a folder, and the folders and links in it that cannot be read.
+
+    Links to folders are followed after all that is no link, and no folder is entered twice: a link to a folder above
+    leads nowhere, and the files that a folder has itself keep their names.
+    """
+    files: list[Path] = []
+    unreadable: list[Path] = []
+    starts, entered = [str(top)], set()
+    for start in starts:  # grows
+        for folder, subfolders, names in os.walk(start, onerror=lambda error: unreadable.append(Path(error.filename))):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            if (real := os.path.realpath(folder)) in entered:
+                subfolders.clear()
+                continue
+            entered.add(real)
+            starts += [path for name in subfolders if os.path.islink(path := os.path.join(folder, name))]
+            for path in (Path(folder, name) for name in names if not name.startswith(".")):
+                (unreadable if os.path.islink(path) and not os.path.exists(path) else files).append(path)
+    return files, unreadable
+
+
 def read_documents(
     files: Iterable[str | Path],
     format: str = "auto",
     text_key: str = "text",
     skip: Skip | None = None,
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
 ) -> Iterator[Document]:
     """Yield the documents of `files` in order.
 
@@ -186,7 +202,7 @@ def guess_format(path: Path) -> str:
     """The format of one file by its suffix, and by its first lines where that leaves a choice."""
     format = _FORMAT_BY_SUFFIX.get(_suffix(path), "text")
     if format == "text":
-        first = next((line for line in _lines(path, _no_progress) if line.strip()), "")
+        first = next((line for line in _lines(path, no_progress) if line.strip()), "")
         if _WIKITEXT_TITLE.fullmatch(first):
             return "wikitext"
         if first.startswith(("<mediawiki", "<?xml")):
@@ -229,28 +245,12 @@ def _suffix(path: Path) -> str:
     return _DUMP_PAGES.sub("", suffix.lower())
 
 
-def _raw_blocks(path: Path, progress: Progress, block_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """(number of its first line, bytes) of the file's blocks; a block ends with a line unless the line is longer."""
-    number, position = 1, 0
-    try:
-        with open(path, "rb") as raw, OPENERS.get(path.suffix.lower(), nullcontext)(raw) as file:
-            while block := file.read(block_bytes):
-                if not block.endswith(b"\n"):
-                    block += file.readline(block_bytes)
-                progress(raw.tell() - position)
-                position = raw.tell()
-                yield number, block
-                number += block.count(b"\n")
-    except DAMAGED as error:
-        raise NotText("file is damaged or unreadable", f"{path}:{number}") from error
-
-
 def _blocks(path: Path, progress: Progress, charset: str = "utf-8-sig") -> Iterator[str]:
     """The blocks of a file as text; NotText names the first line that is none."""
     name = charset.removesuffix("-sig").upper()
     decoder, number, raw = codecs.getincrementaldecoder(charset)(), 1, b""
     try:
-        for number, raw in _raw_blocks(path, progress, _BLOCK_BYTES):
+        for number, raw in raw_blocks(path, progress):
             if (nul := raw.find(b"\0")) >= 0:
                 line = number + raw.count(b"\n", 0, nul)
                 raise NotText("NUL byte, so not a text file", f"{path}:{line}")
@@ -318,7 +318,7 @@ def _read_wikitext(path: Path, progress: Progress) -> Iterator[Document]:
 
 
 def _read_mediawiki(path: Path, progress: Progress, skip: Skip) -> Iterator[Document]:
-    blocks = (block for _, block in _raw_blocks(path, progress, _BLOCK_BYTES))
+    blocks = (block for _, block in raw_blocks(path, progress))
     try:
         for page in wiki_pages(blocks, LONGEST_DOCUMENT):
             try:
@@ -330,7 +330,7 @@ def _read_mediawiki(path: Path, progress: Progress, skip: Skip) -> Iterator[Docu
 
 
 def _read_html(path: Path, progress: Progress) -> Iterator[Document]:
-    _, start = next(_raw_blocks(path, _no_progress, _BLOCK_BYTES), (1, b""))
+    _, start = next(raw_blocks(path, no_progress), (1, b""))
     try:
         yield from _bounded(path.name, html_prose(_blocks(path, progress, html_charset(start))))
     except BadMarkup as error:
@@ -346,7 +346,7 @@ def _read_sentences(path: Path, progress: Progress) -> Iterator[Document]:
 
 
 def _json_lines(path: Path, progress: Progress) -> Iterator[tuple[int, bytes]]:
-    for number, block in _raw_blocks(path, progress, _JSON_BLOCK_BYTES):
+    for number, block in raw_blocks(path, progress, _LONGEST_JSON_LINE):
         yield from enumerate(BytesIO(block), start=number)
 
 
@@ -367,4 +367,5 @@ def _read_jsonl(path: Path, progress: Progress, text_key: str, skip: Skip) -> It
             # A lone surrogate, as "\ud800" in JSON, is no character and could not be written.
             text = record[text_key].encode(errors="ignore").decode()
             lines = text.splitlines(keepends=True) or [""]
-            yield from _bounded(str(record.get("id", f"{path.name}:{number}")), lines)
+            id = record.get("id")
+            yield from _bounded(f"{path.name}:{number}" if id is None else str(id), lines)

@@ -9,9 +9,8 @@ corpus alone.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from data_prep.randomness import INSTANCES, below, next_bits, start_stream, uniform
+from data_prep.randomness import INSTANCES, below, compiled, next_bits, start_stream, uniform
 
 NO_PAIR, IN_ORDER, RANDOM_OR_SWAPPED = -1, 0, 1  # values of pair_label
 PAIR_TASKS = {"nsp": 0, "sop": 1, "none": 2}
@@ -98,6 +97,52 @@ def _run(sentence_start, document_start, documents, rule, out):
     )
 
 
+def check_size(num_sentences: np.ndarray, pair_task: str) -> None:
+    """Raise ValueError where documents of `num_sentences` int64 [D] sentences cannot give a single instance."""
+    if len(num_sentences) == 0:
+        raise ValueError("the corpus has no text; run `python -m data_prep.corpus` on files that have some")
+    if pair_task == "nsp" and len(num_sentences) < 2:
+        raise ValueError(
+            "pair_task=nsp takes random next sentences from another document and the corpus has 1 document, needs 2; "
+            "split it into documents or choose --pair-task sop or none"
+        )
+    if pair_task == "sop" and num_sentences.max() < 2:
+        raise ValueError(
+            "pair_task=sop needs documents of at least two sentences and the corpus has none; "
+            "split it into sentences or choose --pair-task none"
+        )
+
+
+def total(instances: np.ndarray) -> np.ndarray:
+    """int64 [3]: how many instances there are, how many with a random or swapped second segment, and their tokens."""
+    num_tokens = instances["a_length"].sum(dtype=np.int64) + instances["b_length"].sum(dtype=np.int64)
+    return np.array([len(instances), (instances["pair_label"] == RANDOM_OR_SWAPPED).sum(), num_tokens])
+
+
+def doubt_about_sentences(
+    totals: np.ndarray, sentence_start: np.ndarray, document_start: np.ndarray, rule: InstanceRule
+) -> str:
+    """What to warn of where the corpus' sentences hardly suit the rule, or "". Totals are those of all its instances.
+
+    Usual are a random share of 0.5 to 0.7 and sequences with at least nine tenths of the text.
+    """
+    num_instances, num_random, num_tokens = map(int, totals)
+    in_sequences = num_tokens / (rule.duplicates * int(sentence_start[-1]))
+    found = []
+    if rule.pair_task == "nsp" and num_random > 0.9 * num_instances:
+        found.append(f"{num_random / num_instances:.0%} of the pairs have a random second segment, where half is usual")
+    if in_sequences < 0.7:
+        found.append(f"{1 - in_sequences:.0%} of the text is in no sequence")
+    if not found:
+        return ""
+    num_sentences, num_documents = len(sentence_start) - 1, len(document_start) - 1
+    return (
+        f"{' and '.join(found)}; a document has {num_sentences / num_documents:.1f} sentences on average, and a "
+        f"sentence {int(sentence_start[-1]) / num_sentences:.0f} tokens. See where sentences and documents end "
+        "(with --format sentences a blank line ends a document), or choose --pair-task none, which needs no sentences"
+    )
+
+
 def drop_empty(sentence_start: np.ndarray, document_start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(sentence_start, document_start) without empty sentences and documents; tokens keep their places."""
     has_tokens = np.diff(sentence_start) > 0
@@ -123,7 +168,7 @@ def assemble(
     return tokens, sequence_start, segment_b_start
 
 
-@njit(cache=True)
+@compiled
 def _make_instances(
     sentence_start, document_start, first, last, duplicates, seed, pair_task, max_tokens, short_seq_prob, out
 ):
@@ -146,7 +191,7 @@ def _make_instances(
     return num_instances
 
 
-@njit(cache=True)
+@compiled
 def _sentence_pairs(
     sentence_start, document_start, document, stream, pair_task, target, max_tokens, out, num_instances
 ):
@@ -185,7 +230,7 @@ def _sentence_pairs(
     return num_instances
 
 
-@njit(cache=True)
+@compiled
 def _random_next(sentence_start, document_start, document, stream, num_tokens):
     """Bounds of at least `num_tokens` tokens (fewer at a document's end) from a random sentence of another document."""
     other = below(stream, len(document_start) - 2)
@@ -199,7 +244,7 @@ def _random_next(sentence_start, document_start, document, stream, num_tokens):
     return sentence_start[first], sentence_start[last]
 
 
-@njit(cache=True)
+@compiled
 def _truncate(a_start, a_end, b_start, b_end, max_tokens, stream):
     """Shorten the longer segment (B of two equal ones) by one token until both fit; each is taken from the front or
     the back by
@@ -212,7 +257,7 @@ def _truncate(a_start, a_end, b_start, b_end, max_tokens, stream):
     return a_start, a_start + keep_a, b_start, b_start + keep_b
 
 
-@njit(cache=True)
+@compiled
 def _num_heads(num_flips, stream):
     num_heads = 0
     for done in range(0, num_flips, 64):
@@ -223,7 +268,7 @@ def _num_heads(num_flips, stream):
     return num_heads
 
 
-@njit(cache=True)
+@compiled
 def _full_sentences(sentence_start, begin, end, target, out, num_instances):
     """Pack the sentences begin..end-1 into runs of at most `target` tokens."""
     first, token = begin, sentence_start[begin]
@@ -240,14 +285,14 @@ def _full_sentences(sentence_start, begin, end, target, out, num_instances):
     return num_instances
 
 
-@njit(cache=True)
+@compiled
 def _store(instance, a_start, a_end, b_start, b_end, label):
     instance.a_start, instance.a_length = a_start, a_end - a_start
     instance.b_start, instance.b_length = b_start, b_end - b_start
     instance.pair_label = label
 
 
-@njit(cache=True)
+@compiled
 def _assemble(token_ids, instances, cls_id, sep_id, sequence_start, tokens):
     for i in range(len(instances)):
         instance = instances[i]
@@ -260,7 +305,7 @@ def _assemble(token_ids, instances, cls_id, sep_id, sequence_start, tokens):
             tokens[at] = sep_id
 
 
-@njit(cache=True)
+@compiled
 def _copy(token_ids, start, length, tokens, at):
     for offset in range(length):
         tokens[at + offset] = token_ids[start + offset]

@@ -33,6 +33,16 @@ _SHOWN_TEMPLATES = (
     (re.compile(r"\{\{\s*(?:lang\s*\|[^{}|]*|lang-[\w-]+|nowrap|nobr)\s*\|([^{}|=]*)\}\}", re.IGNORECASE), r"\1"),
     (re.compile(r"\{\{\s*(?:convert|cvt)\|([\d.,]+)\|(?!(?:to|by|and|or|x)\|)([^\W\d][^{}|]*)[^{}]*\}\}"), r"\1 \2"),
 )
+# Language conversion, as in the Chinese Wikipedia (mediawiki.org/wiki/Writing_systems/Syntax), and what it nests with.
+_CONVERSION = re.compile(
+    r"-\{(?!\{)|\{\{|\}\}|\}-|<!--|<(nowiki|pre|math|chem|ce|source|syntaxhighlight)(?:\s[^<>]*)?(?<!/)>", re.IGNORECASE
+)
+_MAX_CONVERSIONS = 10  # inside one another, as MediaWiki has it
+_FLAGS = re.compile(r"[\w\s;+-]*")
+_VARIANT = r"(?:ban|crh|gan|iu|kk|ku|mni|shi?|sr|tg|tly|uz|wuu|zh)(?:-[a-z]+)*"
+_NEXT_RULE = re.compile(rf";(?=(?:[^;:=]*=>)?\s*{_VARIANT}\s*:)", re.IGNORECASE)
+_RULE = re.compile(rf"(?:[^;:=]*=>)?\s*({_VARIANT})\s*:(.*?);?\s*", re.IGNORECASE | re.DOTALL)
+_PREFERRED_VARIANTS = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")
 # Quotes that mean bold and italics, __TOC__ and its like, and links to other languages, one a line.
 _SILENT = re.compile(r"'{5}|'{2,3}|__[A-Z]+__|^\[\[[a-z]{2,3}(?:-[a-z]+)*:[^\[\]|\n]*\]\][ \t]*$", re.MULTILINE)
 _HEADING = re.compile("^(?==)", re.MULTILINE)
@@ -163,7 +173,7 @@ class _Dump:
 
     def add_page(self, wikitext: str) -> None:
         self.num_parts += 1
-        title = self.fields.get("title", "") + (f"#{self.num_parts}" if self.num_parts > 1 else "")
+        title = one_variant(self.fields.get("title", "")) + (f"#{self.num_parts}" if self.num_parts > 1 else "")
         self.pages.append(Page(title, wikitext, self.line, self.hidden))
 
 
@@ -172,7 +182,7 @@ def wiki_prose(page: Page) -> str:
 
     Raises BadMarkup where the parser gives up, which is rare.
     """
-    wikitext = page.wikitext
+    wikitext = one_variant(page.wikitext)
     for template, shown in _SHOWN_TEMPLATES:
         wikitext = template.sub(shown, wikitext)
     shown: list[str] = []
@@ -187,6 +197,57 @@ def wiki_prose(page: Page) -> str:
     for hollow, replacement in _HOLLOW_RULES:
         blocks = [hollow.sub(replacement, block) for block in blocks]
     return "\n\n".join(block for block in blocks if any(map(str.isalnum, block)))
+
+
+def one_variant(wikitext: str) -> str:
+    """The text with what one reader sees of each -{...}-: simplified Chinese if that is offered, else the first one.
+
+    One pass; what is not closed stays as it is.
+    """
+    if "-{" not in wikitext:
+        return wikitext
+    kept: list[str] = []
+    opened: list[tuple[str, int]] = []  # "-{" or "{{", and where it is in `kept`
+    depth, start, at, unclosed = 0, 0, 0, set()
+    while found := _CONVERSION.search(wikitext, at):
+        mark, at = found[0], found.end()
+        if mark[0] == "<":
+            end = f"</{found[1]}" if found[1] else "-->"
+            if end not in unclosed and (after := wikitext.find(end, at)) >= 0:
+                at = after
+            else:
+                unclosed.add(end)  # so that no end is searched for again and again
+            continue
+        kept.append(wikitext[start : found.start()])
+        start = at
+        if mark == "{{" or (mark == "-{" and depth < _MAX_CONVERSIONS):
+            opened.append((mark, len(kept)))
+            depth += mark == "-{"
+        elif mark == "}}" and opened and opened[-1][0] == "{{":
+            opened.pop()
+        elif mark == "}-" and depth:
+            while opened[-1][0] == "{{":
+                opened.pop()
+            depth, place = depth - 1, opened.pop()[1]
+            kept[place:] = [_shown_variant("".join(kept[place + 1 :]))]
+            continue
+        kept.append(mark)
+    return "".join(kept) + wikitext[start:]
+
+
+def _shown_variant(content: str) -> str:
+    """What is shown of -{content}-: "text", "flags|text", and for text "zh-hans:one;zh-hant:other" or "a=>zh-cn:b"."""
+    head, bar, text = content.partition("|")
+    flags = set()
+    if bar and _FLAGS.fullmatch(head):  # else the bar belongs to a link
+        flags, content = {flag.strip() for flag in head.split(";")} - {""}, text
+    if "R" in flags:  # raw
+        return content
+    if flags & {"H", "-", "N"} or flags == {"T"}:  # a hidden rule, one taken back, a variant's name, the page's title
+        return ""
+    rules = [rule for part in _NEXT_RULE.split(content) if (rule := _RULE.fullmatch(part))]
+    texts = {rule[1].lower(): rule[2].strip() for rule in reversed(rules)}
+    return next((texts[variant] for variant in (*_PREFERRED_VARIANTS, *reversed(texts)) if variant in texts), content)
 
 
 def _without_nested(wikitext: str) -> str:

@@ -9,9 +9,8 @@ duplicate.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from data_prep.randomness import MASKING, below, start_stream, uniform
+from data_prep.randomness import MASKING, below, compiled, start_stream, uniform
 
 _SPECIAL, _BEGINS_UNIT, _CONTINUES_UNIT = 0, 1, 2
 
@@ -97,7 +96,7 @@ def _budget(lengths, masked_lm_prob, max_predictions):
     return np.minimum(max_predictions, np.maximum(1, np.rint(lengths * masked_lm_prob).astype(np.int64)))
 
 
-@njit(cache=True, nogil=True)  # a loader masks beside the training step
+@compiled
 def _mask_sequences(tokens, sequence_start, samples, rule, seed, epochs, num_predictions, positions, labels):
     """Mask `tokens` in place, fill the last three arrays and return the number of predictions."""
     stream = np.empty(1, np.uint64)
@@ -120,7 +119,7 @@ def _mask_sequences(tokens, sequence_start, samples, rule, seed, epochs, num_pre
     return total
 
 
-@njit(cache=True)
+@compiled
 def _find_units(sequence, token_role, units):
     """Write where each unit begins into `units` and return their number. A special token ends the unit before it."""
     num_units, before = 0, _SPECIAL
@@ -132,7 +131,7 @@ def _find_units(sequence, token_role, units):
     return num_units
 
 
-@njit(cache=True)
+@compiled
 def _choose(sequence, token_role, max_ngram, units, num_units, budget, chosen, stream):
     """Go through the units in random order and take each that still fits the budget, with the units after it if an
     n-gram is drawn, as far as they fit; mark the positions in `chosen`.
@@ -158,7 +157,7 @@ def _choose(sequence, token_role, max_ngram, units, num_units, budget, chosen, s
             start = end
 
 
-@njit(cache=True)
+@compiled
 def _ngram_length(max_ngram, stream):
     """1 .. max_ngram, each n with a probability proportional to 1/n."""
     total = 0.0
@@ -172,7 +171,7 @@ def _ngram_length(max_ngram, stream):
     return max_ngram
 
 
-@njit(cache=True)
+@compiled
 def _hide(sequence, position, rule, stream):
     draw = uniform(stream)
     if draw < 0.8:

@@ -8,8 +8,13 @@ The bytes of every shard follow from these few lines: to change one is to change
 keeps the compiled callers on disk and does not notice a change here; after one, delete `data_prep/__pycache__`.
 """
 
+import os
+import stat
+import tempfile
+from pathlib import Path
+
 import numpy as np
-from numba import njit
+from numba import config, njit
 
 INSTANCES, MASKING, SHUFFLE = 1, 2, 3  # purposes: streams of one seed that must not meet
 
@@ -18,7 +23,32 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _NUM_ROUNDS = 6
 
 
-@njit(cache=True)
+def compiled(function):
+    """numba's njit. The machine code runs without the GIL, since a loader masks beside the training step. It is kept in
+    `__pycache__` or in the user's cache folder; where neither may be written, in a temporary folder of this user's own;
+    without any, every process compiles for itself.
+    """
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba found no folder for its cache
+        if config.CACHE_DIR or not (folder := _own_temporary_folder()):
+            return njit(nogil=True)(function)
+        config.CACHE_DIR = str(folder)
+        return compiled(function)
+
+
+def _own_temporary_folder() -> Path | None:
+    """A folder in which nobody else can place code; None where there cannot be one."""
+    try:
+        folder = Path(tempfile.gettempdir(), f"numba-cache-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return None
+    return folder if (status.st_uid, status.st_mode) == (os.getuid(), stat.S_IFDIR | 0o700) else None
+
+
+@compiled
 def mix(x):
     """uint64 -> uint64, a bijection whose every output bit depends on every input bit (SplitMix64's finaliser)."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
@@ -26,7 +56,7 @@ def mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True)
+@compiled
 def start_stream(stream, seed, purpose, a, b):
     """Set `stream` (uint64 [1]) to the beginning of the stream named by four non-negative integers."""
     # A sum with a signed integer would silently become a float64: every operand is made unsigned.
@@ -36,26 +66,26 @@ def start_stream(stream, seed, purpose, a, b):
     stream[0] = mix(key + np.uint64(b) * _GAMMA)
 
 
-@njit(cache=True)
+@compiled
 def next_bits(stream):
     """64 random bits as uint64."""
     stream[0] += _GAMMA
     return mix(stream[0])
 
 
-@njit(cache=True)
+@compiled
 def uniform(stream):
     """float64 in [0, 1)."""
     return np.float64(next_bits(stream) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True)
+@compiled
 def below(stream, bound):
     """int64 in [0, bound), for 0 < bound < 2**32; no value is more than 2**-32 off its share."""
     return np.int64(((next_bits(stream) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
-@njit(cache=True)
+@compiled
 def permuted(index, size, key):
     """Where element `index` of `size` goes: int64 in [0, size), a bijection chosen by the uint64 `key`.
 
@@ -76,7 +106,7 @@ def permuted(index, size, key):
             return np.int64(x)
 
 
-@njit(cache=True)
+@compiled
 def shuffled_positions(first, last, size, seed):
     """Positions int64 [last - first] of the elements first..last-1 in the shuffled order of `size` elements."""
     stream = np.empty(1, np.uint64)

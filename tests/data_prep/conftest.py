@@ -1,7 +1,9 @@
 """What the tests of data preparation share."""
 
+import ctypes
 import os
 import subprocess
+from contextlib import contextmanager
 
 import pytest
 
@@ -17,3 +19,23 @@ def small_disk(tmp_path):
         pytest.skip("no right to mount a disk here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def bound_by_modes():
+    """A block in which the modes of files bind root, too: it does without two capabilities meanwhile (capset(2))."""
+
+    @contextmanager
+    def bound():
+        libc = ctypes.CDLL(None, use_errno=True)
+        header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert libc.capget(header, held) == 0
+        fewer = (ctypes.c_uint32 * 6)(*held)
+        fewer[0] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the effective set
+        assert libc.capset(header, fewer) == 0
+        try:
+            yield
+        finally:
+            assert libc.capset(header, held) == 0
+
+    return bound

@@ -1,6 +1,8 @@
 """Corpus to shards: the same bytes for any number of workers and after interruptions; balanced, shuffled, complete."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +13,12 @@ import pytest
 
 from data_prep import build as build_module
 from data_prep.build import BuildConfig, build, cut_into_chunks, main
+from data_prep.cli import sole_process
 from data_prep.indexed_dataset import IndexedDatasetWriter
 from data_prep.instances import InstanceRule, make_instances
 from data_prep.masking import mask_sequences, masking_rule
 from data_prep.shards import Shards
-from tests.data_prep.killing import finish_through_kills, hashes
+from tests.data_prep.killing import ROOT, finish_through_kills, hashes
 from tests.data_prep.small_corpus import make_corpus, make_tokenizer
 
 
@@ -34,10 +37,10 @@ def source(tmp_path):
     return make_corpus(folder, tokenizer), tokenizer
 
 
-def make(source, output, workers=1, num_shards=None, **config):
+def make(source, output, workers=1, num_shards=None, prepare=False, **config):
     config = BuildConfig(**{"seq_length": 64, "max_predictions": 10, "duplicates": 2} | config)
-    build(*source, output, config, num_shards=num_shards, workers=workers)
-    return Shards(output)
+    build(*source, output, config, num_shards=num_shards, workers=workers, prepare=prepare)
+    return None if prepare else Shards(output)
 
 
 def make_step(source, output, step):
@@ -154,6 +157,56 @@ def test_every_instance_is_there_once_shuffled_and_balanced(source, tmp_path, pa
     assert Counter(records.pair_labels.tolist()) == Counter(instances["pair_label"].tolist())
     separators = records.token_ids[np.cumsum(records.lengths) - records.lengths + records.segment_b_start - 1]
     assert (separators == 3).all()
+
+
+@pytest.mark.parametrize(
+    "sentence_lengths, pair_task, warning",
+    [
+        ([[9]] * 40, "nsp", "100% of the pairs have a random second segment.*a document has 1.0 sentences.*9 tokens"),
+        ([[500]] * 40, "nsp", "100% of the pairs.* and 88% of the text is in no sequence"),
+        ([[300]] * 40 + [[30, 30]], "sop", "^warning: 100% of the text is in no sequence"),
+        ([[300]] * 40, "none", None),
+        ([[9] * 30] * 40, "nsp", None),
+        ([[9] * 30] * 40, "sop", None),
+    ],
+)
+def test_sentences_that_hardly_serve_are_warned_of(source, tmp_path, capsys, sentence_lengths, pair_task, warning):
+    lengths = [sum(sentence_lengths, []), [len(document) for document in sentence_lengths]]
+    bounds = [np.concatenate([[0], np.cumsum(column)]) for column in lengths]
+    np.full(bounds[0][-1], 7, np.uint16).tofile(tmp_path / "t.bin")
+    corpus = type(source[0])(np.memmap(tmp_path / "t.bin", np.uint16, mode="r"), *bounds, manifest=None)
+    for _ in ("new", "its chunks are there"):
+        make((corpus, source[1]), tmp_path / "shards", pair_task=pair_task, prepare=True)
+        (tmp_path / "shards" / "plan" / "prepared.json").unlink()
+        found = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+        assert len(found) == (warning is not None) and (not warning or re.search(warning, found[0]))
+
+
+def test_two_builds_of_one_folder_are_told(source, tmp_path):
+    with sole_process(tmp_path / "shards", shared=True), pytest.raises(ValueError, match="another process is at work"):
+        make(source, tmp_path / "shards")
+    assert make(source, tmp_path / "shards").num_sequences
+
+
+def test_a_read_only_checkout_and_home(tmp_path):
+    """numba finds no folder for its cache there; a temporary one serves, and where there is none either, no cache."""
+    as_owner = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    if as_owner and not shutil.which("setpriv"):
+        pytest.skip("root writes anywhere")
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "data_prep", checkout / "data_prep", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "tmp").mkdir()
+    for folder in (checkout / "data_prep", checkout):
+        folder.chmod(0o555)
+    command = [*as_owner, sys.executable, "-m", "data_prep.build", "--help"]
+    for temporary in (tmp_path / "tmp", checkout):
+        environment = {**os.environ, "HOME": str(checkout), "TMPDIR": str(temporary)}
+        environment = {
+            name: value for name, value in environment.items() if name not in ("XDG_CACHE_HOME", "PYTHONPATH")
+        }
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "") and "--seq-length" in done.stdout
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "tmp").iterdir()] == [0o700]
 
 
 def test_duplicates_have_other_masks(source, tmp_path):

@@ -1,8 +1,10 @@
 """Claiming an output folder, finishing files, and how a user's mistake is told."""
 
+import os
+
 import pytest
 
-from data_prep.cli import claim_output, finished_file, read_json, run_cli, sha256_file, write_json
+from data_prep.cli import claim_output, finished_file, read_json, run_cli, sha256_file, sole_process, write_json
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path):
@@ -16,6 +18,28 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path):
     with pytest.raises(SystemExit):
         run_cli(lambda argv: (tmp_path / "absent").read_text(), [])
     assert capsys.readouterr().err == f"error: {tmp_path / 'absent'}: No such file or directory\n"
+
+
+def test_names_that_are_no_text_are_told_or_printed_as_escapes(capsys, tmp_path):
+    latin = os.fsdecode(b"f\xfcr")
+    (tmp_path / latin).touch()
+
+    def main(argv):
+        print(*(path.name for path in tmp_path.iterdir()))
+        write_json(tmp_path / "config.json", {"input": [str(path) for path in tmp_path.iterdir()]})
+
+    with pytest.raises(SystemExit) as stop:
+        run_cli(main, ["--input", str(tmp_path / latin)])
+    told = capsys.readouterr()
+    assert stop.value.code == 2 and not told.out and not (tmp_path / "config.json").exists()
+    assert (
+        told.err.startswith(f"error: the argument b'{tmp_path}/f\\xfcr' is no text in utf-8") and "LC_ALL" in told.err
+    )
+    with pytest.raises(SystemExit):
+        run_cli(main, ["--input", "für"])
+    told = capsys.readouterr()
+    assert told.out == "f\\udcfcr\n" and not (tmp_path / "config.json").exists()
+    assert told.err.startswith("error: ") and told.err.count("\n") == 1 and f"{tmp_path}/f\\udcfcr" in told.err
 
 
 def test_our_own_bugs_keep_their_traceback():
@@ -32,6 +56,25 @@ def test_claim_new_resume_done(tmp_path, capsys):
     assert claim_output(folder, config) == "done"
     assert "reused" in capsys.readouterr().out
     assert read_json(folder / "config.json") == {"seed": 0, "sizes": [1, 2]}
+
+
+def test_an_output_folder_has_one_process_or_sharers(tmp_path):
+    for first, second, is_refused in (
+        (False, False, True),
+        (False, True, True),
+        (True, False, True),
+        (True, True, False),
+    ):
+        with sole_process(tmp_path / "run", shared=first):
+            if is_refused:
+                with pytest.raises(ValueError, match="another process is at work in .*run; wait"):
+                    sole_process(tmp_path / "run", shared=second).__enter__()
+            else:
+                with sole_process(tmp_path / "run", shared=second):
+                    pass
+    (tmp_path / "file").touch()
+    with sole_process(tmp_path / "file"), pytest.raises(ValueError, match="is a file"):
+        claim_output(tmp_path / "file", {})
 
 
 def test_claim_refuses_what_is_not_its_own(tmp_path):

@@ -1,16 +1,22 @@
 """Readers: every format, every compression, and input that is no text."""
 
+import argparse
 import bz2
 import gzip
 import json
 import lzma
+import zlib
 from collections import Counter
+from functools import partial
 
+import numpy as np
 import pytest
+import zstandard
 
 from data_prep import documents
 from data_prep.documents import (
     Document,
+    add_input_arguments,
     count_skips,
     find_files,
     guess_format,
@@ -73,6 +79,63 @@ def test_folders_are_read_in_sorted_order_without_hidden_and_foreign_files(tmp_p
     assert find_files([tmp_path / "photo.jpg"]) == [tmp_path / "photo.jpg"]
 
 
+def test_suffixes_in_any_case_and_what_is_left_out_is_said(tmp_path):
+    for name in ("A.TXT", "b.md", "c.JSONL.GZ", "d.Html", "photo.jpg", "wiki.train.tokens"):
+        write(tmp_path / name, b"x")
+    told = []
+    assert [path.name for path in find_files([tmp_path], told.append)] == ["A.TXT", "b.md", "c.JSONL.GZ", "d.Html"]
+    assert len(told) == 1 and told[0].startswith(f"2 of 6 files in {tmp_path} are left out: they do not end in .txt")
+
+
+def test_linked_folders_are_read_once_and_loops_end(tmp_path):
+    top, outside = tmp_path / "top", tmp_path / "outside"
+    for path in (top / "a" / "1.txt", top / ".store" / "2.txt", outside / "deep" / "3.txt", outside / ".git" / "4.txt"):
+        write(path, path.stem)
+    links = {"a/up": top, "a/self": top / "a", "again": top / "a", "b": outside, "c": outside, "seen": top / ".store"}
+    links |= {"a/deep": outside / "deep", "file.txt": outside / "deep" / "3.txt"}
+    for name, target in links.items():
+        (top / name).symlink_to(target)
+    (outside / "back").symlink_to(top)
+    names = [path.relative_to(top).as_posix() for path in find_files([top])]
+    assert names == ["a/1.txt", "b/deep/3.txt", "file.txt", "seen/2.txt"]
+    (tmp_path / "link").symlink_to(top)
+    assert len(find_files([tmp_path / "link"])) == 4
+
+
+def test_what_may_not_be_read_is_reported_and_counted(tmp_path, bound_by_modes):
+    folder = tmp_path / "in"
+    for name in ("good.txt", "shut/1.txt", "shut.txt", "listed/2.txt", "z/also.txt"):
+        write(folder / name, name)
+    for name, target in (("lost", "nowhere"), ("gone.txt", "nowhere.txt"), ("loop", "loop")):
+        (folder / name).symlink_to(target)
+    for name, mode in (("shut", 0), ("shut.txt", 0), ("listed", 0o444)):
+        (folder / name).chmod(mode)
+    with bound_by_modes():
+        files = find_files([folder])
+        size = input_bytes(files)
+        found, problems = read_with_problems(files)
+        alone = read_with_problems(find_files([folder / "shut"]))
+    for name in ("shut", "listed"):
+        (folder / name).chmod(0o755)
+    assert [document.text for document in found] == ["good.txt", "z/also.txt"]
+    assert {place.removeprefix(f"{folder}/"): reason.removeprefix("unreadable: ") for reason, place in problems} == {
+        "gone.txt:1": "No such file or directory",
+        "listed/2.txt:1": "Permission denied",
+        "loop:1": "Too many levels of symbolic links",
+        "lost:1": "No such file or directory",
+        "shut:1": "Permission denied",
+        "shut.txt:1": "Permission denied",
+    }
+    assert size >= len("good.txt" + "z/also.txt")
+    assert alone == ([], [("unreadable: Permission denied", f"{folder / 'shut'}:1")])
+
+
+def test_inputs_given_twice_are_all_read():
+    parser = argparse.ArgumentParser()
+    add_input_arguments(parser)
+    assert parser.parse_args(["--input", "a", "b", "--text-key", "t", "--input", "c"]).input == ["a", "b", "c"]
+
+
 def test_missing_and_empty_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="absent does not exist"):
         find_files([tmp_path / "absent"])
@@ -98,6 +161,28 @@ def test_wikitext_articles(tmp_path):
     assert second == Document("X", "Y.\n\n")
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda line: line + "\r",
+        lambda line: line.rstrip(),
+        lambda line: line.strip(),
+        lambda line: line.strip() + "\r",
+        lambda line: line.lstrip(),
+        lambda line: f"{line}\t ",
+    ],
+)
+def test_wikitext_whose_lines_were_changed_by_copying(tmp_path, copied):
+    published = " \n = First = \n \n Real @-@ time <unk> works . \n \n = = Part = = \n \n = 5 = 5 stays . \n"
+    published += " \n = = = Deep = = = \n \n == Raw == \n \n = Second article = \n \n Another one . \n"
+    path = write(tmp_path / "wiki.txt", "\n".join(map(copied, published.split("\n"))))
+    assert guess_format(path) == "wikitext"
+    assert list(read_documents([path])) == [
+        Document("First", "Real-time works.\n\n= 5 = 5 stays.\n\n== Raw ==\n\n"),
+        Document("Second article", "Another one.\n\n"),
+    ]
+
+
 def test_sentences_format_is_chosen_by_name_only(tmp_path):
     path = write(tmp_path / "google.txt", "One.\nTwo.\n\n \nThree.\n")
     assert guess_format(path) == "text"
@@ -108,7 +193,7 @@ def test_sentences_format_is_chosen_by_name_only(tmp_path):
 
 
 def test_jsonl_skips_lines_that_are_no_document_and_says_where(tmp_path):
-    lines = [json.dumps({"id": 7, "text": "A\n\nB"}), "", "[1]", "{", '{"text": 3}', '{"text": "C"}']
+    lines = [json.dumps({"id": 7, "text": "A\n\nB"}), "", "[1]", "{", '{"text": 3}', '{"id": null, "text": "C"}']
     path = write(tmp_path / "x.jsonl", "\n".join(lines).encode() + b'\n{"text": "\xff"}\n')
     found, problems = read_with_problems([path])
     assert found == [Document("7", "A\n\nB"), Document("x.jsonl:6", "C")]
@@ -119,6 +204,50 @@ def test_jsonl_skips_lines_that_are_no_document_and_says_where(tmp_path):
         ("not valid JSON", f"{path}:7"),
     ]
     assert [d.text for d in read_documents([write(tmp_path / "y.jsonl", '{"body": "D"}')], text_key="body")] == ["D"]
+
+
+@pytest.mark.parametrize("value", ["null", "3", "NaN", "true", '["a", "b"]', '{"a": "b"}', None])
+def test_what_is_no_text_in_jsonl_never_becomes_text(tmp_path, value):
+    """Not "null", not "['a', 'b']"; a missing key is one of them."""
+    bad = f'{{"text": {value}}}' if value else '{"body": "null"}'
+    path = write(tmp_path / "x.jsonl", f'{{"text": "A"}}\n{bad}\n{{"text": "B"}}\r\n')
+    found, problems = read_with_problems([path])
+    assert [document.text for document in found] == ["A", "B"]
+    assert problems == [("no text under the key 'text'", f"{path}:2")]
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: no text under the key 'text'"):
+        list(read_documents([path]))
+
+
+UNPACK = {
+    ".gz": lambda cut: zlib.decompressobj(31).decompress(cut),
+    ".bz2": lambda cut: bz2.BZ2Decompressor().decompress(cut),
+    ".xz": lambda cut: lzma.LZMADecompressor().decompress(cut),
+    ".zst": lambda cut: zstandard.ZstdDecompressor().decompressobj().decompress(cut),
+}
+
+
+PACK = {".gz": gzip.compress, ".bz2": partial(bz2.compress, compresslevel=1)}
+PACK |= {".xz": partial(lzma.compress, preset=1), ".zst": zstandard.compress}
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_of_a_cut_file_the_whole_lines_before_the_cut_are_read(tmp_path, suffix):
+    words = np.random.default_rng(0).integers(0, 10**9, (3_000, 12))
+    whole = "".join(json.dumps({"text": " ".join(map(str, row))}) + "\n" for row in words.tolist()).encode()
+    content = PACK[suffix](whole)
+    path = write(tmp_path / f"cut.jsonl{suffix}", content[: len(content) * 9 // 10])
+    num_whole = UNPACK[suffix](path.read_bytes()).count(b"\n")
+    assert num_whole > 1_000
+    found, problems = read_with_problems([path])
+    assert len(found) == num_whole and found[-1].text == " ".join(map(str, words[num_whole - 1].tolist()))
+    assert problems == [("file is damaged", f"{path}:{num_whole + 1}")]
+
+
+def test_lines_of_any_length_stay_whole(tmp_path):
+    lines = [json.dumps({"text": "x" * size}) for size in (10, 200_000, 131_060, 131_072, 3, 1_000_000, 5)]
+    for name, end in (("a.jsonl", ""), ("b.jsonl", "\n")):
+        path = write(tmp_path / name, "\n".join(lines) + end)
+        assert [document.text for document in read_documents([path])] == [json.loads(line)["text"] for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +274,7 @@ def test_damaged_archives_and_vanished_files_are_skipped(tmp_path):
     not_gz = write(tmp_path / "not.txt.gz", b"plain")
     found, problems = read_with_problems([cut, not_gz, tmp_path / "vanished.txt"])
     assert found == []
-    assert [reason for reason, _ in problems] == ["file is damaged or unreadable"] * 3
+    assert [reason for reason, _ in problems] == ["file is damaged"] * 2 + ["unreadable: No such file or directory"]
 
 
 def test_long_documents_are_cut_at_a_line_end(tmp_path, monkeypatch):

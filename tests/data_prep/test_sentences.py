@@ -2,16 +2,25 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from data_prep.cleaning import normalise, paragraphs
 from data_prep.documents import read_documents, sample_documents
-from data_prep.sentences import SentenceSplitter, load_splitter, train_splitter
+from data_prep.sentences import (
+    _CERTAIN_ENDS,
+    _ENGLISH_ENDS,
+    _WIDE_STOPS,
+    SentenceSplitter,
+    load_splitter,
+    train_splitter,
+)
 
 BOUNDARIES = Path(__file__).with_name("sentence_boundaries.json")
 NAMES = ("Bennet", "Collins", "Darcy", "Bingley", "Gardiner", "Wickham")
@@ -36,13 +45,43 @@ def splitter():
         ["“Who is it?” asked the maid.", "(It was the wind.)", "“Go!”"],
         ["He waited ... and waited.", "Then?", "Nothing!"],
         ["J. R. Bennet wrote it.", "He was 50.", "She was not."],
-        ["今日は晴れです。", "「本当ですか？」", "はい！"],
         ["No end", ""][:1],
+        ["What‽", "He ‼ and she came.", "Wow‼\ufe0f", "Then."],
+        ["राम घर गया।", "वह आया ।", "कौन?", "“वह।”", '"मैं।"', "अन्त॥"],
+        ["هل أنت هنا؟", "نعم.", "یہ ایک جملہ ہے۔", "دوسرا؟!", "تیسرا"],
+        ["Սա նախադասություն է։", "Երկրորդը։"],
+        ["ይህ ነው።", "ያ ነው፨", "ሦስት"],
+        ["នេះជាប្រយោគ។", "ទីពីរ៕", "បី"],
+        ["ဒါကဝါကျ။", "ဒုတိယ။"],
+        ["ᱚᱞ ᱪᱤᱠᱤ᱾", "ᱟᱨ᱿"],
+        ["\U00011103\U00011141", "\U00011104\U00011141"],
     ],
 )
 def test_boundaries(splitter, sentences):
-    separator = "" if sentences[0][0] == "今" else " "
-    assert splitter.split(separator.join(sentences)) == sentences
+    assert splitter.split(" ".join(sentences)) == sentences
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["今日は晴れです。", "「本当ですか？」", "はい！"],
+        ["他说：“好！”，我走了。", "（不是？）", "是吗？！", '他问："谁？" ', "没人。"],
+        ["値は３．５である．", "図Ａ．Ｂを見よ．", "終わり．"],
+        ["राम गया।", "वह आया॥", "अन्त"],
+    ],
+)
+def test_boundaries_without_spaces(splitter, sentences):
+    assert splitter.split("".join(sentences)) == [sentence.rstrip() for sentence in sentences]
+
+
+def test_the_ends_are_those_of_unicode():
+    """Sentence_Terminal of another implementation, which may know a later Unicode; new characters are let pass."""
+    import regex
+
+    every = "".join(chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000)
+    theirs = set(regex.findall(r"\p{Sentence_Terminal}", every))
+    ours = set(re.findall(f"[{_CERTAIN_ENDS}{_WIDE_STOPS}{_ENGLISH_ENDS}]", every)) - {"…"}
+    assert ours <= theirs and all(unicodedata.category(added) == "Cn" for added in theirs - ours)
 
 
 @pytest.mark.slow
@@ -104,6 +143,7 @@ def test_training_does_not_depend_on_the_hash_seed(splitter, tmp_path):
 
 def test_five_megabytes_without_a_sentence_end_take_no_time(splitter):
     start = time.perf_counter()
-    for text in ("word " * 1_000_000, "x" * 5_000_000, "a.b" * 1_700_000, ". " * 100_000, "。" * 100_000):
+    spaced = ("word " * 1_000_000, ". " * 100_000, "। ，" * 9_999, "。" + "\"' " * 99_999)
+    for text in (*spaced, "x" * 5_000_000, "a.b" * 1_700_000, "。" * 100_000, "。" * 100_000 + "，", "．a" * 99_999):
         splitter.split(text.strip())
     assert time.perf_counter() - start < 10  # 0.6 s here; a quadratic step would take hours
