@@ -50,12 +50,15 @@ def test_the_recipe_for_ones_own_domain_runs(newcomer):
     """With the smallest model and few steps in place of the recipe's own first line."""
     first, *recipe = commands("docs/own_domain.md")
     assert first.startswith("MODEL=mini ")
-    sizes = "MODEL=tiny CONFIG=ds_configs/quickstart.json STEPS=20 LENGTH=32 PREDICTIONS=5 RANKS=2 OUT=runs/domain"
-    text = ["python -m data_prep.python_docs --output docs_of_python --max-mb 2", "mkdir text heldout"]
-    text += [
-        f"mv docs_of_python/pretrain/{old}.jsonl {new}/" for old, new in (("train", "text"), ("heldout", "heldout"))
-    ]
-    run([*text, "mv docs_of_python/task task", sizes, *recipe], newcomer)
+    sizes = "MODEL=tiny CONFIG=ds_configs/mini.json STEPS=20 LENGTH=32 PREDICTIONS=5 RANKS=2 OUT=runs/domain"
+    text = """
+        python -m data_prep.python_docs --output found --max-mb 1
+        mkdir text heldout task
+        mv found/pretrain/train.jsonl text/
+        mv found/pretrain/heldout.jsonl heldout/
+        for split in train dev; do head -n 200 found/task/$split.tsv > task/$split.tsv; done
+    """
+    run([text, sizes, *recipe], newcomer)
     left = newcomer / "runs" / "domain"
     for name in ("hf/model.safetensors", "finetune/pretrained/seed_0/model/model.safetensors", "report.html"):
         assert (left / name).stat().st_size > 0, name
