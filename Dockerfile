@@ -4,7 +4,7 @@
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
 
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3.12-dev python3.12-venv g++ make git openssh-client pdsh \
+    && apt-get install -y --no-install-recommends python3.12-dev python3.12-venv g++ make curl git openssh-client pdsh \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /workspace

@@ -1,59 +1,60 @@
-"""Command line: fetch public corpora and benchmarks from their official places, each file checked.
+"""Command line: fetch public corpora and benchmarks from their official hosts and check every file.
 
     python -m data_prep.download wikipedia --language en --date 20260901 --output dumps
     python -m data_prep.download glue --tasks CoLA SST-2 --output glue
     python -m data_prep.download squad --version 1.1 2.0 --output squad
 
-What lies in the output folder afterwards:
+Afterwards the output folders hold:
 
     dumps/   enwiki-20260901-pages-articles-multistream1.xml-p1p41242.bz2 ...   as published
     glue/    CoLA/train.tsv dev.tsv test.tsv, MNLI/train.tsv dev_matched.tsv dev_mismatched.tsv ..., AX/AX.tsv
     squad/   train-v1.1.json dev-v1.1.json train-v2.0.json dev-v2.0.json
-    sources.json in each of them: name -> URL, digest; glue/downloads/ holds what was unpacked and may be removed
+    sources.json in each of them: name -> URL, digest; glue/downloads/ holds the archives and may be removed
 
-The same command goes on where it was killed and reuses what is there, also a file that was put there by hand; an
-output folder may be added to. Only NAME.part and NAME.tmp are unfinished.
+The same command continues an interrupted transfer and reuses finished files, also those that were put there by hand.
+Only NAME.part and NAME.tmp are unfinished.
 
-Wikipedia's sizes and checksums are those of the dump's own dumpstatus.json. GLUE and SQuAD publish none; the table's
-are those that TensorFlow Datasets and Hugging Face's `datasets` recorded when they fetched the same URLs. Of these
-AX.tsv and dev-v1.1.json were compared with copies that lay at hand; the others, the names inside the zip files, and
-that the places still serve them, were not checked, since this was written without a network. MRPC is put together
-from Microsoft's files as by GLUE's own script: its dev rows are those of the published list of ids.
+The sizes and digests of a Wikipedia dump are read from its dumpstatus.json. GLUE and SQuAD publish none; the tables
+below hold those that TensorFlow Datasets and Hugging Face's `datasets` recorded for the same URLs. AX.tsv and
+dev-v1.1.json were compared with local copies. The other digests, the names inside the zip files and the hosts
+themselves were not checked, because this was written without a network.
 """
 
 import argparse
 import json
+import lzma
+import os
 import re
 import shutil
-from collections.abc import Iterable
-from pathlib import Path
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
 
-from data_prep.archives import finished_folder, unpack
-from data_prep.cli import read_json, require_space, run_cli, sha256_file, write_json
-from data_prep.transfer import NotFound, Patience, RemoteFile, fetch, read_text
+from data_prep.cli import finished_file, read_json, require_space, run_cli, sha256_file, sync_folder, write_json
+from data_prep.transfer import NotFound, RemoteFile, fetch, read_text, require_curl
 
 WIKIPEDIA_URL = "https://dumps.wikimedia.org"
 GLUE_URL = "https://dl.fbaipublicfiles.com"
 SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 
-# Jobs of a dump whose files hold the current text of all articles, the first that is there and done.
+# The jobs of a dump that hold the current text of all articles. The first one that is complete is taken.
 WIKIPEDIA_JOBS = ("articlesmultistreamdump", "articlesdump")
+ARTICLES = r"-pages-articles(-multistream)?\d*\.xml(-p\d+p\d+)?\.(bz2|gz|xz)"  # not the index of a multistream dump
+
+MAX_RATIO = 200  # unpacked to packed size; tables of text stay below 20, a zip bomb reaches 1,000
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
 # Folder -> (path, bytes, sha256) of each file that it is made from.
+_PARAPHRASES = "senteval/senteval_data/msr_paraphrase"
 GLUE_FILES = {
     "CoLA": [("glue/data/CoLA.zip", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")],
     "SST-2": [("glue/data/SST-2.zip", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")],
     "MRPC": [
-        (
-            "senteval/senteval_data/msr_paraphrase_train.txt",
-            1_047_044,
-            "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89",
-        ),
-        (
-            "senteval/senteval_data/msr_paraphrase_test.txt",
-            441_275,
-            "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784",
-        ),
+        (f"{_PARAPHRASES}_train.txt", 1_047_044, "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
+        (f"{_PARAPHRASES}_test.txt", 441_275, "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784"),
         ("glue/data/mrpc_dev_ids.tsv", 6_222, "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7"),
     ],
     "STS-B": [("glue/data/STS-B.zip", 802_872, "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85")],
@@ -80,132 +81,169 @@ SQUAD_FILES = {
 }
 
 
-class _NotDone(ValueError):
-    """A dump that is still being made."""
+class _NotComplete(ValueError):
+    """The dump is still being made."""
 
 
-def download_wikipedia(args: argparse.Namespace) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", args.language):
-        raise ValueError(f"--language {args.language!r} is no code of a Wikipedia such as en, de, zh, simple")
-    if not re.fullmatch(r"latest|\d{8}", args.date):
-        raise ValueError(f"--date {args.date!r} is neither YYYYMMDD nor latest")
-    wiki = f"{args.language.replace('-', '_')}wiki"
-    place = f"{args.base_url or WIKIPEDIA_URL}/{wiki}"
-    files = find_dump(place, wiki, args.date, args.patience)
-    date = re.search(r"-(\d{8})-", files[0].url)[1]
-    others = {found[1] for path in args.output.glob("*") if (found := re.match(rf"{wiki}-(\d{{8}})-", path.name))}
-    if others - {date}:
+def download_wikipedia(output: Path, language: str, date: str, base_url: str, attempts: int) -> None:
+    wiki = f"{language.replace('-', '_')}wiki"
+    files = find_dump(f"{base_url}/{wiki}", wiki, date, attempts)
+    found = re.search(r"-(\d{8})-", files[0].url)[1]
+    others = {match[1] for path in output.glob("*") if (match := re.match(rf"{wiki}-(\d{{8}})-", path.name))} - {found}
+    if others:
         raise ValueError(
-            f"{args.output} holds {wiki} of {min(others - {date})}, and that of {date} would be read as well; "
-            "go on with that --date or choose another folder"
+            f"{output} holds {wiki} of {min(others)}, and a corpus would read that of {found} as well; "
+            "continue with that --date or choose another folder"
         )
-    require_room_for(files, args.output)
-    paths = fetch_all(files, args.output, args.patience)
-    record_sources(args.output, {path.name: [(remote, path)] for remote, path in zip(files, paths, strict=True)})
+    fetch_files(files, output, attempts)
 
 
-def find_dump(place: str, wiki: str, date: str, patience: Patience) -> list[RemoteFile]:
-    """The article files of a dump of that date, or of the latest one that is complete, as its dumpstatus.json says."""
+def find_dump(place: str, wiki: str, date: str, attempts: int) -> list[RemoteFile]:
+    """The article files of the dump of `date` ("YYYYMMDD"), or of the newest complete dump if it is "latest"."""
     if date != "latest":
         try:
-            return _dump_files(f"{place}/{date}", f"{wiki}-{date}", patience)
+            return _dump_files(f"{place}/{date}", f"{wiki}-{date}", attempts)
         except NotFound as error:
-            raise ValueError(
-                f"there is no dump {place}/{date}; there are {', '.join(_dump_dates(place, patience))}"
-            ) from error
-    for date in reversed(_dump_dates(place, patience)):
+            dates = ", ".join(_dump_dates(place, attempts))
+            raise ValueError(f"there is no dump {place}/{date}; there are {dates}") from error
+    for date in reversed(_dump_dates(place, attempts)):
         try:
-            return _dump_files(f"{place}/{date}", f"{wiki}-{date}", patience)
-        except (NotFound, _NotDone) as error:
-            print(f"{place}/{date} is left out: {error}")
-    raise ValueError(f"none of the dumps of {place} is complete; try later")
+            return _dump_files(f"{place}/{date}", f"{wiki}-{date}", attempts)
+        except (NotFound, _NotComplete) as error:
+            print(f"{place}/{date} is skipped: {error}")
+    raise ValueError(f"none of the dumps of {place} is complete; try again later")
 
 
-def _dump_dates(place: str, patience: Patience) -> list[str]:
-    """Dates of the folders that the index page links to, oldest first."""
+def _dump_dates(place: str, attempts: int) -> list[str]:
+    """The dates of the folders that the index page links to, oldest first."""
     try:
-        page = read_text(f"{place}/", patience)
+        page = read_text(f"{place}/", attempts)
     except NotFound as error:
-        raise ValueError(f"there is no {place}; --language takes codes such as en, de, zh, simple") from error
+        raise ValueError(f"{place} does not exist; --language takes codes such as en, de, zh, simple") from error
     dates = sorted(set(re.findall(r'href="(?:[^"]*/)?(\d{8})/?"', page)))
     if not dates:
-        raise ValueError(f"{place} lists no dump; name a place with one by --base-url")
+        raise ValueError(f"{place} lists no dumps; name a mirror that does with --base-url")
     return dates
 
 
-def _dump_files(place: str, prefix: str, patience: Patience) -> list[RemoteFile]:
+def _dump_files(place: str, prefix: str, attempts: int) -> list[RemoteFile]:
+    """The article files that a dump's dumpstatus.json lists, in the order of their numbers."""
     url = f"{place}/dumpstatus.json"
+    text = read_text(url, attempts)
     try:
-        jobs = json.loads(read_text(url, patience))["jobs"]
+        jobs = json.loads(text)["jobs"]
         states = {job: jobs[job]["status"] for job in WIKIPEDIA_JOBS if job in jobs}
-        done = [job for job, state in states.items() if state == "done"]
-        if not done:
-            raise _NotDone(f"{url}: articles are not complete yet ({states}); choose another date, or latest")
+        complete = [job for job, state in states.items() if state == "done"]
+        if not complete:
+            raise _NotComplete(f"{url}: the articles are not complete yet ({states}); choose another date, or latest")
         files = {
-            name: RemoteFile(
-                f"{place}/{name}", info["size"], f"sha1:{info['sha1']}" if "sha1" in info else f"md5:{info['md5']}"
-            )
-            for name, info in jobs[done[0]]["files"].items()
-            if re.fullmatch(
-                re.escape(prefix) + r"-pages-articles(-multistream)?\d*\.xml(-p\d+p\d+)?\.(bz2|gz|xz)", name
-            )
-        }  # without the index of a multistream, and with no name that could lead out of the folder
+            name: RemoteFile(f"{place}/{name}", info["size"], f"sha1:{info['sha1']}")
+            for name, info in jobs[complete[0]]["files"].items()
+            if re.fullmatch(re.escape(prefix) + ARTICLES, name)  # so no name can lead out of the folder
+        }
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{url} is no status of a dump ({error!r}); check --base-url, or choose another date"
+            f"{url} is not the status of a dump ({error!r}); check --base-url, or choose another date"
         ) from error
     if not files:
-        raise ValueError(f"{url} names no article files in {done[0]}; choose another date")
+        raise ValueError(f"{url} lists no article files in {complete[0]}; choose another date")
     return [files[name] for name in sorted(files, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])]
 
 
-def download_glue(args: argparse.Namespace) -> None:
+def download_glue(output: Path, tasks: list[str], base_url: str, has_checksums: bool, attempts: int) -> None:
     wanted = {}
-    for task in dict.fromkeys(args.tasks):
-        if not (args.output / task).exists():
-            wanted[task] = remote_files(GLUE_FILES[task], args.base_url or GLUE_URL, args.no_checksums)
-        elif missing := [name for name in table_names(task) if not (args.output / task / name).is_file()]:
-            raise ValueError(f"{args.output / task} is there without {missing[0]}; move it away to fetch it again")
+    for task in dict.fromkeys(tasks):
+        if not (output / task).exists():
+            wanted[task] = remote_files(GLUE_FILES[task], base_url, has_checksums)
+        elif missing := [name for name in table_names(task) if not (output / task / name).is_file()]:
+            raise ValueError(f"{output / task} exists without {missing[0]}; move it away to fetch it again")
         else:
-            print(f"{args.output / task}: reused")
-    downloads = args.output / "downloads"
-    require_room_for([remote for remotes in wanted.values() for remote in remotes], downloads)
+            print(f"{output / task}: reused")
+    downloads = output / "downloads"
+    require_room([remote for remotes in wanted.values() for remote in remotes], downloads)
     for task, remotes in wanted.items():
-        folder = args.output / task
-        paths = fetch_all(remotes, downloads, args.patience)
-        record_sources(args.output, {task: list(zip(remotes, paths, strict=True))})
+        paths = [fetch(remote, downloads / remote.name, attempts) for remote in remotes]
+        record_sources(output, {task: remotes}, downloads)
         if task == "MRPC":
-            build_mrpc(folder, *paths)
+            build_mrpc(output / task, *paths)
         elif task == "AX":
-            with finished_folder(folder) as temporary:
+            with finished_folder(output / task) as temporary:
                 shutil.copy(paths[0], temporary)
         else:
-            unpack(paths[0], folder, inside=task, required=table_names(task))
-        print(f"{folder}: {' '.join(sorted(path.name for path in folder.iterdir()))}")
+            unpack(paths[0], output / task)
+        print(f"{output / task}: {' '.join(sorted(path.name for path in (output / task).iterdir()))}")
 
 
 def table_names(task: str) -> list[str]:
-    """The files without which a task's folder is of no use; the names that `evaluation` reads."""
+    """The files that a task's folder must hold; `evaluation` reads them by these names."""
     if task == "AX":
         return ["AX.tsv"]
     return ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"] if task == "MNLI" else ["train.tsv", "dev.tsv"]
 
 
-def build_mrpc(folder: Path, train: Path, test: Path, dev_ids: Path) -> None:
-    """GLUE's MRPC: the training file parted by the list of dev ids, the test file without its labels.
+def unpack(archive: Path, folder: Path) -> None:
+    """Make `folder` from the folder of the same name in a zip, whole or not at all.
 
-    Rows are "Quality, #1 ID, #2 ID, #1 String, #2 String", parted by tabs; a row of the list is two ids.
+    Raises ValueError for a damaged zip, for one with a member outside its own folder, for one that would grow more than
+    MAX_RATIO times or over the free disk, and if one of the task's tables is missing. zipfile itself never writes more
+    than the size that a member announces, and never makes links.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = {PurePosixPath(info.filename): info for info in file.infolist()}
+            for path in members:
+                if path.is_absolute() or ".." in path.parts or "\\" in str(path):
+                    raise ValueError(f"{archive} holds {str(path)!r}, outside its folder; nothing was unpacked")
+            size, packed = sum(info.file_size for info in members.values()), archive.stat().st_size
+            if size > MAX_RATIO * packed:
+                raise ValueError(
+                    f"{archive} has {packed:,} bytes and would unpack to {size:,}, more than {MAX_RATIO} times as "
+                    "much; nothing was unpacked"
+                )
+            tables = [PurePosixPath(folder.name, name) for name in table_names(folder.name)]
+            if missing := [path for path in tables if path not in members]:
+                raise ValueError(f"{archive} holds no {missing[0]}; remove it and fetch it again")
+            require_space(folder.parent, size, f"unpacking {archive.name}")
+            with finished_folder(folder) as temporary:
+                for path, info in members.items():
+                    if not info.is_dir() and path.parts[:1] == (folder.name,):
+                        target = temporary.joinpath(*path.parts[1:])
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        with file.open(info) as source, finished_file(target) as content:
+                            shutil.copyfileobj(source, content)
+    except _DAMAGED as error:
+        raise ValueError(f"{archive} is damaged or not a zip ({error}); remove it and fetch it again") from error
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` if nothing goes wrong and is removed otherwise."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def build_mrpc(folder: Path, train: Path, test: Path, dev_ids: Path) -> None:
+    """Make GLUE's MRPC from Microsoft's files as GLUE's own script does it.
+
+    The dev set is the rows of the training file whose pair of ids is in `dev_ids`; the test set loses its labels. Rows
+    are "Quality, #1 ID, #2 ID, #1 String, #2 String", separated by tabs.
     """
     ids = {tuple(line.split(b"\t")) for line in _lines(dev_ids)}
     header, *rows = _lines(train)
     parts = {"train.tsv": [header], "dev.tsv": [header]}
     for row in rows:
         parts["dev.tsv" if tuple(row.split(b"\t")[1:3]) in ids else "train.tsv"].append(row)
-    if len(parts["dev.tsv"]) - 1 != len(ids):
-        raise ValueError(f"{dev_ids} lists {len(ids)} pairs, of which {train} holds {len(parts['dev.tsv']) - 1}")
-    parts["test.tsv"] = [b"index\t#1 ID\t#2 ID\t#1 String\t#2 String"]
-    for index, row in enumerate(_lines(test)[1:]):
-        parts["test.tsv"].append(b"%d\t" % index + row.partition(b"\t")[2])
+    if (num_found := len(parts["dev.tsv"]) - 1) != len(ids):
+        raise ValueError(f"{dev_ids} lists {len(ids)} pairs, and {train} holds {num_found} of them")
+    unlabelled = [b"%d\t" % index + row.partition(b"\t")[2] for index, row in enumerate(_lines(test)[1:])]
+    parts["test.tsv"] = [b"index\t#1 ID\t#2 ID\t#1 String\t#2 String", *unlabelled]
     with finished_folder(folder) as temporary:
         for name, lines in parts.items():
             (temporary / name).write_bytes(b"\n".join(lines) + b"\n")
@@ -215,98 +253,89 @@ def _lines(path: Path) -> list[bytes]:
     return [line.rstrip(b"\r") for line in path.read_bytes().split(b"\n") if line.strip()]
 
 
-def download_squad(args: argparse.Namespace) -> None:
-    files = [file for version in dict.fromkeys(args.version) for file in SQUAD_FILES[version]]
-    remotes = remote_files(files, args.base_url or SQUAD_URL, args.no_checksums)
-    require_room_for(remotes, args.output)
-    paths = fetch_all(remotes, args.output, args.patience)
-    record_sources(args.output, {path.name: [(remote, path)] for remote, path in zip(remotes, paths, strict=True)})
+def remote_files(files: list[tuple[str, int, str]], base_url: str, has_checksums: bool) -> list[RemoteFile]:
+    if not has_checksums:
+        return [RemoteFile(f"{base_url}/{path}") for path, _, _ in files]
+    return [RemoteFile(f"{base_url}/{path}", size, f"sha256:{sha256}") for path, size, sha256 in files]
 
 
-def remote_files(files: Iterable[tuple[str, int, str]], base_url: str, no_checksums: bool) -> list[RemoteFile]:
-    return [
-        RemoteFile(f"{base_url}/{path}") if no_checksums else RemoteFile(f"{base_url}/{path}", size, f"sha256:{sha256}")
-        for path, size, sha256 in files
-    ]
-
-
-def fetch_all(remotes: list[RemoteFile], output: Path, patience: Patience) -> list[Path]:
-    """Fetch the files into `output`, one after the other, under the last part of their URLs."""
-    paths = [output / remote.url.rpartition("/")[2] for remote in remotes]
-    for number, (remote, path) in enumerate(zip(remotes, paths, strict=True), 1):
-        state = fetch(remote, path, patience)
-        print(f"{path}: {state}, {path.stat().st_size:,} bytes ({number} of {len(paths)})")
-    return paths
-
-
-def require_room_for(remotes: list[RemoteFile], output: Path) -> None:
-    """Say what is still to come; raise ValueError if the disk has no room for all of it."""
-    lacking = 0
+def fetch_files(remotes: list[RemoteFile], output: Path, attempts: int) -> None:
+    """Fetch files into `output` and note their sources."""
+    require_room(remotes, output)
     for remote in remotes:
-        path = output / remote.url.rpartition("/")[2]
-        part = path.with_name(f"{path.name}.part")
-        if not path.exists():
-            lacking += max((remote.size or 0) - (part.stat().st_size if part.exists() else 0), 0)
-    if lacking:
+        fetch(remote, output / remote.name, attempts)
+    record_sources(output, {remote.name: [remote] for remote in remotes}, output)
+
+
+def require_room(remotes: list[RemoteFile], output: Path) -> None:
+    """Report how much is missing; raises ValueError if the disk has no room for all of it."""
+    missing = [remote for remote in remotes if not (output / remote.name).exists()]
+    parts = [output / f"{remote.name}.part" for remote in missing]
+    num_bytes = sum(remote.size or 0 for remote in missing) - sum(
+        part.stat().st_size for part in parts if part.exists()
+    )
+    if missing:
         output.mkdir(parents=True, exist_ok=True)
-        print(f"{lacking:,} bytes of {len(remotes)} files still to come into {output}")
-        require_space(output, lacking, "what is to come")
+        print(f"{len(missing)} of {len(remotes)} files to fetch into {output}, {num_bytes:,} bytes")
+        require_space(output, num_bytes, "the download")
 
 
-def record_sources(output: Path, made: dict[str, list[tuple[RemoteFile, Path]]]) -> None:
-    """Write to sources.json where each entry of the folder came from."""
+def record_sources(output: Path, made: dict[str, list[RemoteFile]], downloads: Path) -> None:
+    """Add to sources.json where each entry of `output` came from; files without a published digest get their sha256."""
     path = output / "sources.json"
     sources = read_json(path) if path.exists() else {}
-    for name, files in made.items():
-        sources[name] = {remote.url: remote.digest or f"sha256:{sha256_file(file)}" for remote, file in files}
+    for name, remotes in made.items():
+        sources[name] = {file.url: file.digest or f"sha256:{sha256_file(downloads / file.name)}" for file in remotes}
     write_json(path, sources)
 
 
+def _matching(text: str, pattern: str, rule: str) -> str:
+    """An argparse type: accepts a text that matches all of `pattern`, and says the `rule` for any other."""
+    if not re.fullmatch(pattern, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {rule}")
+    return text
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fetch into")
-    common.add_argument("--base-url", metavar="URL", help="a mirror in place of the official host")
-    common.add_argument(
-        "--attempts",
-        type=int,
-        default=Patience().num_attempts,
-        metavar="N",
-        help="give up after N attempts in a row without a new byte (default: %(default)s)",
-    )
-    unchecked = argparse.ArgumentParser(add_help=False)
-    unchecked.add_argument(
-        "--no-checksums",
-        action="store_true",
-        help="take files of another size and checksum than recorded, if a place has changed them",
-    )
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.download",
-        description="Fetch public corpora and benchmarks from their official places, resumable, every file checked.",
+        description="Fetch public corpora and benchmarks from their official hosts, check every file, and continue "
+        "interrupted transfers. Needs curl.",
     )
-    commands = parser.add_subparsers(required=True, metavar="wikipedia|glue|squad")
-    wikipedia = commands.add_parser("wikipedia", parents=[common], help="the article dump of one language and date")
-    wikipedia.add_argument("--language", required=True, metavar="CODE", help="en, de, zh, simple, ...")
-    wikipedia.add_argument("--date", default="latest", metavar="YYYYMMDD", help="of the dump (default: latest)")
-    wikipedia.set_defaults(run=download_wikipedia)
-    glue = commands.add_parser("glue", parents=[common, unchecked], help="GLUE's nine tasks and its diagnostic set")
+    code = partial(_matching, pattern="[a-z][a-z0-9_-]*", rule="the code of a Wikipedia such as en, de, zh, simple")
+    date = partial(_matching, pattern=r"latest|\d{8}", rule="YYYYMMDD or latest")
+    url = partial(_matching, pattern="https?://[^/].*", rule="a URL with http:// or https:// and a host")
+    count = partial(_matching, pattern="[1-9][0-9]*", rule="a number of at least 1")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="wikipedia|glue|squad")
+    wikipedia = commands.add_parser("wikipedia", help="the article dump of one language and date")
+    wikipedia.add_argument("--language", type=code, required=True, metavar="CODE", help="en, de, zh, simple, ...")
+    wikipedia.add_argument("--date", type=date, default="latest", metavar="YYYYMMDD", help="(default: latest)")
+    glue = commands.add_parser("glue", help="GLUE's nine tasks and its diagnostic set")
     glue.add_argument("--tasks", nargs="+", choices=GLUE_FILES, default=NINE_TASKS, help="(default: all but AX)")
-    glue.set_defaults(run=download_glue)
-    squad = commands.add_parser("squad", parents=[common, unchecked], help="SQuAD 1.1 and 2.0")
+    squad = commands.add_parser("squad", help="SQuAD 1.1 and 2.0")
     squad.add_argument("--version", nargs="+", choices=SQUAD_FILES, default=list(SQUAD_FILES), help="(default: both)")
-    squad.set_defaults(run=download_squad)
-    args = parser.parse_args(argv)
-    if args.base_url is not None and not re.match(r"https?://[^/]", args.base_url):
-        raise ValueError(f"--base-url {args.base_url!r} does not start with https:// or http:// and a host")
-    args.base_url = args.base_url and args.base_url.rstrip("/")
-    if args.attempts < 1:
-        raise ValueError(f"--attempts {args.attempts} must be at least 1")
-    args.patience = Patience(args.attempts)
-    return args
+    patience = "give up after N failures in a row that brought no new byte (default: %(default)s)"
+    for command, host in ((wikipedia, WIKIPEDIA_URL), (glue, GLUE_URL), (squad, SQUAD_URL)):
+        command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fetch into")
+        command.add_argument("--base-url", type=url, default=host, metavar="URL", help="a mirror of %(default)s")
+        command.add_argument("--attempts", type=count, default="8", metavar="N", help=patience)
+    unchecked = "accept files whose size or checksum is not the recorded one, if a host has changed them"
+    for command in (glue, squad):
+        command.add_argument("--no-checksums", action="store_true", help=unchecked)
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    args.run(args)
+    base_url, attempts = args.base_url.rstrip("/"), int(args.attempts)
+    require_curl()
+    if args.command == "wikipedia":
+        download_wikipedia(args.output, args.language, args.date, base_url, attempts)
+    elif args.command == "glue":
+        download_glue(args.output, args.tasks, base_url, not args.no_checksums, attempts)
+    else:
+        files = [file for version in dict.fromkeys(args.version) for file in SQUAD_FILES[version]]
+        fetch_files(remote_files(files, base_url, not args.no_checksums), args.output, attempts)
 
 
 if __name__ == "__main__":

@@ -1,308 +1,176 @@
-"""One file over HTTP, whole or not at all, however often the connection breaks.
+"""Transfers with curl: a file arrives whole and checked, or not at all, however often the connection breaks.
 
-`fetch` writes NAME.part and renames it to NAME once it has the size and the digest that were published. Beside it
-lies NAME.part.json: where it comes from, how long it will be, and the server's mark of the version (ETag, or else
-Last-Modified). A broken transfer goes on behind the last byte with `Range` and `If-Range`, in this process or a later
-one; a file that changed on the server, or a server that ignores ranges, makes it start anew. So no two versions are
-ever spliced, and no more is written than was announced and the disk has room for.
+`fetch` receives NAME.part, continues it with `curl --continue-at` after a broken connection, in this process or a later
+one, and renames it to NAME once its size and its digest are the published ones. Proxies, certificates and `.curlrc` are
+those of the machine.
 """
 
-import email.utils
 import fcntl
 import hashlib
-import http.client
 import os
-import random
-import re
-import ssl
+import shutil
+import subprocess
+import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from data_prep.cli import read_json, require_space, sync_folder, write_json
+from data_prep.cli import naming, sync_folder
 
-USER_AGENT = "bert-pretraining-at-scale (python -m data_prep.download)"  # Wikimedia refuses callers without a name
-TIMEOUT_S = 60.0  # without a byte
-LONGEST_WAIT_S = 60.0
-LONGEST_RETRY_AFTER_S = 600.0
-LONGEST_TEXT = 64 << 20  # bytes of a page or a JSON file that is read into memory
-_BLOCK_BYTES = 1 << 18
-_RETRIED = (408, 425, 429)  # and all from 500 on
-
-Result = TypeVar("Result")
+USER_AGENT = "bert-pretraining-at-scale (python -m data_prep.download)"  # Wikimedia refuses clients without a name
+STALL_S = 60  # a connection that brings no byte for so long is given up
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # between attempts; the wait doubles each time
+MAX_PAGE_BYTES = 64 << 20
+_NO_RANGES, _BAD_CERTIFICATE = 33, 60  # exit codes of curl
+_WAY_OUT = "Try again later, or name a mirror with --base-url"
 
 
 class RemoteFile(NamedTuple):
-    """A URL with what was published of the file behind it: its size in bytes, and its digest as "sha1:0a4d...".
-
-    A size of None or an empty digest means that it is not known.
-    """
+    """A URL and what was published about its file; a size of None or an empty digest means that it is not known."""
 
     url: str
-    size: int | None = None
-    digest: str = ""
+    size: int | None = None  # bytes
+    digest: str = ""  # "sha1:0a4d..."
 
-
-class Patience(NamedTuple):
-    """Attempts in a row that bring nothing new before giving up, and the wait after the first; it doubles each time."""
-
-    num_attempts: int = 8
-    first_wait_s: float = 1.0
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
 
 
 class NotFound(ValueError):
-    """The server says that there is no such file."""
+    """The server says that the file does not exist."""
 
 
-class _Interrupted(Exception):
-    """What may pass: a broken connection, an overloaded server. `wait_s` is what the server asks for."""
-
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s
-
-
-class _WrongContent(Exception):
-    """What was sent, or announced, is not the file that was published."""
+def require_curl() -> None:
+    """Raises ValueError if this machine has no curl."""
+    if not shutil.which("curl"):
+        raise ValueError(
+            "curl is not installed and does the downloads: install it with `apt-get install curl`, `dnf install curl` "
+            "or `conda install curl`, or put the files into the output folder by hand"
+        )
 
 
-def fetch(remote: RemoteFile, path: str | Path, patience: Patience) -> str:
-    """Make `path` the file behind `remote.url`, checked; returns "fetched", or "reused" if it was there and is right.
+def fetch(remote: RemoteFile, path: Path, attempts: int) -> Path:
+    """Make `path` the file behind `remote.url` and return it; a file that is there already is checked and kept.
 
-    Raises NotFound for a 404, ConnectionError when the patience is at its end (what came stays for the next run),
-    ValueError for content that is twice not the published one, for another length than that, for a disk without room,
-    and for a file already there that is another one.
+    Raises ValueError after `attempts` failures in a row that brought no new byte (what came is kept for the next run),
+    if the content is not the published one, and if `path` is another file. Raises NotFound if the server has no such
+    file.
     """
-    path = Path(path)
     if path.exists():
         if fault := _fault(path, remote):
-            raise ValueError(f"{path} is there but {fault}; move it away to fetch it again")
-        return "reused"
+            raise ValueError(f"{path} exists, but {fault}; move it away to fetch it again")
+        print(f"{path}: reused")
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-    with _owned(part, note) as file, tqdm(desc=path.name, unit="B", unit_scale=True) as bar:
-        for has_another_try in (True, False):
-            try:
-                _persist(
-                    lambda: _receive(remote, file, note, bar), remote.url, patience, lambda: file.seek(0, os.SEEK_END)
-                )
-                file.flush()
-                bar.set_postfix_str("checking")
-                fault = _fault(part, remote)
-            except _WrongContent as error:
-                fault = str(error)
-            if not fault:
-                break
-            file.truncate(0)
-            if not has_another_try:
-                raise ValueError(
-                    f"{remote.url}: {fault}, also after a new start; nothing was kept: try later, or name a mirror by "
-                    "--base-url"
-                )
-            bar.write(f"{remote.url}: {fault}; once more from the start")
+    part = path.with_name(f"{path.name}.part")
+    with _partial_file(part) as file, tqdm(desc=path.name, total=remote.size, unit="B", unit_scale=True) as bar:
+        if not remote.digest or file.tell() > (remote.size or file.tell()):
+            file.truncate(0)  # without a digest, nothing would show that the file has changed since
+        _receive(remote.url, file, remote.size, attempts, bar)
+        file.flush()
         os.fsync(file.fileno())
+        if fault := _fault(part, remote):
+            file.truncate(0)
+            raise ValueError(f"{remote.url}: {fault}; nothing was kept, and the same command starts anew. {_WAY_OUT}")
         os.replace(part, path)
         sync_folder(path.parent)
-        note.unlink(missing_ok=True)
-    return "fetched"
+    print(f"{path}: fetched, {path.stat().st_size:,} bytes")
+    return path
 
 
-def read_text(url: str, patience: Patience) -> str:
-    """The text of a page or JSON file, up to LONGEST_TEXT bytes. Raises as `fetch` does."""
-
-    def read() -> bytes:
-        with _open(url, {}) as response:
-            announced, content = response.length, b""
-            while len(content) <= LONGEST_TEXT and (block := _read(response, _BLOCK_BYTES)):
-                content += block
-        if announced is not None and len(content) < announced:
-            raise _Interrupted(f"broke off at {len(content):,} of {announced:,} bytes")
-        return content
-
-    content = _persist(read, url, patience, lambda: 0)
-    if len(content) > LONGEST_TEXT:
-        raise ValueError(f"{url} is longer than {LONGEST_TEXT:,} bytes, so it is not what was asked for")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{url} is no UTF-8 text, so it is not what was asked for; check --base-url") from error
-
-
-def _persist(step: Callable[[], Result], url: str, patience: Patience, reached: Callable[[], int]) -> Result:
-    """Repeat `step` while it is interrupted. Attempts count only in a row, without `reached()` getting any further."""
-    furthest = num_failures = 0
-    while True:
+def read_text(url: str, attempts: int) -> str:
+    """The text of a page or a JSON file of at most MAX_PAGE_BYTES. Raises as `fetch` does."""
+    with tempfile.TemporaryFile() as file, tqdm(disable=True) as bar:
+        _receive(url, file, MAX_PAGE_BYTES, attempts, bar)
+        file.seek(0)
         try:
-            return step()
-        except _Interrupted as error:
-            num_failures = 0 if reached() > furthest else num_failures + 1
-            furthest = max(furthest, reached())
-            if num_failures >= patience.num_attempts:
-                way_out = "what came is kept, and the same command goes on behind it" if reached() else "try later"
-                raise ConnectionError(
-                    f"{url}: {error} (attempt {num_failures} of {patience.num_attempts}); {way_out}"
-                ) from error
-            wait_s = min(patience.first_wait_s * 2 ** min(max(num_failures - 1, 0), 10), LONGEST_WAIT_S)
-            wait_s = max(wait_s * random.uniform(0.5, 1), error.wait_s)
-            tqdm.write(f"{url}: {error}; again in {wait_s:.1f} s")
-            time.sleep(wait_s)
-
-
-def _receive(remote: RemoteFile, file: IO[bytes], note: Path, bar: tqdm) -> None:
-    """One request: append to `file` what it lacks, from the start where it cannot be gone on with."""
-    offset = file.seek(0, os.SEEK_END)
-    held = read_json(note) if offset and note.exists() else {}
-    goes_on = (
-        held.get("url") == remote.url
-        and bool(held["version"] or remote.digest)  # without either, nothing would tell two versions apart
-        and offset <= held["size"]
-    )
-    if goes_on and offset == held["size"]:
-        return
-    headers = {"Range": f"bytes={offset}-"} if goes_on else {}
-    if goes_on and held["version"]:
-        headers["If-Range"] = held["version"]
-    with _open(remote.url, headers) as response:
-        announced = response.length
-        if goes_on and response.status == 206:
-            size = held["size"]
-            answer = response.headers.get("Content-Range", "")
-            if not re.fullmatch(rf"bytes {offset}-\d+/{size}", answer):
-                raise _WrongContent(f"the server answers bytes {offset:,} on of {size:,} with Content-Range {answer!r}")
-        else:
-            size = _size_of_whole(remote, response)
-            file.truncate(0)
-            offset = 0
-            write_json(note, {"url": remote.url, "version": _version(response), "size": size})
-        require_space(note.parent, size - offset, remote.url)
-        bar.initial = 0
-        bar.reset(size)
-        bar.initial = bar.n = offset  # the rate is that of this connection
-        while offset < size and (block := _read(response, min(_BLOCK_BYTES, size - offset))):
-            file.write(block)
-            offset += len(block)
-            bar.update(len(block))
-        if offset < size:
-            raise _Interrupted(f"broke off at {offset:,} of {size:,} bytes")
-        if announced is None and _read(response, 1):
-            raise _WrongContent(f"the server sends more than the {size:,} bytes that are published")
-
-
-def _size_of_whole(remote: RemoteFile, response: http.client.HTTPResponse) -> int:
-    """The length of an answer that should be the whole file; ValueError, with the partial file as it was, if it is not.
-
-    A login page in a hotel must not cost what came before.
-    """
-    announced = response.length
-    if response.status != 200:
-        raise ValueError(f"{remote.url}: the server answers HTTP {response.status}; name a mirror by --base-url")
-    if announced is None and remote.size is None:
-        raise ValueError(
-            f"{remote.url}: the server does not say how long the file is, so a broken transfer could pass for a whole "
-            "one; name a mirror by --base-url"
-        )
-    if announced is not None and remote.size not in (None, announced):
-        raise ValueError(
-            f"{remote.url}: the server announces {announced:,} bytes where {remote.size:,} are published; "
-            "try later, or name a mirror by --base-url"
-        )
-    return announced if remote.size is None else remote.size
-
-
-def _version(response: http.client.HTTPResponse) -> str:
-    """What `If-Range` may name: the ETag unless it is weak (RFC 9110, section 13.1.5), else the time of the change."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    """Send a GET; proxies are those of the environment, as everywhere in urllib."""
-    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
-    try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        error.close()
-        answer = f"the server answers {error.code} {error.reason}"
-        if error.code in (404, 410):
-            raise NotFound(f"{url} does not exist there ({answer}); name a mirror by --base-url") from error
-        if error.code == 416 and "Range" in headers:
-            raise _WrongContent(f"{answer} to {headers['Range']}") from error
-        if error.code in _RETRIED or error.code >= 500:
-            raise _Interrupted(answer, _retry_after_s(url, error.headers.get("Retry-After", ""))) from error
-        raise ConnectionError(f"{url}: {answer}; name a mirror by --base-url") from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise ConnectionError(f"{url}: {reason}; correct this machine's certificates or clock") from error
-        raise _Interrupted(_told(reason)) from error
-
-
-def _read(response: http.client.HTTPResponse, num_bytes: int) -> bytes:
-    try:
-        return response.read1(num_bytes)
-    except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(_told(error)) from error
-
-
-def _told(reason: object) -> str:
-    return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-
-
-def _retry_after_s(url: str, value: str) -> float:
-    """Seconds of a Retry-After header, which holds seconds or a date; one that asks for very long ends the command."""
-    try:
-        wait_s = (
-            float(value) if value.isdecimal() else email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        )
-    except ValueError:
-        return 0.0
-    if wait_s > LONGEST_RETRY_AFTER_S:
-        raise ConnectionError(f"{url}: the server asks to come back in {wait_s:.0f} s; give the same command then")
-    return max(wait_s, 0.0)
-
-
-def _fault(path: Path, remote: RemoteFile) -> str:
-    """What tells a file from the published one, or nothing."""
-    size = path.stat().st_size
-    if remote.size not in (None, size):
-        return f"it has {size:,} bytes where {remote.size:,} are published"
-    if remote.digest:
-        algorithm, _, published = remote.digest.partition(":")
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-        if found != published.lower():
-            return f"its {algorithm} is {found} where {published} is published"
-    return ""
+            return file.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{url} is not UTF-8 text; check --base-url") from error
 
 
 @contextmanager
-def _owned(part: Path, note: Path) -> Iterator[IO[bytes]]:
-    """The partial file, open to be appended to by this process alone; with nothing in it, it does not stay.
+def _partial_file(part: Path) -> Iterator[IO[bytes]]:
+    """Opens `part` for appending by this process alone, and removes it in the end if it is empty."""
+    with naming(part), open(part, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.path.samestat(os.fstat(file.fileno()), part.stat())  # not just renamed by its owner
+        except (BlockingIOError, FileNotFoundError):
+            is_ours = False
+        if not is_ours:
+            raise ValueError(f"{part}: another process is fetching this file; wait for it to end")
+        try:
+            yield file
+        finally:
+            if file.seek(0, os.SEEK_END) == 0:
+                part.unlink(missing_ok=True)
 
-    A full disk is told with the file's name.
+
+def _receive(url: str, file: IO[bytes], limit: int | None, attempts: int, bar: tqdm) -> None:
+    """Append to `file` what it lacks of the content of `url`, over as many connections as that takes.
+
+    `limit` is the published size, or the most that is accepted.
     """
-    try:
-        with open(part, "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_ours = os.path.samestat(os.fstat(file.fileno()), part.stat())  # not just renamed by its owner
-            except (BlockingIOError, FileNotFoundError):
-                is_ours = False
-            if not is_ours:
-                raise ValueError(f"{part}: another process is fetching this file; wait for it to end")
-            try:
-                yield file
-            finally:
-                if part.exists() and part.stat().st_size == 0:
-                    part.unlink()
-                    note.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno:
-            error.filename = error.filename or str(part)
-        raise
+    furthest, failures = file.seek(0, os.SEEK_END), 0
+    while file.tell() != limit and (reason := _connect(url, file, limit, bar)):
+        failures = 0 if file.tell() > furthest else failures + 1
+        furthest = max(furthest, file.tell())
+        if failures >= attempts:
+            advice = "What came is kept; the same command continues it" if file.tell() else _WAY_OUT
+            raise ValueError(f"{url}: {reason} (attempt {failures} of {attempts}). {advice}")
+        wait_s = min(FIRST_WAIT_S * 2 ** min(max(failures - 1, 0), 10), LONGEST_WAIT_S)
+        bar.write(f"{url}: {reason}; trying again in {wait_s:g} s")
+        time.sleep(wait_s)
+
+
+def _connect(url: str, file: IO[bytes], limit: int | None, bar: tqdm) -> str:
+    """Run curl once, from the end of `file` on. Returns the reason if it failed in a way that may pass, else nothing.
+
+    The bytes go through this process: so curl ends when this process is killed, and no more than `limit` is written.
+    """
+    offset = file.seek(0, os.SEEK_END)
+    bar.initial = 0
+    bar.reset()
+    bar.initial = bar.n = offset  # the rate that is shown is that of this connection
+    command = ["curl", "--silent", "--show-error", "--fail", "--location", "--globoff", "--user-agent", USER_AGENT]
+    command += ["--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S)]
+    command += ["--write-out", "%{stderr}\n%{http_code}", "--continue-at", str(offset), url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
+        while block := curl.stdout.read1(1 << 18):
+            if limit is not None and file.tell() + len(block) > limit:
+                file.truncate(0)
+                raise ValueError(f"{url}: the server sends more than {limit:,} bytes; nothing was kept. {_WAY_OUT}")
+            file.write(block)
+            bar.update(len(block))
+        message, _, status = curl.stderr.read().decode(errors="replace").strip().rpartition("\n")
+    if curl.returncode == 0:
+        return ""
+    if offset and (curl.returncode == _NO_RANGES or status == "416"):
+        file.truncate(0)  # the server cannot continue this file
+        return _connect(url, file, limit, bar)
+    reason = message.partition(") ")[2].strip() or f"curl ended with exit code {curl.returncode}"
+    if status in ("404", "410"):
+        raise NotFound(f"{url} does not exist ({reason}); name a mirror with --base-url")
+    if curl.returncode == _BAD_CERTIFICATE or (status.startswith("4") and status not in ("408", "425", "429")):
+        raise ValueError(f"{url}: {reason}. {_WAY_OUT}")
+    return reason
+
+
+def _fault(path: Path, remote: RemoteFile) -> str:
+    """Says how a file differs from the published one; empty if it does not."""
+    size = path.stat().st_size
+    if remote.size not in (None, size):
+        return f"it has {size:,} bytes, and {remote.size:,} are published"
+    algorithm, _, published = remote.digest.partition(":")
+    if published:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        if found != published.lower():
+            return f"its {algorithm} is {found}, and {published} is published"
+    return ""

@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine that breaks off, lies and errs as it is told to, and notes what it was asked."""
+"""A real HTTP server on this machine that breaks connections, lies and fails on demand, and records its requests."""
 
 import re
 import threading
@@ -14,12 +14,11 @@ class Served:
     """One file, and what goes wrong with it. The next answer breaks off after `breaks[0]` bytes."""
 
     content: bytes
-    version: dict[str, str] = field(default_factory=lambda: {"ETag": '"1"'})
     breaks: list[int] = field(default_factory=list)
-    refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    refusals: list[int] = field(default_factory=list)  # statuses of the next answers
     has_ranges: bool = True
-    length: str | None = ""  # another Content-Length than the true one; None sends none
-    content_range: str = ""  # another Content-Range than the true one
+    length: str | None = ""  # a false Content-Length; None sends none
+    stalls: list[float] = field(default_factory=list)  # seconds of silence before the bodies of the next answers
     bytes_per_s: float = 0.0
 
 
@@ -53,21 +52,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         if served.refusals:
-            status, headers = served.refusals.pop(0)
-            self._send(status, {**headers, "Content-Length": "0"}, b"", served)
+            self._send(served.refusals.pop(0), {"Content-Length": "0"}, b"", served)
             return
         content, offset = served.content, 0
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked and served.has_ranges and self.headers.get("If-Range") in (None, *served.version.values()):
+        if asked and served.has_ranges:
             offset = int(asked[1])
             if offset >= len(content):
                 self._send(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"}, b"", served)
                 return
-        headers = dict(served.version)
+        headers = {}
         if served.length is not None:
             headers["Content-Length"] = served.length or str(len(content) - offset)
         if offset:
-            headers["Content-Range"] = served.content_range or f"bytes {offset}-{len(content) - 1}/{len(content)}"
+            headers["Content-Range"] = f"bytes {offset}-{len(content) - 1}/{len(content)}"
         self._send(206 if offset else 200, headers, content[offset:], served)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, served: Served) -> None:
@@ -75,6 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+        if served.stalls:
+            time.sleep(served.stalls.pop(0))
         if served.breaks and body:
             body = body[: served.breaks.pop(0)]
         step = 1 << 14
