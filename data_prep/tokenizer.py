@@ -89,7 +89,7 @@ class WordPiece(Tokenizer):
         encoding = self._pipeline.encode(text, add_special_tokens=False)
         offsets = encoding.offsets
         if self.lowercase and not text.isascii():
-            bounds = [begin for begin, _ in offsets[1:]] + [len(text)]
+            bounds = [*(begin for begin, _ in offsets), len(text)][1:]
             offsets = [
                 (begin, _end_of_marks(text, end, bound)) for (begin, end), bound in zip(offsets, bounds, strict=True)
             ]

@@ -6,7 +6,9 @@ A file is one that `evaluation.rows` reads. The columns are `sentence` and `labe
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +22,13 @@ from data_prep.cli import finished_file
 from evaluation.features import Features, encode_examples
 from evaluation.heads import BertForSequenceClassification, sequence_loss
 from evaluation.metrics import score
-from evaluation.rows import FORMATS, read_rows
+from evaluation.rows import FORMATS, check_text, read_rows
 from evaluation.task import Scores, Task
+
+# What tables hold in place of a label that is missing.
+MISSING_LABELS = ("", "nan", "null", "<na>")
+LARGEST_SCORE = 1e18  # the square of an error has to fit into float32
+JOINERS = "\u200c\u200d"  # invisible, but some scripts need them inside a word
 
 
 class Example(NamedTuple):
@@ -59,27 +66,33 @@ class TextTask:
 
 
 def read_examples(path: Path, task: TextTask, labelled: bool = True) -> list[Example]:
-    """Read all rows of one file of `task`. Raises ValueError, with file and line, for a missing column, a label outside
-    the task, a score that is no number or out of range, and a file without a row.
+    """Read all rows of one file of `task`. Raises ValueError, with file and line, for a missing column, what is no text
+    (null, NaN, a list), a label outside the task, a score that is no number or out of range, and a file without a row.
     """
     examples = []
+    index_of = {label: index for index, label in enumerate(task.labels)}
+    for where, values in _wanted_columns(path, task, labelled):
+        label = _parse_label(where, values.pop(), task, index_of) if labelled else None
+        examples.append(Example(values[0], values[1] if len(values) == 2 else None, label))
+    return examples
+
+
+def _wanted_columns(path: Path, task: TextTask, labelled: bool) -> Iterator[tuple[str, list[str]]]:
+    """("file:line", the texts and, if labelled, the label) of each row; ValueError as `read_examples`."""
     wanted = task.text_columns + ((task.label_column,) if labelled else ())
     # CoLA's labelled files have no header, its test file has one.
-    headerless = task.headerless_columns if labelled else ()
-    index_of = {label: index for index, label in enumerate(task.labels)}
+    headerless, where = task.headerless_columns if labelled else (), ""
     for line, row in read_rows(path, headerless, task.skip_broken_rows and labelled):
+        where = f"{path}:{line}"
         absent = [column for column in wanted if column not in row]
         if absent:
             raise ValueError(
-                f"{path}:{line}: column '{absent[0]}' is missing; "
+                f"{where}: column '{absent[0]}' is missing; "
                 f"task {task.name} reads {', '.join(wanted)}, the file has {', '.join(row)}"
             )
-        label = _parse_label(f"{path}:{line}", row[task.label_column], task, index_of) if labelled else None
-        texts = [row[column] for column in task.text_columns]
-        examples.append(Example(texts[0], texts[1] if len(texts) == 2 else None, label))
-    if not examples:
+        yield where, [check_text(where, column, row[column]) for column in wanted]
+    if not where:
         raise ValueError(f"{path} holds no row; task {task.name} needs at least one (columns: {', '.join(wanted)})")
-    return examples
 
 
 def _parse_label(where: str, value: str, task: TextTask, index_of: dict[str, int]) -> int | float:
@@ -92,8 +105,10 @@ def _parse_label(where: str, value: str, task: TextTask, index_of: dict[str, int
         score = float(value)
     except ValueError:
         score = math.nan
-    if not math.isfinite(score):
-        raise ValueError(f"{where}: '{value}' is no score of task {task.name}; a number is due")
+    if not abs(score) <= LARGEST_SCORE:
+        raise ValueError(
+            f"{where}: '{value}' is no score of task {task.name}; a number of at most {LARGEST_SCORE:g} in size is due"
+        )
     if task.score_range and not task.score_range[0] <= score <= task.score_range[1]:
         low, high = task.score_range
         raise ValueError(f"{where}: '{value}' is outside task {task.name}; a number from {low:g} to {high:g} is due")
@@ -127,7 +142,8 @@ def text_task(form: TextTask) -> Task:
 def decode_texts(form: TextTask, examples: Sequence[Example], features: Features, logits: list[Tensor]) -> np.ndarray:
     """[num rows, L] Probabilities of the classes, or scores as they are."""
     outputs = torch.stack(logits)
-    return (outputs.softmax(1) if form.labels else outputs).numpy()
+    # In float32 all probabilities near 1 are equal, and rankings would have ties that the model does not make.
+    return (outputs.double().softmax(1) if form.labels else outputs).numpy()
 
 
 def answers(form: TextTask, predictions: np.ndarray) -> np.ndarray:
@@ -163,31 +179,76 @@ OWN_TASKS = ("classification", "regression", "ranking")
 def own_task(name: str, data_dir: Path, train_file: str | None = None, dev_file: str | None = None) -> TextTask:
     """Describe one's own task from its files: `name` is one of OWN_TASKS, the columns come from the header
     of the training file, and the classes are the distinct labels in it (in numerical order when all are whole numbers,
-    else alphabetical).
+    of which equal ones, such as 01 and 1, are in alphabetical order; else alphabetical).
 
-    Raises ValueError for missing files or columns, an empty file, and a classification with fewer than two classes.
+    Raises ValueError for missing files or columns, an empty file, a classification with fewer than two classes, and
+    labels that are a missing value or look like another one.
     """
     train_file = train_file or _find_split(data_dir, "train")
     dev_file = dev_file or _find_split(data_dir, "dev")
     path = data_dir / train_file
-    rows = list(read_rows(path))
-    if not rows:
+    _, columns = next(read_rows(path), (0, None))
+    if columns is None:
         raise ValueError(
             f"{path} holds no row; give it a header (sentence, label or sentence1, sentence2, label) and examples"
         )
     if name == "ranking":
-        return ranking_form(rows[0][1], train_file, dev_file)
-    text_columns = ("sentence1", "sentence2") if "sentence1" in rows[0][1] else ("sentence",)
+        return ranking_form(columns, train_file, dev_file)
+    text_columns = ("sentence1", "sentence2") if "sentence1" in columns else ("sentence",)
     task = TextTask(name, text_columns, "label", (), ("pearson", "spearman"), train_file, dev_file)
     if name == "regression":
         return task
-    labels = {row["label"] for _, row in rows if "label" in row}
-    if len(labels) == 1 and all("label" in row for _, row in rows):
-        raise ValueError(f"{path}: every row has the label '{labels.pop()}'; a classification needs at least two")
-    whole_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
-    ordered = tuple(sorted(labels, key=int if whole_numbers else None))
-    # A placeholder class, and one class where a row has none, let read_examples name the missing column and its line.
-    return replace(task, labels=ordered or ("",), metrics=("accuracy", "macro_f1"))
+    first_rows: dict[str, str] = {}
+    for where, values in _wanted_columns(path, task, True):
+        first_rows.setdefault(values[-1], where)
+    for label, where in first_rows.items():
+        _check_class(where, label)
+    if len(first_rows) == 1:
+        raise ValueError(f"{path}: every row has the label '{label}'; a classification needs at least two")
+    whole_numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in first_rows)
+    labels = sorted(first_rows, key=lambda label: (int(label) if whole_numbers else 0, label))
+    return replace(task, labels=tuple(labels), metrics=("accuracy", "macro_f1"))
+
+
+def _check_class(where: str, label: str) -> None:
+    """Raise ValueError for a label that is a missing value, or that white space, control characters, invisible ones or
+    decomposed accents make another class than what it looks like.
+    """
+    shown = [char for char in unicodedata.normalize("NFC", label)
+             if char.isspace() or char in JOINERS or unicodedata.category(char) not in ("Cc", "Cf")]  # fmt: skip
+    plain = " ".join("".join(shown).split()).strip(JOINERS)
+    if plain.lower() in MISSING_LABELS:
+        raise ValueError(
+            f"{where}: label {ascii(label)} stands for a missing value; write the label or remove the row, and give a "
+            "class that is called so another name"
+        )
+    if label != plain:
+        raise ValueError(
+            f"{where}: label {ascii(label)} would be another class than {ascii(plain)}, as which it reads; write that"
+        )
+
+
+def draw_examples(examples: list, number: int | None, labels: Sequence[str]) -> tuple[list, str]:
+    """`number` of the examples in their order, and a sentence that says how they were drawn; all, and "", if that many
+    there are not. Since files may be sorted by label, each class has its share, and at least one example while there
+    is room. What has no class (a score, a question, a tagged sentence) is drawn by chance.
+
+    The draw depends on nothing but the arguments: all seeds and starts train on the same examples.
+    """
+    if number is None or number >= len(examples):
+        return examples, ""
+    has_class = bool(labels) and isinstance(examples[0], Example)
+    classes = np.array([example.label if has_class else 0 for example in examples])
+    place = np.empty(len(examples))  # how much of its class comes before an example, from 0 to 1
+    shuffled = np.random.default_rng(0).permutation(len(examples))
+    for index in np.unique(classes):
+        members = shuffled[classes[shuffled] == index]
+        place[members] = np.arange(len(members)) / len(members)
+    drawn = np.sort(shuffled[np.argsort(place[shuffled], kind="stable")[:number]])
+    counts = np.bincount(classes[drawn], minlength=len(labels)).tolist()
+    shares = ", ".join(f"{count:,} {label}" for label, count in zip(labels, counts, strict=True)) if has_class else ""
+    note = f"{number:,} of {len(examples):,} training examples, drawn by chance" + (shares and f" by label: {shares}")
+    return [examples[index] for index in drawn], note
 
 
 def ranking_form(columns: Iterable[str], train_file: str, dev_file: str) -> TextTask:

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from evaluation.rows import read_utf8
+
 SCHEMES = ("iob1", "iob2", "bioes")
 _PREFIXES = {"iob1": "BI", "iob2": "BI", "bioes": "BIES"}
 _TAG = re.compile(r"O|[BIES]-.+")
@@ -43,20 +45,15 @@ class Sentence(NamedTuple):
 
 def read_words(path: Path, labelled: bool) -> list[list[Word]]:
     """The sentences of a file line by line. Raises ValueError, with file and line, for bytes that are no UTF-8, a line
-    without a tag or with another number of columns than the first one, what is no tag, and a file without a word.
+    without a tag or with another number of columns than the first one, a carriage return inside a line, what is no tag,
+    and a file without a word.
     """
     if not path.is_file():
         present = sorted(p.name for p in path.parent.glob("*") if p.is_file()) if path.parent.is_dir() else []
         raise ValueError(
             f"{path} does not exist; the folder holds {', '.join(present[:10]) or 'no file'}: name the right one"
         )
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is no UTF-8; convert the file") from error
-    sentences = list(_sentences(path, text, labelled))
+    sentences = list(_sentences(path, read_utf8(path), labelled))
     if not sentences:
         raise ValueError(f"{path} holds no word; a line is a word and its tag, a blank line ends a sentence")
     return sentences
@@ -71,6 +68,8 @@ def _sentences(path: Path, text: str, labelled: bool) -> Iterator[list[Word]]:
                 yield sentence
             sentence = []
             continue
+        if "\r" in row:
+            raise ValueError(f"{path}:{line}: a carriage return inside a line; end each line with a line feed")
         columns = re.split("[ \t]+", row)
         num_columns = num_columns or len(columns)
         if labelled and len(columns) < 2:

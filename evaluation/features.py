@@ -62,14 +62,15 @@ def progress(examples: Sequence, name: str) -> Iterable:
 
 def encode_examples(tokenizer: Tokenizer, examples: Sequence, max_seq_length: int, name: str) -> Features:
     """Encode `evaluation.classification.Example`s; those longer than `max_seq_length` tokens lose the ends of their
-    texts. `name` labels the progress bar.
+    texts. `name` labels the progress bar. Texts without a token are counted in the note.
     """
-    sequences, segment_b_start, num_truncated = [], [], 0
+    sequences, segment_b_start, num_truncated, num_empty = [], [], 0, 0
     for example in progress(examples, name):
         first = tokenizer.encode(example.text)
         second = tokenizer.encode(example.text_pair) if example.text_pair is not None else []
         budget = max_seq_length - (2 if example.text_pair is None else 3)
         num_truncated += len(first) + len(second) > budget
+        num_empty += not first or (example.text_pair is not None and not second)
         first, second = truncate_pair(first, second, budget)
         ids = [tokenizer.cls_id, *first, tokenizer.sep_id]
         segment_b_start.append(len(ids))
@@ -84,7 +85,8 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence, max_seq_length: in
         sequence_start=np.cumsum([0, *map(len, sequences)]),
         segment_b_start=np.array(segment_b_start),
         labels=labels,
-        note=f"{num_truncated:,} of {len(examples):,} cut to {max_seq_length} tokens",
+        note=f"{num_truncated:,} of {len(examples):,} cut to {max_seq_length} tokens"
+        + (f", {num_empty:,} with an empty text" if num_empty else ""),
     )
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from data_prep.cli import claim_output, run_cli, write_json
 from evaluation.baselines import BASELINES, majority, ngram
 from evaluation.cache import cached_features
+from evaluation.classification import draw_examples
 from evaluation.distill import distill, find_teacher
 from evaluation.encoder import Start, fill_model, find_start, read_encoder, rescale_embeddings
 from evaluation.export import export_model, whole_weights
@@ -90,10 +91,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Read and check all input; raises ValueError before anything is written or any process group starts."""
     args.seeds = args.seeds or [0, 1, 2]
     task = find_task(args)
-    train = task.read(args.data_dir / task.train_file, True)[: args.max_train_examples]
+    train = task.read(args.data_dir / task.train_file, True)
+    train, draw = draw_examples(train, args.max_train_examples, task.labels)
     dev = task.read(args.data_dir / task.dev_file, True)
     start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab, args.dropout)
     settings, teacher = resolve_settings(args, task, start, train, dev), []
+    if draw:
+        settings["draw"] = draw
     if args.teacher:
         teacher = find_teacher(args.teacher, task, start.tokenizer, settings["max_seq_length"])
         settings["distillation"] = {"teacher": [weights.identity() for weights in teacher], **distillation(args)}
@@ -105,6 +109,8 @@ def claim_run_folder(plan: Plan, todo: list[int]) -> None:
     args = plan.args
     done_file = seed_result_file(Path(), todo[0] if todo else args.seeds[0])
     claim_output(args.output, plan.settings, "finetune", str(done_file))
+    if "draw" in plan.settings:
+        print(plan.settings["draw"])
     if len(todo) < len(args.seeds):
         print(f"finished before and kept: seed {', '.join(str(seed) for seed in args.seeds if seed not in todo)}")
 

@@ -2,7 +2,7 @@
 
 RUN/seed_0/model/                 the weights of a seed, a Hugging Face folder (`evaluation.export`)
 RUN/predictions/NAME/             what the task writes for the file NAME, and for GLUE the benchmark's own file
-RUN/predictions/NAME/predict.json which file and which seed
+RUN/predictions/NAME/predict.json which file, by its sha256, and which seed
 """
 
 from dataclasses import replace
@@ -69,7 +69,8 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
     """Write the answers for a file whose labels, if it has any, are not looked at. Several seeds answer together: an
     ensemble, whose logits are the mean of theirs. Without any the one with the best dev score answers.
 
-    Raises ValueError for a folder without a fine-tuned model, and for a file that is not the task's.
+    Raises ValueError for a folder without a fine-tuned model, for a file that is not the task's, and where answers to
+    another file of the same name, or of other seeds, stand already.
     """
     settings, rows = find_seeds(run)
     rows = _answering(run, rows, seeds)
@@ -78,8 +79,14 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
     weights = seed_weights(run, rows)
     tokenizer = load_tokenizer(weights[0].home / settings["vocab"]["file"])
     output, answering = run / "predictions" / file.name, ", ".join(str(row["seed"]) for row in rows)
-    identity = {"file": str(file), "sha256": sha256_of(file), "seed": answering}
+    identity = {"file": file.name, "sha256": sha256_of(file), "seed": answering}
     identity["weights"] = [one.identity() for one in weights]
+    if (output / "done.json").exists() and (held := read_json(output / "predict.json")) != identity:
+        other = ", ".join(key for key in identity if held.get(key) != identity[key])
+        raise ValueError(
+            f"{output} holds the answers to another file of this name, or of other seeds ({other} differs); rename "
+            "that folder to keep them, or remove it"
+        )
     if claim_output(output, identity, "predict", "done.json") == "done":
         return
     layout = init_layout()

@@ -15,6 +15,7 @@ from evaluation.encoder import Start
 from evaluation.glue import GLUE_TASKS
 from evaluation.ner import find_ner_task, ner_task
 from evaluation.ranking import ranking_task
+from evaluation.rows import text_files
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
 from pretrain.config import DEEPSPEED_KEYS, check_keys, check_zero_stage, nearest, read_json
@@ -62,7 +63,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     what.add_argument("--train-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
     what.add_argument("--dev-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
-    what.add_argument("--max-train-examples", type=int, metavar="N", help="only the first N training examples")
+    what.add_argument(
+        "--max-train-examples",
+        type=int,
+        metavar="N",
+        help="only N training examples, the same for every seed: of each label its share, drawn by chance",
+    )
     what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
     what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
     what.add_argument(
@@ -279,7 +285,7 @@ def sha256_of(path: Path) -> str:
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*/*.txt")):
+    for file in text_files(path):
         digest.update(f"{file.relative_to(path)} {sha256_file(file)}\n".encode())
     return digest.hexdigest()
 

@@ -25,11 +25,12 @@ from data_prep.tokenizer import Tokenizer
 from evaluation.answers import decode_answers, score_answers, write_answers
 from evaluation.features import Features, progress
 from evaluation.heads import BertForQuestionAnswering, span_loss
+from evaluation.rows import check_text, read_utf8
 from evaluation.task import Task
 
 SQUAD_TASKS = {"squad1": 1, "squad2": 2}
 FILES = {1: ("train-v1.1.json", "dev-v1.1.json"), 2: ("train-v2.0.json", "dev-v2.0.json")}
-KINDS = {str: "a text", int: "a whole number", list: "a list"}
+KINDS = {str: "a text", bool: "true or false", int: "a whole number", list: "a list"}
 SHAPE = '{"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}'
 
 
@@ -117,9 +118,10 @@ def _records(path: Path):
         raise ValueError(
             f"{path} does not exist; the folder holds {', '.join(present) or 'no .json'}: name the right file or folder"
         )
+    text = read_utf8(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); download it again, or correct it") from error
     for i, article in enumerate(_get(path, "the file", content, "data", list)):
         for j, paragraph in enumerate(_get(path, f"data[{i}]", article, "paragraphs", list)):
@@ -135,12 +137,14 @@ def _get(path: Path, place: str, record: object, key: str, kind: type):
         raise ValueError(f"{path}: {place} has no '{key}'; SQuAD's format is {SHAPE}")
     if type(record[key]) is not kind:
         raise ValueError(f"{path}: {place}: '{key}' is {json.dumps(record[key])[:60]}, {KINDS[kind]} is due")
+    if kind is str:
+        check_text(f"{path}: {place}", key, record[key])
     return record[key]
 
 
 def _answers(path: Path, place: str, where: str, context: str, record: dict) -> list[tuple[str, int]]:
     """(text, start) of each answer, checked against the passage; white space around a text is left out."""
-    if record.get("is_impossible", False):
+    if "is_impossible" in record and _get(path, place, record, "is_impossible", bool):
         return []
     found = []
     for index, answer in enumerate(_get(path, place, record, "answers", list)):
@@ -196,7 +200,7 @@ def encode_windows(
     for index, question in enumerate(progress(questions, name)):
         if question.context is not passage:  # questions on one passage stand together
             passage, encoded = question.context, tokenizer.encode_with_offsets(question.context)
-        ids, offsets = encoded[0], np.array(encoded[1]).reshape(-1, 2)
+        ids, offsets = encoded[0], np.array(encoded[1], np.int64).reshape(-1, 2)
         query = tokenizer.encode(question.question)
         num_cut += len(query) > max_query_length
         head = [tokenizer.cls_id, *query[:max_query_length], tokenizer.sep_id]

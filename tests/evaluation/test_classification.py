@@ -2,10 +2,24 @@
 wrong.
 """
 
-import pytest
+import json
+import re
+from collections import Counter
 
-from evaluation.classification import Example, own_task, read_examples
-from evaluation.rows import read_rows
+import numpy as np
+import pytest
+import torch
+
+from evaluation.classification import (
+    Example,
+    TextTask,
+    decode_texts,
+    draw_examples,
+    own_task,
+    read_examples,
+    write_texts,
+)
+from evaluation.rows import read_rows, text_files
 
 PAIRS = "sentence1\tsentence2\tlabel\na b\tc\tyes\nd\te f\tno\n"
 
@@ -34,6 +48,13 @@ def test_whole_number_classes_are_in_numerical_order(tmp_path):
     task = own_task("classification", tmp_path)
     assert task.labels == ("-1", "9", "10")
     assert task.metrics == ("accuracy", "macro_f1")
+
+
+def test_classes_that_are_equal_as_numbers_are_in_alphabetical_order(tmp_path):
+    """They came in the order of a set of strings, which each process shuffles anew: by luck as here once in 12!."""
+    ones = ["0" * number + "1" for number in range(12)]
+    write(tmp_path, "train.csv", "sentence,label\n" + "".join(f"a,{label}\n" for label in ["2", *ones, "-1"]))
+    assert own_task("classification", tmp_path, dev_file="train.csv").labels == ("-1", *sorted(ones), "2")
 
 
 def test_the_three_formats_say_the_same(tmp_path):
@@ -132,7 +153,7 @@ def test_a_file_without_labels_is_read_as_such(tmp_path):
         ("dev.tsv", "sentence1\tsentence2\tlabel\n", r"dev.tsv holds no row"),
         ("dev.tsv", b"sentence1\tsentence2\tlabel\n\xff\tb\tyes\n", r"dev.tsv:2: byte 0xff is no UTF-8"),
         ("dev.csv", 'sentence1,sentence2,label\n"a"b,c,yes\n', r"dev.csv:2: .*quotation marks"),
-        ("dev.csv", "sentence1;sentence2;label\nb;c;yes\n", r"dev.csv:1: the columns .* are separated by ';'"),
+        ("dev.csv", "sentence1;sentence2;label\nb;c;yes\n", r"dev.csv:1: the columns are separated by ';'"),
         ("dev.tsv", "label\tsentence1\tlabel\n", r"dev.tsv:1: column 'label' occurs 2 times; rename"),
         ("dev.jsonl", '{"sentence1": "a"\n', r"dev.jsonl:1: no valid JSON"),
         ("dev.jsonl", "[1]\n", r"dev.jsonl:1: a JSON list where an object"),
@@ -186,3 +207,170 @@ def test_a_row_without_a_label_is_named(tmp_path):
     write(tmp_path, "train.jsonl", '{"sentence": "a", "label": "x"}\n{"sentence": "b"}\n')
     with pytest.raises(ValueError, match=r"train.jsonl:2: column 'label' is missing"):
         read_examples(tmp_path / "train.jsonl", own_task("classification", tmp_path, dev_file="train.jsonl"))
+
+
+NO_TEXT = [
+    ("null", "null"),
+    ("NaN", "NaN"),
+    ("-Infinity", "-Infinity"),
+    ('["a"]', r'\["a"\]'),
+    ('{"a": 1}', '{"a": 1}'),
+]
+
+
+@pytest.mark.parametrize("column", ["sentence", "label"])
+@pytest.mark.parametrize(
+    ("value", "shown"), [*NO_TEXT, ('"good \\ud83d"', r"half of a character"), ('"\\uDE00"', "half of")]
+)
+def test_what_is_no_text_is_no_data(tmp_path, column, value, shown):
+    """null was the word "null" and a class, a list the text '["a"]'; half of a character ended in the tokenizer."""
+    rows = [{"sentence": "a", "label": "x"}, {"sentence": "b", "label": "y"}, {"sentence": "c", "label": "x"}]
+    content = "".join(f"{json.dumps(row)}\n" for row in rows)
+    whole = write(tmp_path, "dev.jsonl", content)
+    task = own_task("classification", tmp_path, "dev.jsonl")
+    path = write(tmp_path, "train.jsonl", content.replace({"sentence": '"c"', "label": '"y"'}[column], value))
+    message = rf"train.jsonl:{3 if column == 'sentence' else 2}: '{column}' (is|has) .*{shown}"
+    with pytest.raises(ValueError, match=message):
+        own_task("classification", tmp_path)
+    with pytest.raises(ValueError, match=message):
+        read_examples(path, task)
+    if column == "label":  # which is not looked at for predictions, as any further column
+        assert read_examples(path, task, labelled=False) == read_examples(whole, task, labelled=False)
+
+
+def test_numbers_and_truth_values_are_read_as_they_are_written(tmp_path):
+    path = write(tmp_path, "train.jsonl", '{"sentence": 5, "label": 1}\n{"sentence": 2.5, "label": true}\n')
+    task = own_task("classification", tmp_path, dev_file="train.jsonl")
+    assert task.labels == ("1", "true")
+    assert [example.text for example in read_examples(path, task)] == ["5", "2.5"]
+    path = write(tmp_path, "train.jsonl", "[" * 100_000)
+    with pytest.raises(ValueError, match="train.jsonl:1: no valid JSON"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("label", ["", " ", "nan", "NaN", "NULL", "<NA>", "\u200b", "\t\t"])
+def test_a_missing_label_is_no_class(tmp_path, label):
+    write(tmp_path, "train.csv", f'sentence,label\na,pos\nb,neg\nc,"{label}"\n')
+    with pytest.raises(ValueError, match=rf"train.csv:4: label {re.escape(ascii(label))} stands for a missing value"):
+        own_task("classification", tmp_path, dev_file="train.csv")
+
+
+@pytest.mark.parametrize(
+    ("label", "plain"),
+    [
+        *(("pos ", "pos"), (" pos", "pos"), ("pos\u00a0", "pos"), ("very  good", "very good"), ("pos\u200b", "pos")),
+        *(("\ufeffpos", "pos"), ("po\u00ads", "pos"), ("po\ts", "po s"), ("po\ns", "po s"), ("po\r\ns", "po s")),
+        *(("po\u2028s", "po s"), ("pos\x00", "pos"), ("cafe\u0301", "caf\xe9"), ("pos\u200d", "pos")),
+    ],
+)
+def test_a_class_is_what_it_looks_like(tmp_path, label, plain):
+    """A class "pos " stood beside "pos", and a tab or a line break in a label broke predictions.tsv."""
+    write(tmp_path, "train.csv", f'sentence,label\na,{plain}\nb,neg\nc,"{label}"\n')
+    message = f"train.csv:4: label {ascii(label)} would be another class than {ascii(plain)}, "
+    with pytest.raises(ValueError, match=re.escape(message)):
+        own_task("classification", tmp_path, dev_file="train.csv")
+
+
+def test_labels_of_other_scripts_are_classes(tmp_path):
+    """Also with a joiner inside a word (Persian) and vowel signs (Hindi)."""
+    labels = [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\u0905\u092a\u0928\u0947",
+        "\U0001f600",
+        "None",
+        "very good",
+    ]
+    path = write(tmp_path, "train.csv", "\ufeff sentence , label \n" + "".join(f"a,{label}\n" for label in labels))
+    task = own_task("classification", tmp_path, dev_file="train.csv")
+    assert task.labels == tuple(sorted(labels))
+    write_texts(task, tmp_path, read_examples(path, task), np.eye(5))
+    written = (tmp_path / "predictions.tsv").read_text(encoding="utf-8").splitlines()
+    assert [row.count("\t") for row in written] == [7] * 6
+
+
+@pytest.mark.parametrize("value", ["1e39", "-1e39", "1e19", "1e400"])
+def test_a_score_must_fit_into_float32(tmp_path, value):
+    """And so must its square, which is the loss."""
+    write(tmp_path, "train.tsv", f"sentence\tlabel\na\t1e18\nb\t{value}\n")
+    task = own_task("regression", tmp_path, dev_file="train.tsv")
+    with pytest.raises(ValueError, match=rf"train.tsv:3: '{value}' is no score .* at most 1e\+18 in size"):
+        read_examples(tmp_path / "train.tsv", task)
+    assert torch.isfinite(torch.tensor(1e18) ** 2)
+
+
+def test_a_long_cell(tmp_path):
+    path = write(tmp_path, "a.csv", f'sentence,label\n"{"x" * 200_000}",1\n')
+    assert [len(row["sentence"]) for _, row in read_rows(path)] == [200_000]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "separator"),
+    [
+        *(
+            ("a.csv", '"sentence";"label"', "';'"),
+            ("a.csv", '"sentence, long";label', "';'"),
+            ("a.csv", "sep=;", "';'"),
+        ),
+        *(("a.csv", "sentence\tlabel", r"'\\t'"), ("a.csv", "sentence|label", r"'\|'")),
+        *(("a.tsv", '"sentence";"label"', "';'"), ("a.tsv", "sentence,label", "','")),
+    ],
+)
+def test_another_separator_is_named(tmp_path, name, header, separator):
+    path = write(tmp_path, name, f"{header}\n{header}\n")
+    with pytest.raises(ValueError, match=rf"{name}:1: the columns are separated by {separator}, in a .{name[2:]} file"):
+        list(read_rows(path))
+
+
+def test_texts_of_a_label_at_any_depth_and_in_capitals(tmp_path):
+    for name in ("pos/a.TXT", "pos/more/even/b.txt", "neg/c.txt", "neg/.hidden/d.md", "neg/.DS_Store", "urls.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path, name, name)
+    rows = {where: row["label"] for where, row in read_rows(tmp_path)}
+    assert rows == {"neg/c.txt": "neg", "pos/a.TXT": "pos", "pos/more/even/b.txt": "pos"}
+
+
+def test_no_file_of_a_label_is_left_out_in_silence(tmp_path):
+    with pytest.raises(ValueError, match="has no subfolders; .*such as .*/pos"):
+        text_files(tmp_path)
+    (tmp_path / "pos/sub").mkdir(parents=True)
+    with pytest.raises(ValueError, match="pos: a label's folder holds texts .* this one has none"):
+        text_files(tmp_path)
+    write(tmp_path, "pos/a.txt", "a")
+    for name in ("pos/b.md", "pos/sub/c.txt.gz"):
+        write(tmp_path, name, "b")
+    with pytest.raises(ValueError, match="pos: .* this one has 2 that are not, such as b.md"):
+        text_files(tmp_path)
+    for path in (tmp_path / "pos/b.md", tmp_path / "pos/sub/c.txt.gz"):
+        path.unlink()
+    (tmp_path / "pos/link").symlink_to(tmp_path / "pos", target_is_directory=True)
+    with pytest.raises(ValueError, match="this one has 1 that are not, such as link"):
+        text_files(tmp_path)
+    (tmp_path / "pos/link").unlink()
+    assert text_files(tmp_path) == [tmp_path / "pos/a.txt"]
+
+
+def test_a_draw_has_every_label(tmp_path):
+    """The first N of a folder a label, or of a sorted file, are of one label."""
+    examples = [Example(str(i), None, 0) for i in range(300)] + [Example(str(i), None, 1) for i in range(100)]
+    drawn, note = draw_examples(examples, 40, ("neg", "pos"))
+    assert Counter(example.label for example in drawn) == {0: 30, 1: 10}
+    assert note == "40 of 400 training examples, drawn by chance by label: 30 neg, 10 pos"
+    assert drawn == draw_examples(examples, 40, ("neg", "pos"))[0]
+    assert drawn == [example for example in examples if example in drawn]
+    assert 50 < np.mean([int(example.text) for example in drawn[30:]]) + 25 < 100  # not the first ones of a label
+    rare = [*examples, Example("rare", None, 2)]
+    assert {example.label for example in draw_examples(rare, 3, ("neg", "pos", "rare"))[0]} == {0, 1, 2}
+    assert draw_examples(rare, 401, ("neg", "pos", "rare")) == (rare, "")
+    assert draw_examples(rare, None, ("neg", "pos", "rare")) == (rare, "")
+    # Scores and questions have no classes; nor has a sentence of tags.
+    scores, note = draw_examples([Example("a", None, i / 100) for i in range(100)], 50, ())
+    assert 0.4 < np.mean([example.label for example in scores]) < 0.6
+    assert note == "50 of 100 training examples, drawn by chance"
+    assert len(draw_examples([("word", "O")] * 9, 4, ("O", "B-X"))[0]) == 4
+
+
+def test_near_certain_probabilities_differ():
+    """In float32 both would be 1, and a ranking by them would have a tie that the model did not make."""
+    task = TextTask("ranking", ("question", "sentence"), "label", ("0", "1"), ("map", "mrr"))
+    found = decode_texts(task, [], None, [torch.tensor([-10.0, 10.0]), torch.tensor([-10.0, 11.0])])
+    assert found[0, 1] < found[1, 1] <= 1

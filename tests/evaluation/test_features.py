@@ -20,6 +20,8 @@ def test_pairs_and_single_sentences_in_one_flat_batch():
     examples = [Example("a bb", "ccc", 1), Example("dddd", None, 0), Example("a a a a a a", "bb bb bb", 1)]
     features = encode_examples(CountingTokenizer(), examples, 8, "test")
     assert features.note == "1 of 3 cut to 8 tokens"
+    empty = encode_examples(CountingTokenizer(), [*examples, Example(" ", None, 0), Example("a", "", 0)], 8, "test")
+    assert empty.note == "1 of 5 cut to 8 tokens, 2 with an empty text"
     sequences, labels = gather_batch(features, np.array([2, 0, 1]))
     assert sequences.token_ids.tolist() == [100, 1, 1, 1, 101, 2, 2, 101] + [100, 1, 2, 101, 3, 101] + [100, 4, 101]
     assert sequences.segment_ids.tolist() == [0] * 5 + [1] * 3 + [0] * 4 + [1] * 2 + [0] * 3

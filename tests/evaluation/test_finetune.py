@@ -111,6 +111,25 @@ def test_a_loss_that_is_no_number_ends_the_run(task, capsys):
     assert not (task / "run/seed_0/result.json").exists()
 
 
+def test_a_part_of_the_training_set_has_every_label_and_is_told(task, capsys):
+    """A file sorted by label, and a folder a label: their first N examples have one label."""
+    rows = (task / "train.tsv").read_text(encoding="utf-8").splitlines()
+    (task / "sorted.tsv").write_text(
+        "\n".join([rows[0], *sorted(rows[1:], key=lambda row: row[-3:])]), encoding="utf-8"
+    )
+    for i, row in enumerate(rows[1:]):
+        text, label = row.split("\t")
+        (task / "texts" / label).mkdir(parents=True, exist_ok=True)
+        (task / "texts" / label / f"{i}.txt").write_text(text, encoding="utf-8")
+    for train_file in ("sorted.tsv", "texts"):
+        flags = {"seeds": [0], "train-file": train_file, "max-train-examples": 20}
+        main(arguments(task, f"from_{train_file}", "ngram", **flags))
+        draw = "20 of 160 training examples, drawn by chance by label: 10 green, 10 red"
+        assert capsys.readouterr().out.startswith(draw)
+        assert read(task / f"from_{train_file}/finetune.json")["draw"] == draw
+        assert read(task / f"from_{train_file}/results.json")["last"]["accuracy"]["mean"] == 1.0
+
+
 def test_regression(task, capsys):
     rows = "".join(f"the {WORDS[i % 2]} box\t{i % 2 + i / 100}\n" for i in range(16))
     (task / "scores.tsv").write_text("sentence\tlabel\n" + rows, encoding="utf-8")

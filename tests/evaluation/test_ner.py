@@ -76,6 +76,7 @@ def test_documents_columns_separators_and_line_ends(tmp_path):
         (b"a O\n\xff O\n", "iob2", r"train.txt:2: byte 0xff is no UTF-8"),
         ("a B-PER\nb I-LOC\n", "iob2", r"train.txt:2: I-LOC between B-PER and O is no IOB2; .*--tag-scheme iob1 or"),
         ("a O\nb I-LOC\n", "iob2", r"train.txt:2: I-LOC between O and O is no IOB2"),
+        ("a O\rb O\r", "iob2", r"train.txt:1: a carriage return inside a line"),
         ("a S-PER\n", "iob1", r"train.txt:1: S-PER between O and O is no IOB1"),
         ("a B-PER\nb O\n", "bioes", r"train.txt:1: B-PER between O and O is no BIOES"),
         ("a B-PER\n\nb E-PER\n", "bioes", r"train.txt:1: B-PER between O and O is no BIOES"),

@@ -41,11 +41,19 @@ def test_classification_gives_the_pipelines_answers(task, capsys):
         assert row["prediction"] == theirs[0]["label"]
         for answer in theirs:
             assert float(row[f"p({answer['label']})"]) == pytest.approx(answer["score"], abs=2e-6)  # measured: 5.2e-7
-    # The same command finds its work done; another file of the same name is no answer to this one.
-    predict(task / "run", path)
-    assert "reused" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds another run .*seed"):
+    # The same file finds its work done, wherever it lies; another one of the same name is no answer to this one.
+    (task / "copy").mkdir()
+    for folder in (task, task / "copy"):
+        (folder / "new.tsv").write_bytes(path.read_bytes())
+        predict(task / "run", folder / "new.tsv")
+        assert "reused" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"/new.tsv holds the answers .* of other seeds \(seed, weights differs?\)"):
         predict(task / "run", path, "--seeds", str(1 - int(seed)))
+    (task / "copy/new.tsv").write_text("sentence\nthe hat\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"answers to another file of this name.*\(sha256 differs?\); rename that fol"):
+        predict(task / "run", task / "copy/new.tsv")
+    (task / "run/predictions/new.tsv").rename(task / "run/predictions/kept")
+    assert len(table(predict(task / "run", task / "copy/new.tsv") / "predictions.tsv")) == 1
 
 
 def test_several_seeds_answer_together(task, capsys):

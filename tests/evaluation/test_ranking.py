@@ -1,5 +1,7 @@
 """Rankings of WikiQA's shape, their scores worked out by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,28 @@ def test_scores_by_hand():
 def test_equal_scores_are_no_luck():
     labels, scores = np.array([1, 0, 0, 0]), np.full(4, 0.5)
     assert reciprocal_rank(labels, scores) == average_precision(labels, scores) == 1 / 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "map_due", "mrr_due"),
+    [
+        ([1, 1, 0], [0.9, 0.9, 0.1], 1, 1),  # right in whatever order the first two come
+        ([1, 1, 0], [0.5, 0.5, 0.5], (1 / 2 + 2 / 3) / 2, 1 / 2),
+        ([1, 0, 1, 0, 1], [0.9, 0.5, 0.5, 0.5, 0.5], (1 + 2 / 4 + 3 / 5) / 3, 1),
+        ([0, 1, 0, 1], [0.9, 0.2, 0.2, 0.1], (1 / 3 + 2 / 4) / 2, 1 / 3),
+        ([0, 1, 1], [0.1, 0.5, 0.9], 1, 1),  # without a tie
+    ],
+)
+def test_of_equal_scores_right_answers_come_last(labels, scores, map_due, mrr_due):
+    for order in itertools.permutations(range(len(labels))):  # the order of the file has no part in it
+        shuffled = np.array(labels)[list(order)], np.array(scores)[list(order)]
+        assert average_precision(*shuffled) == pytest.approx(map_due)
+        assert reciprocal_rank(*shuffled) == pytest.approx(mrr_due)
+
+
+def test_white_space_makes_no_other_question():
+    examples = [Example("who?", "a", 1), Example("who? ", "b", 0)]
+    assert score_rankings(examples, outputs([0.5, 0.9])) == {"map": 0.5, "mrr": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,45 @@ def test_the_question_word(question, word):
     assert question_word(question) == word
 
 
+@pytest.mark.parametrize("context", ["", "   ", "\u200b", "\n\t\u2060", "\x00"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_passage_without_a_word_is_answered_with_nothing(tmp_path, tokenizer, context, version):
+    """Beside another one, whose answer it made unreadable."""
+    task = squad_task(f"squad{version}")
+    record = {"id": "q0", "question": "Where?", "is_impossible": True, "answers": []}
+    write(tmp_path, record, context=context)
+    content = json.loads((tmp_path / "squad.json").read_text(encoding="utf-8"))
+    content["data"][0]["paragraphs"].append({"context": CONTEXT, "qas": [entry()]})
+    (tmp_path / "squad.json").write_text(json.dumps(content), encoding="utf-8")
+    questions = task.read(tmp_path / "squad.json", version == 2)
+    features = task.encode(tokenizer, questions, 40, "test")
+    logits = [torch.zeros(int(length), 2) for length in features.lengths]
+    found = task.decode(questions, features, gold_logits(features) if version == 2 else logits)
+    assert (found[0].text, [span.text for span in found[0].n_best]) == ("", [""])
+    assert features.spans.dtype == np.int64
+    if version == 2:
+        assert found[1].text == "Paris" and task.score(questions, found)["f1"] == 1
+    task.write(tmp_path, questions, found)
+    assert json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))["q0"] == ""
+
+
+@pytest.mark.parametrize("key", ["id", "question", "context"])
+def test_half_a_character_is_refused(tmp_path, key):
+    record = {"id": "q1", "question": "Where?", "is_impossible": True, "answers": []}
+    record |= {} if key == "context" else {key: "a \ud83d"}
+    path = write(tmp_path, record, context="a \udc00" if key == "context" else CONTEXT)
+    with pytest.raises(ValueError, match=rf"data\[0\].paragraphs\[0\].*'{key}' has '.ud.*', half of a character"):
+        read_squad(path, False, 2)
+
+
+@pytest.mark.parametrize("value", ["false", "true", 0, 1, None, [], "no"])
+def test_is_impossible_is_true_or_false(tmp_path, value):
+    path = write(tmp_path, entry(is_impossible=value))
+    with pytest.raises(ValueError, match=r"qas\[0\]: 'is_impossible' is .*, true or false is due"):
+        read_squad(path, True, 2)
+    assert read_squad(write(tmp_path, entry(is_impossible=False)), True, 2)[0].answers == ("Paris",)
+
+
 def test_a_file_without_answers(tmp_path, tokenizer):
     path = write(tmp_path, {"id": "q", "question": "Where?"})
     task = squad_task("squad1")
