@@ -233,11 +233,15 @@ def memory(bench: Bench, documents: list[list[str]], sizes: list[float]) -> list
 
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text files, and folders of them")
+    options.add_argument(
+        "--input", nargs="+", action="extend", required=True, metavar="PATH", help="text files, and folders of them"
+    )
     options.add_argument("--vocab", required=True, metavar="FILE", help="a WordPiece vocab.txt")
     options.add_argument("--megabytes", type=float, default=20.0, help="text to measure speed with (default 20)")
     options.add_argument("--scaling", type=float, metavar="MB", help="compare one worker and two on so much text")
-    options.add_argument("--memory", type=float, nargs="*", default=[], metavar="MB", help="sizes to measure memory at")
+    options.add_argument(
+        "--memory", type=float, nargs="*", action="extend", default=[], metavar="MB", help="sizes to measure memory at"
+    )
     options.add_argument("--no-peers", action="store_true", help="leave out the peers (pip install '.[bench]')")
     args = options.parse_args(argv)
     tokenizer = load_tokenizer(args.vocab)

@@ -109,10 +109,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--data", required=True, type=Path, help="folder of masked shards made by data_prep.build")
     options.add_argument("--model", default="tiny", choices=PRESETS, help="default: tiny")
-    options.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    options.add_argument("--ranks", type=int, nargs="+", action="extend", help="default: 1 2")
     options.add_argument("--batch", type=int, default=64, help="sequences a step (weak scaling: a rank; default 64)")
     options.add_argument("--device", default="a100-80g", choices=DEVICES, help="to predict for (default a100-80g)")
     args = options.parse_args(argv)
+    args.ranks = args.ranks or [1, 2]  # not argparse's default, which a given option would extend
     title = f"Predicted for {args.device}, 8 a node, sequences of 128, the batch a replica constant"
     report("scaling", {**measured(args), title: predicted(args.device)}, args.save)
 
