@@ -233,7 +233,9 @@ def memory(bench: Bench, documents: list[list[str]], sizes: list[float]) -> list
 
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument("--input", nargs="+", required=True, metavar="PATH", help="text files, and folders of them")
+    options.add_argument(
+        "--input", nargs="+", action="extend", required=True, metavar="PATH", help="text files, and folders of them"
+    )
     options.add_argument("--vocab", required=True, metavar="FILE", help="a WordPiece vocab.txt")
     options.add_argument(
         "--megabytes", type=float, default=20.0, help="size of the text for measuring speed (default 20)"
@@ -242,7 +244,13 @@ def main(argv: list[str] | None = None) -> None:
         "--scaling", type=float, metavar="MB", help="compare one worker and two on a text of this size"
     )
     options.add_argument(
-        "--memory", type=float, nargs="*", default=[], metavar="MB", help="sizes of text for measuring memory"
+        "--memory",
+        type=float,
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="MB",
+        help="sizes of text for measuring memory",
     )
     options.add_argument("--no-peers", action="store_true", help="leave out the peers (pip install '.[bench]')")
     args = options.parse_args(argv)

@@ -88,11 +88,14 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--output", required=True, type=Path, help="folder for the runs and the plot")
     options.add_argument("--model", default="tiny", choices=PRESETS, help="default: tiny")
     options.add_argument("--samples", type=int, default=131_072, help="sequences of each run (default 131072)")
-    options.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024, 4096], help="batch sizes")
+    lists = {"batches": [64, 256, 1024, 4096], "lamb_rates": [3e-3, 1e-2], "adamw_rates": [3e-4, 1e-3, 3e-3]}
+    for name, default in lists.items():
+        flag, kind = f"--{name.replace('_', '-')}", type(default[0])
+        options.add_argument(flag, type=kind, nargs="+", action="extend", help=f"default {' '.join(map(str, default))}")
     options.add_argument("--micro-batch", type=int, default=64, help="sequences at once (default 64)")
-    for name, rates in (("lamb", [3e-3, 1e-2]), ("adamw", [3e-4, 1e-3, 3e-3])):
-        options.add_argument(f"--{name}-rates", type=float, nargs="+", default=rates, help="at the smallest batch")
     args = options.parse_args(argv)
+    for name, default in lists.items():  # not argparse's defaults, which a given option would extend
+        setattr(args, name, getattr(args, name) or default)
     if uneven := [size for size in args.batches if args.samples % size]:
         raise ValueError(f"--samples {args.samples} is not a multiple of the batch size {uneven[0]}")
     args.output.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--data", required=True, type=Path, help="folder of masked shards made by data_prep.build")
     options.add_argument("--model", default="tiny", choices=PRESETS, help="default: tiny")
-    options.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    options.add_argument("--ranks", type=int, nargs="+", action="extend", help="default: 1 2")
     options.add_argument(
         "--batch", type=int, default=64, help="sequences per step, under weak scaling per rank and step (default 64)"
     )
@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         "--device", default="a100-80g", choices=DEVICES, help="device to predict for (default a100-80g)"
     )
     args = options.parse_args(argv)
+    args.ranks = args.ranks or [1, 2]  # argparse would extend a default of its own
     title = f"Predicted for {args.device}, 8 per node, sequences of 128, constant batch per replica"
     report("scaling", {**measured(args), title: predicted(args.device)}, args.save)
 

@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--optimizer", default="Lamb", choices=("Lamb", "AdamW"), help="default Lamb")
     options.add_argument("--recompute", default="none", choices=RECOMPUTE, help="of ours")
     options.add_argument("--bf16", action="store_true")
-    options.add_argument("--against", nargs="*", default=list(PEERS), choices=PEERS, help="peers (default: all)")
+    options.add_argument("--against", nargs="*", action="extend", choices=PEERS, help="peers (default: all)")
     options.add_argument("--profile", action="store_true", help="what takes longest in our step")
     options.add_argument("--largest", action="store_true", help="on a GPU: how far the micro-batch can be doubled")
     args = options.parse_args(argv)
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.model}, {config.num_hidden_layers} layers, {text}, micro-batch {args.micro_batch}, {args.optimizer},"
     )
     title += f" ZeRO {args.zero}, {'bf16' if args.bf16 else 'fp32'}"
-    tables = measure(job, [OURS, *(PEERS[name] for name in args.against)], args)
+    tables = measure(job, [OURS, *(PEERS[name] for name in (PEERS if args.against is None else args.against))], args)
     tables = {f"{name}: {title}": rows for name, rows in tables.items()}
     if args.largest:
         tables[f"Larger and larger: {title}"] = largest_micro_batch(config, args)

@@ -106,10 +106,13 @@ def _question_scores(questions: Sequence, texts: Sequence[str], version: int) ->
     return np.array(rows)
 
 
-def tuned_threshold(questions: Sequence, answers: Sequence[Answer]) -> float:
-    """The null threshold with the best F1 on these very questions: what is scored with it is no held-out number."""
-    answered = _question_scores(questions, [answer.text for answer in answers], 2)[:, 1]
-    unanswered = _question_scores(questions, [""] * len(answers), 2)[:, 1]
+def tuned_threshold(questions: Sequence, answers: Sequence[Answer], metric: str = "f1") -> float:
+    """The null threshold with the best F1 or, for the `metric` "exact", the most exact matches on these very questions:
+    what is scored with it is no held-out number.
+    """
+    column = ("exact", "f1").index(metric)
+    answered = _question_scores(questions, [answer.text for answer in answers], 2)[:, column]
+    unanswered = _question_scores(questions, [""] * len(answers), 2)[:, column]
     return best_threshold(np.array([answer.null_odds for answer in answers]), answered, unanswered)
 
 
@@ -121,9 +124,9 @@ def final_texts(answers: Sequence[Answer], version: int, null_threshold: float) 
 def score_answers(
     questions: Sequence, answers: Sequence[Answer], version: int, null_threshold: float | None = None
 ) -> Scores:
-    """Exact match and F1, over all and by the question's first question word. For SQuAD 2.0 at the threshold that is
-    best here, unless one is given; by questions with and without an answer; at threshold 0, which was not tuned; and
-    the threshold itself.
+    """Exact match and F1, over all and by the question's first question word. For SQuAD 2.0 at the threshold with the
+    best F1 here, unless one is given; by questions with and without an answer; at threshold 0, which was not tuned; the
+    threshold itself; and best_exact, whose threshold is tuned for exact match alone, as in the official evaluation.
     """
     untuned = _question_scores(questions, final_texts(answers, version, 0.0), version)
     scores, threshold, rows = untuned, None, {}
@@ -138,7 +141,12 @@ def score_answers(
     for prefix, part in rows.items():
         exact, f1 = part.mean(0).tolist() if len(part) else (None, None)
         shown |= {f"{prefix}f1": f1, f"{prefix}exact": exact}
-    return shown if threshold is None else shown | {"null_threshold": threshold}
+    if version == 1:
+        return shown
+    exact_threshold = tuned_threshold(questions, answers, "exact")
+    exact = _question_scores(questions, final_texts(answers, 2, exact_threshold), 2)[:, 0]
+    best = {"best_exact": exact.mean().item(), "best_exact_threshold": exact_threshold}
+    return shown | {"null_threshold": threshold} | best
 
 
 def question_word(question: str) -> str:

@@ -1,7 +1,7 @@
 """Features kept from run to run, so that a training set is tokenised once, not for each seed, setting and run.
 
     CACHE/<key>.features    key: sha256 of the JSON of all that makes them: the examples' file, by its sha256, and their
-                            number, the task's settings, the vocabulary's sha256, max_seq_length, VERSION
+                            number, the task's settings, the vocabulary, max_seq_length, VERSION
                             32 bytes sha256 of the rest; the rest: numpy's .npz of the fields of the task's Features
 
 A file appears whole or not at all, and any number of processes may make the same one. One whose bytes are not those

@@ -38,6 +38,7 @@ from evaluation.results import (
     detail_table,
     finish_seed,
     percent,
+    read_seeds,
     seed_folder,
     seed_result_file,
     seed_table,
@@ -122,7 +123,7 @@ def finish_run(plan: Plan) -> None:
     head = {"task": task.name, "start": kind, "checkpoint": args.checkpoint, "metrics": list(task.metrics)}
     head |= {"data": str(args.data_dir), "dev_sha256": settings["dev"]["sha256"], "model": settings.get("model")}
     head |= {"num_train": len(plan.train), "num_dev": len(plan.dev)}
-    results = summarize(args.output, head)
+    results = summarize(read_seeds(args.output), head)
     write_json(args.output / RESULTS_FILE, results)
     counts = f"{len(plan.train):,} training and {len(plan.dev):,} dev examples"
     print(f"{task.name} from {args.checkpoint}: {counts}, scores in percent")
@@ -212,7 +213,7 @@ def encode(plan: Plan, examples: list, split: str, name: str) -> Features:
     if plan.args.cache is None:
         return tokenize()
     identity = {"file": settings[split]["sha256"], "num_examples": len(examples), "task": task.settings}
-    identity |= {"vocab": settings["vocab"]["sha256"], "max_seq_length": settings["max_seq_length"]}
+    identity |= {"vocab": settings["vocab"], "max_seq_length": settings["max_seq_length"]}
     return cached_features(plan.args.cache, identity, task.features, tokenize)
 
 

@@ -1,5 +1,5 @@
 """The report's figures, each an SVG that goes into the page as it is: curves of pretraining runs, scores by start,
-epoch, seed and type, confusion matrices.
+epoch, seed and type.
 """
 
 import base64
@@ -12,9 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from evaluation.results import scores_of
 
@@ -28,21 +26,18 @@ STYLE = {
     **{"xtick.color": "#4a5261", "ytick.color": "#4a5261", "legend.frameon": False, "legend.fontsize": 9},
     **{"lines.linewidth": 1.6, "figure.constrained_layout.use": True, "svg.hashsalt": "report"},
 }
+WIDTH = 4.2  # inches, so that letters of 10 points are 10 pixels on a phone, where a figure is 330 pixels wide
 Curves = dict[str, list[dict]]  # a pretraining run's name -> the rows of its metrics.jsonl
 
 
 def _figure(draw, height: float = 2.9) -> str:
     """Let `draw(axes)` fill a figure; the figure as a data URI, the same bytes for the same content."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.2, height))
+        figure, axes = plt.subplots(figsize=(WIDTH, height))
         draw(axes)
-        return _as_uri(figure)
-
-
-def _as_uri(figure: Figure) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    plt.close(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        plt.close(figure)
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -173,29 +168,6 @@ def scores_by_type(runs: Sequence[dict], names: Sequence[str]) -> str | None:
         axes.legend()
 
     return _figure(draw, height=1 + 0.24 * len(names))
-
-
-def confusion_matrices(runs: Sequence[dict]) -> str | None:
-    """How often each label was answered with each, in percent of the label's rows, a matrix a run that has one; None
-    without any.
-    """
-    shown = [run for run in runs if run.get("confusion")]
-    if not shown:
-        return None
-    side = 1 + 0.55 * max(len(run["confusion"]["labels"]) for run in shown)
-    with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure, grid = plt.subplots(1, len(shown), figsize=(side * len(shown) + 1.5, side + 0.6), squeeze=False)
-        for run, axes in zip(shown, grid[0], strict=True):
-            labels, counts = run["confusion"]["labels"], np.array(run["confusion"]["counts"])  # [label, prediction]
-            shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
-            axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-            for (row, column), share in np.ndenumerate(shares):
-                colour = "white" if share > 50 else "#1c2330"
-                axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=9)
-            axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=8)
-            axes.set_yticks(range(len(labels)), labels, fontsize=8)
-            axes.set(title=run["label"], xlabel="answer", ylabel="label")
-        return _as_uri(figure)
 
 
 def _steps(rows: Sequence[dict]) -> list[int]:

@@ -67,19 +67,26 @@ def mean_logits(weights: list[Weights], task: Task, features: Features, layout: 
 
 def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
     """Write the answers for a file whose labels, if it has any, are not looked at. Several seeds answer together: an
-    ensemble, whose logits are the mean of theirs. Without any the one with the best dev score answers.
+    ensemble, whose logits are the mean of theirs. Without any the one with the best dev score answers. Scores and
+    thresholds are those of the epoch whose weights were kept.
 
     Raises ValueError for a folder without a fine-tuned model, for a file that is not the task's, and where answers to
     another file of the same name, or of other seeds, stand already.
     """
     settings, rows = find_seeds(run)
-    rows = _answering(run, rows, seeds)
-    task = restore_task(settings["task"], _mean_scores(rows))
+    epoch = settings.get("keep_weights")
+    if epoch is None:  # made before finetune.json said so
+        raise ValueError(
+            f"{run}/finetune.json does not say which epoch's weights were kept; add the run's --keep-weights to it: "
+            '"keep_weights": "last" or "best"'
+        )
+    rows = _answering(run, rows, seeds, epoch)
+    task = restore_task(settings["task"], _mean_scores(rows, epoch))
     examples = task.read(file, False)
     weights = seed_weights(run, rows)
     tokenizer = load_tokenizer(weights[0].home / settings["vocab"]["file"])
     output, answering = run / "predictions" / file.name, ", ".join(str(row["seed"]) for row in rows)
-    identity = {"file": file.name, "sha256": sha256_of(file), "seed": answering}
+    identity = {"file": file.name, "sha256": sha256_of(file), "seed": answering, "epoch": epoch}
     identity["weights"] = [one.identity() for one in weights]
     if (output / "done.json").exists() and (held := read_json(output / "predict.json")) != identity:
         other = ", ".join(key for key in identity if held.get(key) != identity[key])
@@ -100,9 +107,9 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
     print(f"{file}: {len(examples):,} examples ({features.note}), answered by seed {answering}: {output}")
 
 
-def _mean_scores(rows: list[dict]) -> dict[str, float | None]:
-    """Of the seeds' last epochs: an ensemble's threshold is the mean of theirs."""
-    scores = [scores_of(row, "last") for row in rows]
+def _mean_scores(rows: list[dict], epoch: str) -> dict[str, float | None]:
+    """Of the seeds' "last" or "best" epochs: an ensemble's threshold is the mean of theirs."""
+    scores = [scores_of(row, epoch) for row in rows]
     return {
         name: None if None in (values := [score.get(name) for score in scores]) else fmean(values) for name in scores[0]
     }
@@ -125,17 +132,17 @@ def seed_weights(run: Path, rows: list[dict]) -> list[Weights]:
     return [open_weights(seed_folder(run, row["seed"]) / "model") for row in rows]
 
 
-def _answering(run: Path, kept: list[dict], seeds: list[int] | None) -> list[dict]:
-    """The seeds asked for, or the best one; said with their scores."""
+def _answering(run: Path, kept: list[dict], seeds: list[int] | None, epoch: str) -> list[dict]:
+    """The seeds asked for, or the one with the best score at its "last" or "best" epoch; scores are printed."""
     rows = {row["seed"]: row for row in kept}
     if absent := [seed for seed in seeds or [] if seed not in rows]:
         raise ValueError(
             f"--seeds {absent[0]}: {run} has the weights of seed {', '.join(map(str, rows))}; name one of them"
         )
     metric = read_json(run / RESULTS_FILE)["metrics"][0]
-    scores = {number: scores_of(row, "last")[metric] for number, row in rows.items()}
+    scores = {number: scores_of(row, epoch)[metric] for number, row in rows.items()}
     if not seeds:
         seeds = [max(rows, key=lambda number: -np.inf if scores[number] is None else scores[number])]
     for seed in seeds:
-        print(f"seed {seed}: dev {metric} {percent(scores[seed])} after the last epoch")
+        print(f"seed {seed}: dev {metric} {percent(scores[seed])} at its {epoch} epoch")
     return [rows[seed] for seed in seeds]

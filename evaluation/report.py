@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.cli import finished_file, read_json, run_cli
-from evaluation.page import MARK, Section, render_page
+from evaluation.page import MARK, Section, render_matrix, render_page
 from evaluation.plots import (
-    confusion_matrices,
     curves,
     loss_curves,
     scores_by_epoch,
@@ -62,7 +61,9 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     runs = Runs({}, {}, {})
     for name, folder in zip(short_names(folders), folders, strict=True):
         if (folder / RESULTS_FILE).is_file():
-            runs.finetuning[name] = read_json(folder / RESULTS_FILE) | {"confusion": confusion_matrix(folder)}
+            train = read_json(folder / "finetune.json")["train"]
+            run = read_json(folder / RESULTS_FILE) | {"train_sha256": train["sha256"]}
+            runs.finetuning[name] = run | {"confusion": confusion_matrix(folder)}
         elif (folder / "run.json").is_file():
             if not ((folder / "metrics.jsonl").is_file() and read_metrics(folder, "train")):
                 raise ValueError(f"{folder}: no step of this pretraining run is in metrics.jsonl yet; train first")
@@ -97,12 +98,14 @@ def score_sections(groups: dict[str, list[dict]]) -> list[Section]:
         figures = {
             f"{metric} by start": scores_by_start(runs, metric, published(runs, metric)),
             f"{metric} by epoch": scores_by_epoch(runs, metric),
-            "Confusion matrix": confusion_matrices(runs),
             "By type": scores_by_type(runs, [row[0] for row in details.rows]),
         }
-        sizes = f"{runs[0]['num_train']:,} training and {runs[0]['num_dev']:,} dev examples from {runs[0]['data']}."
+        folders = ", ".join(dict.fromkeys(run["data"] for run in runs))
+        sizes = f"{runs[0]['num_train']:,} training and {runs[0]['num_dev']:,} dev examples from {folders}."
         tables = [details.text("html")] if details.rows else []
-        sections.append(Section(task, sizes, tables, {name: uri for name, uri in figures.items() if uri}))
+        matrices = [render_matrix(run["label"], **run["confusion"]) for run in runs if run["confusion"]]
+        shown = {name: uri for name, uri in figures.items() if uri}
+        sections.append(Section(task, sizes, tables, shown, matrices=matrices))
     return sections
 
 
@@ -122,15 +125,17 @@ def pretraining_section(runs: dict[str, Path], table: Table) -> Section:
 
 
 def first_numbers(groups: dict[str, list[dict]], facts: Sequence[dict[str, str]]) -> dict[str, str]:
-    """The tiles at the top, {what: value}: what a reader wants to know first, of the first run of each kind."""
+    """The tiles at the top, {what: value}: what a reader wants to know first, of the first run of each kind. Scores
+    come before losses and speeds.
+    """
     tiles = {}
-    for fact in facts[:1]:
-        tiles = {name: fact[name] for name in ("parameters", "tokens seen", "tokens/s")}
-        if fact["unigram entropy"]:
-            tiles[f"held-out MLM loss, unigram entropy {fact['unigram entropy']}"] = fact["MLM loss, held out"]
     for task, runs in list(groups.items())[:4]:
         metric = runs[0]["metrics"][0]
         tiles[f"{task}: {metric}, {runs[0]['label']}"] = mean_and_spread(runs[0]["last"][metric])
+    for fact in facts[:1]:
+        if fact["unigram entropy"]:
+            tiles[f"held-out MLM loss, unigram entropy {fact['unigram entropy']}"] = fact["MLM loss, held out"]
+        tiles |= {name: fact[name] for name in ("parameters", "tokens seen", "tokens/s")}
     return tiles
 
 

@@ -53,9 +53,13 @@ def finish_seed(output: Path, seed: int, task: Task, epochs: list[dict], example
     write_json(seed_result_file(output, seed), {"seed": seed, "best_epoch": best, "epochs": epochs})
 
 
-def summarize(output: Path, head: dict) -> dict:
-    """Gather every finished seed of a run folder under `head` (task, start, metrics ...): what results.json holds."""
-    seeds = sorted((read_json(path) for path in output.glob("seed_*/result.json")), key=lambda row: row["seed"])
+def read_seeds(output: Path) -> list[dict]:
+    """The result.json of every finished seed of a run folder, in the order of the seeds."""
+    return sorted((read_json(path) for path in output.glob("seed_*/result.json")), key=lambda row: row["seed"])
+
+
+def summarize(seeds: Sequence[dict], head: dict) -> dict:
+    """The seeds under `head` (task, start, metrics ...) with their summary: what results.json holds."""
     return {**head, **{which: _summary(seeds, which, head["metrics"]) for which in ("last", "best")}, "seeds": seeds}
 
 

@@ -31,7 +31,9 @@ CHECKPOINT_HELP = (
     "a pretraining run or one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
     "pretraining; 'majority' or 'ngram' for a baseline without a network"
 )
+OPTIONS_OF_PREDICT = ("predict", "output", "seeds", "local_rank")
 SQUAD_FLAGS = ("doc_stride", "max_query_length", "max_answer_length")
+KEPT_FLAGS = ("epochs", "patience", "batch_size", "rescale_embeddings", "keep_weights")  # as they are
 MAX_GRAD_NORM = 1.0
 # What a flag of this command states has no second home in a DeepSpeed file.
 KEYS_OF_FLAGS = (
@@ -41,12 +43,13 @@ KEYS_OF_FLAGS = (
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; `--help` is written for a newcomer."""
+    """The command line; `--help` is written for a newcomer. Raises ValueError for an option that --predict ignores."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.finetune",
         description="Fine-tune a pretrained BERT on a task, with several seeds. The dev set is evaluated after every "
         "epoch; the scores go to OUTPUT/results.json and are printed. The same command again keeps the seeds that are "
         "finished; other --seeds are added to them.",
+        allow_abbrev=False,  # `evaluation.grid` looks for whole names
     )
     fine_tuning = not any(flag.startswith("--predict") for flag in (sys.argv[1:] if argv is None else argv))
     what = parser.add_argument_group("what is learnt, and from where")
@@ -79,7 +82,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "the same vocabulary and lengths",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one run each, in turn (default 0 1 2)")
+    how.add_argument(
+        "--seeds", nargs="+", action="extend", type=int, metavar="N", help="one run each, in turn (default 0 1 2)"
+    )
     how.add_argument(
         "--epochs", type=int, default=3, metavar="N", help="passes over the training examples (default %(default)s)"
     )
@@ -156,7 +161,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
     )
     how.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    given = (name for name, value in vars(args).items() if value != parser.get_default(name))
+    for name in given if args.predict else ():
+        if name not in OPTIONS_OF_PREDICT:
+            flag = name if name == "deepspeed_config" else name.replace("_", "-")
+            raise ValueError(f"--{flag} does not go with --predict: the run in --output has its own; leave it out")
+    return args
 
 
 def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
@@ -266,11 +277,14 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         )
     return {
         **settings,
-        "weights": start.weights and str(start.weights.path),
+        "weights": start.weights and {"path": str(start.weights.path), **start.weights.identity()},
         "model": start.config.to_json(),
-        "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
+        "vocab": {
+            **{"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
+            "lowercase": start.tokenizer.lowercase,
+        },
         "max_seq_length": max_seq_length,
-        **{name: getattr(args, name) for name in ("epochs", "patience", "batch_size", "rescale_embeddings")},
+        **{name: getattr(args, name) for name in KEPT_FLAGS},
         "deepspeed_config": deepspeed_settings(args),
     }
 

@@ -34,21 +34,36 @@ class Table(NamedTuple):
 
 
 def task_groups(results: dict[str, dict]) -> dict[str, list[dict]]:
-    """Fine-tuning runs by task: those with the same dev file compare. Each run gets its `label`, and all are in the
-    order of STARTS.
+    """Fine-tuning runs by what is compared: the same task, the same training examples and the same dev file. Each run
+    gets its `label`, and all are in the order of STARTS.
     """
     groups: dict[tuple, list[dict]] = {}
     for name, run in results.items():
-        groups.setdefault((run["task"], run["dev_sha256"]), []).append({**run, "run": name})
-    tasks = [task for task, _ in groups]
+        key = (run["task"], run["train_sha256"], run["num_train"], run["dev_sha256"])
+        groups.setdefault(key, []).append({**run, "run": name})
+    firsts = [runs[0] for runs in groups.values()]
     named = {}
-    for (task, digest), runs in groups.items():
+    for runs in groups.values():
         starts = [run["start"] for run in runs]
         for run in runs:
             run["label"] = run["start"] if starts.count(run["start"]) == 1 else f"{run['start']} ({run['run']})"
-        title = task if tasks.count(task) == 1 else f"{task} ({runs[0]['data']}, {digest[:8]})"
-        named[title] = sorted(runs, key=lambda run: STARTS.index(run["start"]))
+        named[_title(runs[0], firsts)] = sorted(runs, key=lambda run: STARTS.index(run["start"]))
     return named
+
+
+def _title(run: dict, others: Sequence[dict]) -> str:
+    """The task, and in what its data differ from those of the other groups of the same task."""
+    rivals, parts = [other for other in others if other["task"] == run["task"]], []
+    for form in (
+        "{data}",
+        "{num_train:,} training examples",
+        "training set {train_sha256:.8}",
+        "dev set {dev_sha256:.8}",
+    ):
+        same = [other for other in rivals if form.format_map(other) == form.format_map(run)]
+        if len(same) < len(rivals):
+            rivals, parts = same, [*parts, form.format_map(run)]
+    return f"{run['task']} ({', '.join(parts)})" if parts else run["task"]
 
 
 def score_table(groups: dict[str, list[dict]]) -> Table:
@@ -105,22 +120,32 @@ def detail_scores(runs: Sequence[dict]) -> Table:
 
 
 def verdicts(groups: dict[str, list[dict]]) -> list[str]:
-    """A sentence for each pretrained run and each other start of its task: how far apart the means are, and whether any
-    seed of one is as good as any of the other. By the task's first metric, after the last epoch.
+    """A sentence for each pretrained run and each other start of its group, by the task's first metric after the last
+    epoch.
     """
     sentences = []
     for task, runs in groups.items():
         metric = runs[0]["metrics"][0]
-        scored = [(run, run["last"][metric]) for run in runs if run["last"][metric]["mean"] is not None]
-        for ours, our in scored:
-            for other, their in scored:
-                if ours["start"] == "pretrained" and other["start"] != "pretrained":
-                    points = 100 * (our["mean"] - their["mean"])
-                    distance = f"{abs(points):.1f} points {'above' if points >= 0 else 'below'} {other['label']}"
-                    apart = our["min"] > their["max"] or our["max"] < their["min"]
-                    overlap = "no seed of one reaches the other" if apart else "their seeds overlap"
-                    sentences.append(f"{task}, {metric}: {ours['label']} is {distance}; {overlap}.")
+        scored = [run for run in runs if run["last"][metric]["mean"] is not None]
+        for ours in (run for run in scored if run["start"] == "pretrained"):
+            others = (run for run in scored if run["start"] != "pretrained")
+            sentences += [f"{task}, {metric}: {_verdict(ours, other, metric)}." for other in others]
     return sentences
+
+
+def _verdict(ours: dict, other: dict, metric: str) -> str:
+    """How far apart the means are, and whether any seed of one is as good as any of the other."""
+    our, their = ours["last"][metric], other["last"][metric]
+    points = 100 * (our["mean"] - their["mean"])
+    amount = f"{abs(points):.1f}" if abs(points) >= 0.05 else "less than 0.1"
+    is_level = abs(points) < 1e-9  # what floating point leaves of equal means
+    distance = "level with" if is_level else f"{amount} points {'above' if points > 0 else 'below'}"
+    apart = not is_level and (our["min"] > their["max"] or our["max"] < their["min"])
+    overlap = "no seed of one reaches the other" if apart else "their seeds overlap"
+    models = [run["model"] for run in (ours, other) if run.get("model")]
+    sizes = {(model["num_hidden_layers"], model["hidden_size"]) for model in models}
+    caution = "; their models differ in size" if len(sizes) > 1 else ""
+    return f"{ours['label']} is {distance} {other['label']}; {overlap}{caution}"
 
 
 def pretraining_facts(name: str, folder: Path) -> dict[str, str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 BIN = Path(sys.executable).parent
+# A batch job around the road may have set these; its stages are no ranks of that job.
+LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 
 
 def module(name: str, *args: object) -> list[str]:
@@ -51,7 +53,8 @@ def run_stage(started: float, title: str, command: list[str], num_ranks: int = 1
     num_threads = max(1, (os.cpu_count() or 1) // num_ranks)
     # DeepSpeed compiles with the environment's ninja and its launcher starts `python`.
     path = os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)])
-    result = subprocess.run(command, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": str(num_threads)})
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
+    result = subprocess.run(command, env={**environment, "PATH": path, "OMP_NUM_THREADS": str(num_threads)})
     if result.returncode:
         print(f"error: the stage {title!r} failed; the reason stands above. The command was:", file=sys.stderr)
         print(" ".join(command), file=sys.stderr)

@@ -228,7 +228,10 @@ def python_of(cluster: SlurmCluster, *variables: str) -> list[int]:
 def held(cluster: SlurmCluster, job: str, run: Path) -> Iterator[None]:
     """A job's ranks stand still in the midst of phase 1, until Slurm has warned the job."""
     wait_for_steps(cluster, job, run)
-    ranks, warnings = python_of(cluster, f"SLURM_JOB_ID={job}"), cluster.output(job).count("received the warning signal: saving")
+    ranks, warnings = (
+        python_of(cluster, f"SLURM_JOB_ID={job}"),
+        cluster.output(job).count("received the warning signal: saving"),
+    )
     for rank in ranks:
         os.kill(rank, signal.SIGSTOP)
     yield
@@ -264,7 +267,9 @@ def test_warned_requeued_and_preempted_it_ends_as_if_undisturbed(cluster, undist
     assert cluster.job(urgent)["StartTime"] < cluster.job(job)["StartTime"]
     log = cluster.output(job)
     assert log.count("stopped by SIGUSR1 after step") == 2 and log.count("stopped by SIGTERM after step") == 1
-    assert log.count("not finished because the time limit or a preemption is near: requeued") == 2  # the third time Slurm did it
+    assert (
+        log.count("not finished because the time limit or a preemption is near: requeued") == 2
+    )  # the third time Slurm did it
     resumed = launches(tmp_path)
     assert len(resumed) == 4 and 0 == resumed[0] < resumed[1] < resumed[2] < resumed[3] < NUM_STEPS[0]
     assert launches(tmp_path, 2) == [0]

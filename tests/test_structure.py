@@ -69,6 +69,16 @@ def test_every_file_keeps_the_house_rules(source):
     assert (ROOT / source).read_text(encoding="utf-8").count("\n") <= MAX_LINES, "two rooms: split the file"
 
 
+@pytest.mark.parametrize("source", sources("evaluation", "examples", "benchmarks"))
+def test_an_option_with_several_values_may_be_given_twice(source):
+    """`--seeds 0 --seeds 1` is `--seeds 0 1`. A default would be extended too, so it is put in after parsing."""
+    for call in (node for node in ast.walk(parse(source)) if isinstance(node, ast.Call)):
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        names = [node.value for node in call.args if isinstance(node, ast.Constant)]
+        if keywords.get("nargs") in ("'+'", "'*'") and (not names or names[0].startswith("-")):
+            assert keywords.get("action") == "'extend'" and keywords.get("default") in (None, "[]"), ast.unparse(call)
+
+
 @pytest.mark.parametrize("source", sources(*LIBRARIES))
 def test_only_a_few_files_know_the_machinery(source):
     tree = parse(source)

@@ -92,6 +92,17 @@ def test_claim_refuses_what_is_not_its_own(tmp_path):
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["thesis.tex"]
 
 
+def test_a_refusal_names_the_differing_value_alone(tmp_path):
+    held = {"engine": {"optimizer": {"lr": 0.1, "eps": 1e-6}, "bf16": None}, "seed": 0}
+    claim_output(tmp_path / "a", held)
+    (tmp_path / "a" / "part.bin").write_bytes(b"1")
+    asked = {"engine": {"optimizer": {"lr": 0.2, "eps": 1e-6}, "bf16": {"enabled": True}}, "seed": 0}
+    with pytest.raises(ValueError, match="another run") as refused:
+        claim_output(tmp_path / "a", asked)
+    differences = "engine.bf16: None there, {'enabled': True} asked for; engine.optimizer.lr: 0.1 there, 0.2 asked for"
+    assert str(refused.value).split("(")[1].split(")")[0] == differences
+
+
 def test_a_claim_alone_may_be_changed(tmp_path):
     claim_output(tmp_path / "a", {"size": 90_000})
     assert claim_output(tmp_path / "a", {"size": 8_000}) == "new"

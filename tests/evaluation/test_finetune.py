@@ -73,8 +73,16 @@ def test_a_run_learns_and_keeps_finished_seeds(task, capsys):
     assert [row["seed"] for row in again["seeds"]] == [0, 1, 2]
     assert [epoch["train_loss"] for epoch in again["seeds"][1]["epochs"]] == losses
 
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match=r"holds another run \(epochs: 3 there, 4 asked for\)"):
         main(arguments(task, epochs=4))
+    # Finished seeds have the weights that were asked for, or the folder is another run's.
+    with pytest.raises(ValueError, match=r"holds another run \(keep_weights: 'last' there, 'best' asked for\)"):
+        main([*arguments(task), "--keep-weights", "best"])
+
+
+def test_seeds_given_twice_are_all_run(task, capsys):
+    main([*arguments(task, "majority", "majority", seeds=[0]), "--seeds", "1"])
+    assert [row["seed"] for row in read(task / "majority/results.json")["seeds"]] == [0, 1]
 
 
 def test_baselines_write_the_same_format(task, capsys):
@@ -94,6 +102,11 @@ def test_from_a_hugging_face_folder(task, architecture, capsys):
     main(arguments(task, checkpoint=task / "hf", seeds=[0], epochs=1))
     assert "drawn from each seed: classifier.weight, classifier.bias\n" in capsys.readouterr().out
     assert read(task / "run/results.json")["start"] == "pretrained"
+    # Other weights under the same name are another start, for a finished run as well.
+    again = architecture(config)
+    again.save_pretrained(task / "hf")
+    with pytest.raises(ValueError, match=r"holds another run \(weights\.model\.safetensors: '\w{64}' there"):
+        main(arguments(task, checkpoint=task / "hf", seeds=[0], epochs=1))
     with pytest.raises(ValueError, match="is not the vocabulary of"):
         (task / "vocab.txt").write_text((task / "vocab.txt").read_text().replace("hat", "cap"))
         main(arguments(task, "other", task / "hf", vocab=task / "vocab.txt"))

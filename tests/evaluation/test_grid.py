@@ -1,6 +1,7 @@
 """A grid of fine-tunings as a user runs it: side by side, killed, gone on with, and told what is wrong."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli import run_cli
-from evaluation.grid import main
+from data_prep.cli import claim_output, run_cli
+from evaluation import finetune
+from evaluation.grid import Setting, main, options, parse_args, shared_settings
 from tests.evaluation.test_finetune import arguments, read, task
 
 __all__ = ["task"]  # the fixture
 ROOT = Path(__file__).parents[2]
 POINTS = ["--learning-rates", "0.005", "1e-9", "--batch-sizes", "8", "--epochs", "2", "--seeds", "0", "1"]
+OWN = {name: None for name in ("epochs", "batch-size", "learning-rate", "seeds")}  # the grid's, not finetune's
 
 
 def grid(folder, output, *more):
     """The command line: a rate that learns and one that does not, two seeds, two jobs at a time."""
-    own = {name: None for name in ("epochs", "batch-size", "learning-rate", "seeds")}
-    rest = arguments(folder, output, **own, **{"keep-weights": "none"})
+    rest = arguments(folder, output, **OWN, **{"keep-weights": "none"})
     return [*POINTS, "--jobs", "2", *rest, *more]
 
 
@@ -55,12 +57,58 @@ def test_killed_and_restarted_it_gives_the_same_table(task, capsys):
     ("more", "message"),
     [
         (["--learning-rate", "1e-4"], "--learning-rate is not the grid's"),
+        (["--batch-size=16"], "--batch-size is not the grid's"),
         (["--jobs", "0"], "--jobs 0: at least 1"),
-        (["--epochs", "2", "2"], "--epochs 2 2: each value once"),
-        (["--task", "classificatoin"], "rate-0.005_batch-8_epochs-2, seed 0: --task classificatoin is unknown"),
+        (["--epochs", "2"], "--epochs 2 2: each value once"),
+        (["--learning-rates", "5"], "--learning-rate 5: a number above 0 and below 1"),
+        (["--task", "classificatoin"], "--task classificatoin is unknown"),
+        (["--micro-batch-size", "3"], "--micro-batch-size 3 does not divide the 8 examples"),
     ],
 )
-def test_bad_input_is_told(task, capsys, more, message):
+def test_bad_input_is_told_before_anything_is_written(task, capsys, more, message):
     with pytest.raises(SystemExit) as stop:
-        run_cli(main, grid(task, "run", "--learning-rates", "0.005", "--seeds", "0", *more))
+        run_cli(main, grid(task, "run", *more))
     assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not (task / "run").exists()
+
+
+def small_grid(folder, *points, **changes):
+    """The command line of a grid of one rate, one batch size and one epoch, unless `points` say more."""
+    rest = arguments(folder, "run", **OWN, **{"keep-weights": "none"} | changes)
+    return ["--learning-rates", "0.005", "--batch-sizes", "8", "--epochs", "1", *points, *rest]
+
+
+def test_a_finished_grid_is_that_of_its_settings_and_seeds_alone(task, capsys):
+    args, rest = parse_args(small_grid(task))
+    setting = Setting(0.005, 8, 1)
+    claim_output(args.output, shared_settings(args, rest, [setting]), "grid")
+    finetune.main(options(args, rest, setting, [0, 1]))
+    # It shows the seeds asked for; an option given twice adds its values.
+    seeds = read(task / "run/rate-0.005_batch-8_epochs-1/results.json")["seeds"]
+    scores = [100 * row["epochs"][0]["scores"]["accuracy"] for row in seeds]
+    for points, mean in ((["--seeds", "1"], scores[1]), (["--seeds", "0", "--seeds", "1"], sum(scores) / 2)):
+        main(small_grid(task, *points))
+        printed = capsys.readouterr().out
+        number = len(points) // 2
+        assert f"finished before and kept: {number} of {number} runs" in printed
+        assert float(printed.splitlines()[-1].split()[4]) == pytest.approx(mean, abs=0.05)
+    # What all its runs share is refused by the name of what differs.
+    (task / "dev2.tsv").write_text("sentence\tlabel\nthe hat\tred\n", encoding="utf-8")
+    dropout = "model.attention_probs_dropout_prob: 0.1 there, 0.2 asked for; model.hidden_dropout_prob: 0.1 there"
+    refused = [
+        ({"weight-decay": 0.5}, "(deepspeed_config.optimizer.params.weight_decay: 0.01 there, 0.5 asked for)"),
+        ({"max-seq-length": 8}, "(max_seq_length: 16 there, 8 asked for)"),
+        ({"keep-weights": "last"}, "(keep_weights: 'none' there, 'last' asked for)"),
+        ({"patience": 1}, "(patience: None there, 1 asked for)"),
+        ({"dropout": 0.2}, f"({dropout}, 0.2 asked for)"),
+        ({"dev-file": "dev2.tsv"}, "(dev.file: "),
+        ({"checkpoint": "majority", "model": None, "vocab": None}, "(checkpoint: 'random' there, 'majority' asked for"),
+        ({"task": "ranking"}, "column 'question' is missing"),
+        ({"checkpoint": "nowhere", "model": None, "vocab": None}, "--checkpoint nowhere: no such folder"),
+    ]
+    for changes, message in refused:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            main(small_grid(task, "--seeds", "0", "1", **changes))
+    # Two rates that look alike are two settings.
+    other = Setting(0.0050000001, 8, 1)
+    assert other.name != Setting(0.005, 8, 1).name and not (task / "run" / other.name).exists()

@@ -125,6 +125,30 @@ def test_answers_are_those_of_the_exported_model(task, capsys):
         assert found[str(i)] == ("" if odds[str(i)] > threshold else text)
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_epoch_kept_answers_with_its_own_threshold(task, capsys, keep):
+    """Score, threshold and choice of seed are those of the epoch whose weights are there, whatever the other one's."""
+    qa = [
+        {"id": str(i), "question": "hat", "answers": [{"text": "red", "answer_start": 4}] * (i % 3)} for i in range(9)
+    ]
+    entries = [{"context": f"the red {WORDS[i % 4]} is here", "qas": [row]} for i, row in enumerate(qa)]
+    (task / "dev.json").write_text(json.dumps({"data": [{"paragraphs": entries}]}), encoding="utf-8")
+    files = {"train-file": "dev.json", "dev-file": "dev.json", "max-query-length": 4}
+    main(arguments(task, task="squad2", seeds=[0, 1], epochs=1, **files, **{"keep-weights": keep}))
+    results = read(task / "run/results.json")
+    (trained,) = results["seeds"][1]["epochs"]
+    # As if there had been another epoch: with it seed 0 would answer, and leave every question open.
+    for row, f1, other in zip(results["seeds"], (0.0, 1.0), (1.0, 0.0), strict=True):
+        row["epochs"][0]["scores"]["f1"] = f1
+        another = {"epoch": 2, "scores": trained["scores"] | {"f1": other, "null_threshold": -1e9}}
+        row["epochs"] = [*row["epochs"], another] if keep == "best" else [another, *row["epochs"]]
+        row["best_epoch"] = 1 if keep == "best" else 2
+    (task / "run/results.json").write_text(json.dumps(results), encoding="utf-8")
+    found = read(predict(task / "run", task / "dev.json") / "predictions.json")
+    assert "seed 1: dev f1 100.0 " in capsys.readouterr().out
+    assert found == read(task / "run/seed_1/predictions.json") and any(found.values())
+
+
 def test_a_fine_tuned_model_is_a_start_for_another_task(task, capsys):
     main(arguments(task, "first", seeds=[0], epochs=1))
     main(arguments(task, "second", task / "first/seed_0/model", seeds=[0], epochs=1))
@@ -172,6 +196,14 @@ def test_bad_input_is_told(task, capsys, more, message):
     with pytest.raises(ValueError, match=message):
         main(command)
     assert not (task / "run/predictions").exists()
+
+
+def test_an_option_that_the_run_has_decided_is_refused():
+    options = [("--task", "mnli"), ("--checkpoint", "nowhere"), ("--max-seq-length", "8"), ("--keep-weights", "best"),
+               ("--deepspeed_config", "x.json"), ("--rescale-embeddings",)]  # fmt: skip
+    for option, *value in options:
+        with pytest.raises(ValueError, match=f"^{option} does not go with --predict: .*leave it out$"):
+            main(["--predict", "new.tsv", "--output", "nowhere", option, *value])
 
 
 @pytest.mark.parametrize("name", GLUE_TASKS)

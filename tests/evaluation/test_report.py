@@ -22,7 +22,7 @@ def write(path, content):
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
 
 
-def results(start, *scores, dev_sha256="d"):
+def results(start, *scores, **changes):
     """A results.json of one metric: for each seed the scores after each epoch."""
     seeds = [
         {
@@ -36,7 +36,8 @@ def results(start, *scores, dev_sha256="d"):
     summary = {"mean": sum(last) / len(last), "median": sorted(last)[len(last) // 2], "std": 0.0, "min": min(last)}
     both = {which: {"accuracy": {**summary, "max": max(last)}} for which in ("last", "best")}
     head = {"task": "rte", "start": start, "checkpoint": start, "metrics": ["accuracy"], "data": "glue/RTE"}
-    return {**head, "dev_sha256": dev_sha256, "num_train": 2490, "num_dev": 277, **both, "seeds": seeds}
+    head |= {"train_sha256": "t", "dev_sha256": "d", "num_train": 2490, "num_dev": 277}
+    return {**head, **both, "seeds": seeds} | changes
 
 
 @pytest.fixture
@@ -69,6 +70,8 @@ def runs(tmp_path):
         header = "index\tlabel\tprediction\tp(yes)\tp(no)"
         write(tmp_path / f"ft/pretrained/seed_{seed}/predictions.tsv", "\n".join([header, *lines]) + "\n")
     write(tmp_path / "ft/majority/results.json", results("majority", [0.53], [0.53]))
+    for start in ("pretrained", "majority"):
+        write(tmp_path / f"ft/{start}/finetune.json", {"train": {"file": "train.tsv", "sha256": "t"}})
     manifest = {"format": "bert-masked-shards", "config": {"seq_length": 128}, "vocab": {"size": 50}}
     write(
         tmp_path / "shards/manifest.json", {**manifest, "num_sequences": 1234, "num_tokens": 99, "num_predictions": 7}
@@ -94,7 +97,11 @@ def test_the_tables_are_printed_and_written(runs, tmp_path, capsys):
     assert re.search(r"\| shards +\| masked shards +\|", markdown)
     assert all(headline in page for headline in ("<h1>A &lt; B</h1>", "<h2>Scores</h2>", "<h2>Pretraining</h2>"))
     assert '"a &lt; b"' in page.replace("&quot;", '"')
-    assert page.count('src="data:image/svg+xml;base64,') == page.count("<img") == 8
+    assert page.count('src="data:image/svg+xml;base64,') == page.count("<img") == 7
+    # Scores are the first numbers of the page; a confusion matrix is text, in letters of the page's size.
+    assert page.index("67.5 ± 0.0") < page.index("held-out MLM loss") < page.index("tokens seen")
+    rows = re.findall(r"<tr><th>(yes|no)</th><td[^>]*>(\d+)</td><td[^>]*>(\d+)</td></tr>", page)
+    assert rows == [("yes", "50", "50"), ("no", "0", "100")]
 
 
 def test_the_page_refers_to_nothing_outside(runs, tmp_path, capsys):
@@ -137,6 +144,45 @@ def test_names_and_endings(tmp_path):
         short_names([tmp_path, tmp_path / "x/.."])
     with pytest.raises(ValueError, match="ends in .html"):
         main([str(tmp_path), "--output", "report.pdf"])
+
+
+def test_only_runs_on_the_same_examples_compare():
+    """Whatever else is the same, another task, training set, number of its examples or dev set is another group."""
+    changes = {
+        "rte (glue/RTE)": {},
+        "rte (small)": {"data": "small", "train_sha256": "s"},
+        "rte (glue/RTE, 160 training examples)": {"num_train": 160},
+        "rte (glue/RTE, 2,490 training examples, training set u)": {"train_sha256": "u"},
+        "wnli": {"task": "wnli"},
+    }
+    runs = {title: results("pretrained", [0.9], **change) for title, change in changes.items()}
+    groups = task_groups(runs | {"baseline": results("majority", [0.5])})
+    assert {title: [run["start"] for run in group] for title, group in groups.items()} == {
+        "rte (glue/RTE, 2,490 training examples, training set t)": ["pretrained", "majority"],
+        **{title: ["pretrained"] for title in list(changes)[1:]},
+    }
+    assert len(verdicts(groups)) == 1
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        ([0.1, 0.2], [0.15, 0.15], "level with majority; their seeds overlap"),
+        ([0.1 + 0.2], [0.3], "level with majority; their seeds overlap"),  # the sum is 0.30000000000000004
+        ([0.5004], [0.5], "less than 0.1 points above majority; no seed of one reaches the other"),
+        ([0.4996], [0.5], "less than 0.1 points below majority; no seed of one reaches the other"),
+        ([0.501], [0.5], "0.1 points above majority; no seed of one reaches the other"),
+    ],
+)
+def test_how_far_apart_two_means_are(ours, theirs, words):
+    runs = {"a": results("pretrained", *([x] for x in ours)), "b": results("majority", *([x] for x in theirs))}
+    assert verdicts(task_groups(runs)) == [f"rte, accuracy: pretrained is {words}."]
+
+
+def test_models_of_two_sizes_are_told():
+    sizes = [{"model": {"num_hidden_layers": 4, "hidden_size": size}} for size in (256, 512)]
+    runs = {"a": results("pretrained", [0.5], **sizes[0]), "b": results("random", [0.4], **sizes[1])}
+    assert verdicts(task_groups(runs))[0].endswith("; no seed of one reaches the other; their models differ in size.")
 
 
 def test_only_runs_with_the_same_dev_file_compare():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_prep.tokenizer import load_tokenizer
-from evaluation.answers import question_word
-from evaluation.squad import read_squad, squad_task, widest_context, window_starts
+from evaluation.answers import Answer, Span, question_word
+from evaluation.squad import Question, read_squad, squad_task, widest_context, window_starts
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 CONTEXT = "The Café de Flore, in Paris, opened in the 1880s."
@@ -110,6 +110,7 @@ def test_squad_2_leaves_questions_open_above_the_threshold(tmp_path, tokenizer):
         **{"f1": 1.0, "exact": 1.0, "HasAns_f1": 1.0, "HasAns_exact": 1.0, "NoAns_f1": 1.0, "NoAns_exact": 1.0},
         **{"at threshold 0: f1": pytest.approx(2 / 3), "at threshold 0: exact": pytest.approx(2 / 3)},
         **{"where: f1": 1.0, "where: exact": 1.0, "null_threshold": -40.0},
+        **{"best_exact": 1.0, "best_exact_threshold": -40.0},
     }
     task.write(tmp_path, questions, found)
     read = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("predictions", "null_odds")}
@@ -117,6 +118,17 @@ def test_squad_2_leaves_questions_open_above_the_threshold(tmp_path, tokenizer):
     assert read["null_odds"]["unsure"] == pytest.approx(-0.5)
     fixed = squad_task("squad2", null_threshold=0.0)
     assert fixed.score(questions, found)["f1"] == pytest.approx(2 / 3)
+
+
+def test_exact_match_has_a_threshold_of_its_own():
+    """As in the official evaluation. Answering all three costs the first question and gives the others F1 2/3 each."""
+    asked = {"Flore": (), "in Paris": ("Paris",), "the Café": ("Café de",)}
+    questions = [Question(text, "Where?", CONTEXT, answers, None) for text, answers in asked.items()]
+    found = [Answer([Span(text, 0.0, 0.0)], odds) for text, odds in zip(asked, (-3.0, -2.0, -1.0), strict=True)]
+    for task in (squad_task("squad2"), squad_task("squad2", null_threshold=-1.0)):
+        scores = task.score(questions, found)
+        assert (scores["f1"], scores["exact"], scores["null_threshold"]) == (pytest.approx(4 / 9), 0, -1)
+        assert scores["best_exact"] == pytest.approx(1 / 3) and -3.001 < scores["best_exact_threshold"] < -3
 
 
 @pytest.mark.parametrize(
