@@ -84,11 +84,12 @@ def claim_output(folder: str | Path, config: dict, name: str = "config", done_fi
     return "resume"
 
 
-def _difference(held: object, asked: dict) -> str:
-    if not isinstance(held, dict):
-        return "its configuration is no JSON object"
-    keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
-    return "; ".join(f"{key}: {held.get(key)!r} there, {asked.get(key)!r} asked for" for key in keys)
+def _difference(held: object, asked: object, name: str = "") -> str:
+    """The values that differ, by their dotted names, inside objects as well."""
+    if isinstance(held, dict) and isinstance(asked, dict):
+        keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
+        return "; ".join(_difference(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+    return f"{name}: {held!r} there, {asked!r} asked for" if name else "its configuration is no JSON object"
 
 
 @contextmanager
