@@ -18,8 +18,9 @@ from pathlib import Path
 
 from benchmarks.measure import parser, report
 from data_prep.cli import run_cli, write_json
-from pretrain.config import PRESETS, load_deepspeed_config, load_model_config
+from pretrain.config import PRESETS, load_model_config
 from pretrain.costs import DEVICES, Job, step_seconds
+from pretrain.deepspeed_config import load_deepspeed_config
 from pretrain.telemetry import read_metrics
 
 NUM_STEPS = 12

@@ -20,7 +20,7 @@ from evaluation.features import Features, encode_examples
 from evaluation.predict import apply_model
 from pretrain.config import ModelConfig
 from pretrain.layers import Sequences
-from pretrain.layout import Layout, init_layout
+from pretrain.layout import Layout, init_lone_layout
 from pretrain.model import BertModel
 
 POOLINGS = ("cls", "mean")
@@ -48,7 +48,7 @@ class SentenceVectors(nn.Module):
 
 def embed(start: Start, features: Features, pooling: str) -> np.ndarray:
     """[N, H] float32 A vector for each sequence."""
-    layout = init_layout()
+    layout = init_lone_layout()
     model = SentenceVectors(start.config, layout, pooling)
     weights = {name: tensor for name, tensor in read_encoder(start).items() if not name.startswith("bert.pooler.")}
     fill_model(model, weights, seed=0)

@@ -47,7 +47,7 @@ from evaluation.results import (
 from evaluation.settings import check_numbers, distillation, find_task, parse_args, resolve_settings
 from evaluation.task import Scores, Task
 from pretrain.engine import initialize_engine
-from pretrain.layout import Layout, init_layout, is_about_another_rank, rank_environment
+from pretrain.layout import LONE_RANK, Layout, init_layout, is_about_another_rank, rank_environment
 from pretrain.schedule import learning_rate
 from pretrain.weights import Weights
 
@@ -66,7 +66,8 @@ class Plan(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Check everything, claim the output folder, run the seeds that are not finished, print the table."""
-    args, ranks = parse_args(argv), rank_environment()
+    args = parse_args(argv)
+    ranks = LONE_RANK if args.predict else rank_environment()
     try:
         check_numbers(args, ranks["WORLD_SIZE"])
         if args.predict:

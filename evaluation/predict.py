@@ -20,7 +20,7 @@ from evaluation.glue import write_submission
 from evaluation.results import RESULTS_FILE, percent, scores_of, seed_folder
 from evaluation.settings import restore_task, sha256_of
 from evaluation.task import Task
-from pretrain.layout import Layout, init_layout
+from pretrain.layout import Layout, init_lone_layout
 from pretrain.model import load_weights
 from pretrain.weights import Weights, open_weights
 
@@ -96,7 +96,7 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
         )
     if claim_output(output, identity, "predict", "done.json") == "done":
         return
-    layout = init_layout()
+    layout = init_lone_layout()
     features = task.encode(tokenizer, examples, settings["max_seq_length"], file.name)
     predictions = task.decode(examples, features, mean_logits(weights, task, features, layout))
     task.write(output, examples, predictions)

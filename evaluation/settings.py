@@ -18,7 +18,8 @@ from evaluation.ranking import ranking_task
 from evaluation.rows import text_files
 from evaluation.squad import SQUAD_TASKS, squad_task
 from evaluation.task import Task
-from pretrain.config import DEEPSPEED_KEYS, check_keys, check_zero_stage, nearest, read_json
+from pretrain.config import nearest, read_json
+from pretrain.deepspeed_config import check_engine_settings
 
 TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (
@@ -196,9 +197,10 @@ def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
         raise ValueError("--rescale-embeddings goes with a pretrained --checkpoint; leave it out")
     if args.cache and args.cache.exists() and not args.cache.is_dir():
         raise ValueError(f"--cache {args.cache} is a file; name a folder, which need not exist")
-    if num_ranks > 1 and (args.predict or args.checkpoint in BASELINES):
-        what = "--predict" if args.predict else f"--checkpoint {args.checkpoint}"
-        raise ValueError(f"{what} runs in one process; start it with plain python, without a launcher")
+    if num_ranks > 1 and args.checkpoint in BASELINES:
+        raise ValueError(
+            f"--checkpoint {args.checkpoint} runs in one process; start it with plain python, without a launcher"
+        )
     share, rest = divmod(args.batch_size, num_ranks)
     if rest or not share:
         near = [size for size in (share * num_ranks, (share + 1) * num_ranks) if size]
@@ -312,8 +314,7 @@ def deepspeed_settings(args: argparse.Namespace) -> dict:
     for key in KEYS_OF_FLAGS:
         if key in own:
             raise ValueError(f"{args.deepspeed_config}: {key!r} is set by a flag here (see --help); leave it out")
-    check_keys(own, DEEPSPEED_KEYS, str(args.deepspeed_config))
-    check_zero_stage(own, str(args.deepspeed_config))
+    check_engine_settings(own, str(args.deepspeed_config))
     optimizer = {"lr": args.learning_rate, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": args.weight_decay}
     schedule = {"warmup_proportion": args.warmup_proportion}  # over as many steps as the training takes
     return {

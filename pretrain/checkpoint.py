@@ -129,12 +129,16 @@ def damaged_files(folder: Path, layout: Layout | None = None) -> list[str]:
     collective.
     """
     path = folder / CHECKSUMS
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = [line.partition("  ") for line in text.splitlines()]
     problems = []
-    if not lines or not lines[-1].endswith("  checkpoint.json"):
+    if not text.endswith("  checkpoint.json\n"):
         problems.append(f"{CHECKSUMS} is missing or cut short")
-    for line in lines[layout.rank :: layout.dp_size * layout.tp_size] if layout else lines:
-        digest, _, name = line.partition("  ")
+        lines = lines[:-1]  # the last one may name half a file
+    if not all(len(digest) == 64 and name for digest, _, name in lines):
+        problems.append(f"{CHECKSUMS} has a line without a checksum and a name")
+        lines = []
+    for digest, _, name in lines[layout.rank :: layout.dp_size * layout.tp_size] if layout else lines:
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
         elif sha256_file(folder / name) != digest:

@@ -1,8 +1,7 @@
-"""What is trained and how: the model's shape and the DeepSpeed file, both checked before any rank starts to train.
+"""What is trained: the model's shape, a preset name or a Hugging Face `config.json`, checked before any rank starts to
+train. How it is trained is in deepspeed_config.py.
 
-The model is a preset name or a Hugging Face `config.json`; how it is run (batch, precision, ZeRO, optimizer, schedule)
-is one DeepSpeed JSON. Nothing here edits what the user wrote: a wrong value raises a ValueError that names it, the rule
-and the way out.
+Nothing here edits what the user wrote: a wrong value raises a ValueError that names it, the rule and the way out.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.schedule import COMMON_KEYS, SCHEDULES, check_schedule
+from pretrain.schedule import is_number
 
 # layers, hidden size, heads (Devlin et al. 2019, section 3; Turc et al. 2019, table 1; Shoeybi et al. 2019, table 4)
 PRESETS = {
@@ -64,6 +63,8 @@ class ModelConfig:
             value = getattr(self, field.name)
             if field.type is int and (type(value) is not int or value < 1):
                 raise ValueError(f"model config: {field.name}={value!r} is not a positive whole number")
+            if field.type is float and not (is_number(value) and value >= 0):
+                raise ValueError(f"model config: {field.name}={value!r} is not a number of 0 or more")
             if field.name.endswith("_prob") and not 0 <= value < 1:
                 raise ValueError(f"model config: {field.name}={value!r} is not a probability in [0, 1)")
         if self.hidden_size % self.num_attention_heads:
@@ -169,190 +170,27 @@ def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -
 
 
 def read_json(path: str | Path) -> dict:
-    """A JSON object from a file; ValueError names the file and the place of the mistake."""
+    """A JSON object from a file; ValueError names the file and the place of the mistake, such as a key given twice."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
 
 
+def _without_duplicates(pairs: list[tuple]) -> dict:
+    """An object of a JSON file; ValueError for a key that it has twice, of which Python would keep the last."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the key {twice[0]!r} is given twice; leave one out")
+    return dict(pairs)
+
+
 def nearest(name: str, known) -> str:
     """'; did you mean X?' when something known is spelt like `name`, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-OPTIMIZER_DEFAULTS = {
-    "Lamb": {
-        "lr": None,
-        "betas": (0.9, 0.999),
-        "eps": 1e-6,
-        "weight_decay": 0.01,
-        "bias_correction": True,
-        "use_nvlamb": False,
-        "min_trust_ratio": 0.0,
-        "max_trust_ratio": None,
-    },
-    "AdamW": {"lr": None, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
-}
-REQUIRED_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "optimizer", "scheduler")
-DEEPSPEED_KEYS = (
-    *REQUIRED_KEYS,
-    *(
-        "gradient_clipping",
-        "zero_optimization",
-        "bf16",
-        "fp16",
-        "data_types",
-        "steps_per_print",
-        "wall_clock_breakdown",
-    ),
-    *(
-        "prescale_gradients",
-        "communication_data_type",
-        "comms_logger",
-        "flops_profiler",
-        "dump_state",
-        "memory_breakdown",
-    ),
-    *("gradient_accumulation_steps", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio"),
-)
-
-
-def load_deepspeed_config(path: str | Path, overrides: list[str] = ()) -> dict:
-    """The DeepSpeed JSON of one phase, with `a.b=value` overrides from the command line, checked.
-
-    Raises ValueError for a missing key, a misspelt one (and names the nearest), a value of the wrong kind, or a batch
-    that does not add up.
-    """
-    config = read_json(path)
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise ValueError(f"--set {override}: expected KEY=VALUE, as in --set optimizer.params.lr=0.004")
-        target = config
-        *parents, last = key.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise ValueError(f"--set {override}: {parent} is a value in {path}, it has no {last}")
-        target[last] = parse_value(value)
-    check_deepspeed_config(config, str(path))
-    return config
-
-
-def parse_value(text: str):
-    """A JSON value from the command line; what is not JSON is a string."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def check_deepspeed_config(config: dict, path: str) -> None:
-    """Raises ValueError for what DeepSpeed would accept silently or refuse late."""
-    check_keys(config, DEEPSPEED_KEYS, path)
-    for key in REQUIRED_KEYS:
-        if key not in config:
-            raise ValueError(f"{path}: {key!r} is missing; see ds_configs/README.md for a complete file")
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
-        if type(config[key]) is not int or config[key] < 1:
-            raise ValueError(f"{path}: {key}={config[key]!r} is not a positive whole number")
-    kind, params = named_block(config, "optimizer", OPTIMIZER_DEFAULTS, path)
-    check_keys(params, OPTIMIZER_DEFAULTS[kind], f"{path}: optimizer.params")
-    check_optimizer({**OPTIMIZER_DEFAULTS[kind], **params}, f"{path}: optimizer.params")
-    kind, params = named_block(config, "scheduler", SCHEDULES, path)
-    check_keys(params, (*COMMON_KEYS, *SCHEDULES[kind]), f"{path}: scheduler.params")
-    check_schedule(kind, params, f"{path}: scheduler.params")
-    check_zero_stage(config, path)
-
-
-def check_zero_stage(config: dict, path: str) -> None:
-    """Raises ValueError for a stage that ZeRO has not, and for one that is wrong with 16 bits."""
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise ValueError(f"{path}: zero_optimization.stage={stage!r}; ZeRO has the stages 0, 1, 2 and 3")
-    if stage == 0 and any(config.get(kind, {}).get("enabled") for kind in ("bf16", "fp16")):
-        raise ValueError(
-            f"{path}: 16 bits at zero_optimization.stage=0: DeepSpeed's wrapper for that takes a first step before the"
-            " optimizer knows its tensors; choose stage 1, which on one device is the same work"
-        )
-
-
-def check_optimizer(params: dict, where: str) -> None:
-    """Raises ValueError for the first value that LAMB or AdamW would take and go wrong with."""
-    betas, lowest, highest = params["betas"], params.get("min_trust_ratio"), params.get("max_trust_ratio")
-    are_betas = isinstance(betas, list | tuple) and len(betas) == 2
-    rules = {
-        "lr": (is_number(params["lr"]) and params["lr"] >= 0, "a learning rate: a number such as 0.004"),
-        "betas": (are_betas and all(is_number(beta) and 0 <= beta < 1 for beta in betas), "two numbers from 0 to 1"),
-        "eps": (is_number(params["eps"]) and params["eps"] > 0, "a small number such as 1e-6"),
-        "weight_decay": (is_number(params["weight_decay"]) and params["weight_decay"] >= 0, "0 or a number above it"),
-        "min_trust_ratio": (lowest is None or (is_number(lowest) and lowest >= 0), "0 or a number above it"),
-        "max_trust_ratio": (
-            highest is None or (is_number(highest) and highest > (lowest or 0)),
-            "a number above min_trust_ratio, or null",
-        ),
-    }
-    for name, (holds, rule) in rules.items():
-        if not holds:
-            raise ValueError(f"{where}.{name}={params[name]!r} must be {rule}")
-
-
-def named_block(config: dict, name: str, known, path: str) -> tuple[str, dict]:
-    """The type and the params of an `optimizer` or `scheduler` block."""
-    block = config[name]
-    if not isinstance(block, dict) or not isinstance(block.get("params"), dict):
-        raise ValueError(f'{path}: {name} must be {{"type": ..., "params": {{...}}}}')
-    check_keys(block, ("type", "params"), f"{path}: {name}")
-    if block.get("type") not in known:
-        kind, kinds = block.get("type"), ", ".join(known)
-        raise ValueError(f"{path}: {name}.type={kind!r} is unknown; choose {kinds}{nearest(str(kind), known)}")
-    return block["type"], block["params"]
-
-
-def check_keys(values: dict, known, where: str) -> None:
-    """Raises ValueError for the first key that is not known, naming the nearest."""
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-
-
-def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def num_accumulation_steps(config: dict, dp_size: int) -> int:
-    """Micro-batches a rank runs in one step; ValueError if the batch does not divide by the ranks."""
-    batch, micro_batch = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
-    steps, rest = divmod(batch, micro_batch * dp_size)
-    if rest or steps == 0:
-        raise ValueError(
-            f"train_batch_size={batch} is not a multiple of train_micro_batch_size_per_gpu={micro_batch} x {dp_size}"
-            f" data-parallel ranks; choose a multiple of {micro_batch * dp_size}, or another micro-batch with"
-            " --set train_micro_batch_size_per_gpu=N"
-        )
-    stated = config.get("gradient_accumulation_steps", steps)
-    if stated != steps:
-        raise ValueError(
-            f"gradient_accumulation_steps={stated}, but {batch} / ({micro_batch} x {dp_size}) = {steps}; leave it out"
-        )
-    return steps
-
-
-def engine_config(config: dict) -> dict:
-    """What DeepSpeed is given: the file without the optimizer and the schedule, which are built here, and with the keys
-    that this needs.
-    """
-    derived = {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
-    return {
-        "steps_per_print": 10**9,
-        **derived,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 import data_prep.tokenizer as vocabulary
 from data_prep.cli import claim_output, run_cli, write_json
 from pretrain.data import pack_sequences
-from pretrain.layout import init_layout
+from pretrain.layout import init_lone_layout
 from pretrain.model import BertForPreTraining, load_weights
 from pretrain.tensors import HEADS, tensor_table
 from pretrain.weights import check_whole, missing_heads, open_weights, write_safetensors
@@ -91,7 +91,7 @@ def largest_difference(folder: Path) -> float:
 
     weights = open_weights(folder)
     config = weights.config
-    ours = BertForPreTraining(config, init_layout())
+    ours = BertForPreTraining(config, init_lone_layout())
     drawn = load_weights(ours, weights, optional=HEADS)
     theirs = AutoModelForPreTraining.from_pretrained(folder).eval()
     rng = np.random.default_rng(0)

@@ -12,7 +12,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from pretrain.config import ModelConfig, num_accumulation_steps
+from pretrain.config import ModelConfig
+from pretrain.deepspeed_config import num_accumulation_steps
 from pretrain.tensors import rank_shape, tensor_table
 
 # Share of a link's data-sheet rate that large collectives reach. An assumption, close to what nccl-tests shows.

@@ -8,7 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from data_prep.cli import finished_file, read_json
-from pretrain.telemetry import read_metrics
+from pretrain.telemetry import flattened, read_metrics
 
 # (kind of row, key, what the axis says); those that no run has are left out.
 CURVES = (
@@ -94,14 +94,6 @@ def differing_settings(names: list[str]) -> list[list]:
     keys = sorted({key for of_run in settings for key in of_run})
     rows = [[key, *(of_run.get(key) for of_run in settings)] for key in keys]
     return [row for row in rows if any(json.dumps(value) != json.dumps(row[1]) for value in row[1:])]
-
-
-def flattened(values: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in values.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def render(names: list[str], rows: dict[str, list[dict]], figures: list[Path]) -> str:

@@ -22,6 +22,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from data_prep.cli import sha256_file
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.shards import Records, Shards
 from data_prep.tokenizer import load_tokenizer
@@ -159,6 +160,23 @@ def check_ids(records: Records, indices: np.ndarray, shards: Shards) -> None:
                 f" {vocab_size} entries: the shards are damaged or not ours; `python -m data_prep.show {shards.folder}"
                 " --verify` tells"
             )
+
+
+def require_undamaged(data_sets: Sequence[Shards], layout: Layout) -> None:
+    """Compares every byte of the shards with the manifests' checksums; collective, the ranks share the work.
+
+    Raises ValueError on all ranks that names the damaged files.
+    """
+    files = {
+        shards.folder / entry["file"]: entry["sha256"] for shards in data_sets for entry in shards.manifest["shards"]
+    }
+    mine = list(files)[layout.rank :: layout.dp_size * layout.tp_size]
+    damaged = [str(path) for path in mine if sha256_file(path) != files[path]]
+    if damaged := [path for found in layout.gather(damaged) for path in found]:
+        raise ValueError(
+            f"{', '.join(damaged)}: not the bytes that were written (sha256 differs); copy them again or rebuild the"
+            " folder with `python -m data_prep.build`"
+        )
 
 
 def split_samples(samples: np.ndarray, micro_batch_size: int, layout: Layout) -> list[np.ndarray]:

@@ -34,12 +34,13 @@ class Fragment:
 
 
 def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameters in two groups: weights with decay, biases and LayerNorm without (google-research/bert,
-    `exclude_from_weight_decay`).
+    """Parameters in two groups: those of two and more dimensions with decay, and vectors and single numbers, which
+    biases and LayerNorm are, without (google-research/bert, `exclude_from_weight_decay`).
     """
     decayed, plain = [], []
     for parameter in module.parameters():
-        (plain if parameter.ndim == 1 else decayed).append(parameter)
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under deepspeed.zero.Init all that is left is flat
+        (decayed if len(shape) > 1 else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
@@ -170,6 +171,8 @@ class Lamb(torch.optim.Optimizer):
     def _step_group(self, group: dict) -> None:
         flats = [tensor for tensor in group["params"] if tensor.grad is not None]
         if any(flat not in self.fragments for flat in flats):
+            if not any(flat.grad.any() for flat in flats):
+                return  # without ZeRO, DeepSpeed's 16-bit optimizer takes a step of zeros inside initialize
             raise RuntimeError(
                 "LAMB is not bound to the tensors it is asked to update: ZeRO or tensor parallelism cut them, and trust"
                 " ratios of the pieces would be silently wrong. Call optimizer.bind(engine) after deepspeed.initialize,"

@@ -22,6 +22,8 @@ with warnings.catch_warnings():  # it warns of every optional package that is no
     from megatron.core import parallel_state
 
 ANSWER_S = 5  # that ranks are given to say that they are there, when one is missed
+LONE_RANK = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+LAUNCHERS_VARIABLES = (*LONE_RANK, "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 LONGEST_BUILD = 600  # seconds: a lock of torch's compiler that is older was left by a process that was killed
 
 
@@ -169,13 +171,14 @@ def _keep_operators_apart() -> None:
 
 def environment_side_by_side(index: int, count: int) -> dict[str, str]:
     """The environment of one of `count` independent processes on this machine: its share of the cores, one GPU of those
-    that there are.
+    that there are, and nothing of the job around them, of which they are no ranks.
     """
     shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
     if num_gpus := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
         shared["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
-    return {**os.environ, **shared}
+    own = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
+    return {**own, **shared}
 
 
 def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool = False) -> None:
@@ -219,18 +222,35 @@ def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False, timeo
     """
     ranks = rank_environment()
     check_layout(ranks["WORLD_SIZE"], tensor_parallel)
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:  # the ranks of one host share its cores
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")  # torchrun's, deepspeed's, srun's
+        num_local_ranks = next((int(os.environ[name]) for name in names if name in os.environ), 1)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local_ranks))
+    return _build_grid(ranks, tensor_parallel, sequence_parallel, timeout_min)
+
+
+def init_lone_layout() -> Layout:
+    """The layout of a tool that is one process, whatever a launcher's or a batch job's variables around it say."""
+    return _build_grid(LONE_RANK, 1, False, 10, dist.TCPStore("127.0.0.1", 0, is_master=True))
+
+
+def _build_grid(
+    ranks: dict[str, int],
+    tensor_parallel: int,
+    sequence_parallel: bool,
+    timeout_min: float,
+    store: dist.Store | None = None,  # None: the launcher's, which the environment names
+) -> Layout:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", ranks["LOCAL_RANK"]) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:  # the ranks of one host share its cores
-        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")  # torchrun's, deepspeed's, srun's
-        num_local_ranks = next((int(os.environ[name]) for name in names if name in os.environ), 1)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local_ranks))
     if parallel_state.model_parallel_is_initialized():
         _leave_grid()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=timeout_min))
+        place = {"store": store, "rank": ranks["RANK"], "world_size": ranks["WORLD_SIZE"]}
+        timeout = datetime.timedelta(minutes=timeout_min)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **place)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
         create_gloo_process_groups=False,

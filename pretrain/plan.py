@@ -14,7 +14,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from data_prep.cli import run_cli
-from pretrain.config import PRESETS, load_deepspeed_config, load_model_config
+from pretrain.config import PRESETS, load_model_config
 from pretrain.costs import (
     DEVICES,
     LINK_EFFICIENCY,
@@ -28,6 +28,7 @@ from pretrain.costs import (
     step_seconds,
     training_flops,
 )
+from pretrain.deepspeed_config import load_deepspeed_config
 from pretrain.tensors import num_parameters
 
 GIB = 2**30
@@ -40,7 +41,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help=f"{', '.join(PRESETS)}, or a Hugging Face config.json")
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON of the phase")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override of the DeepSpeed config")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override of the DeepSpeed config"
+    )
     parser.add_argument("--nodes", type=int, default=1, help="hosts (default 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="devices of a host (default 8)")
     parser.add_argument(
@@ -77,7 +80,7 @@ def make_job(args: argparse.Namespace) -> Job:
         raise ValueError(
             f"--seq-length {args.seq_length} exceeds max_position_embeddings={model.max_position_embeddings}"
         )
-    mean_length = args.mean_length or float(args.seq_length)
+    mean_length = float(args.seq_length) if args.mean_length is None else args.mean_length
     if not 1 <= mean_length <= args.seq_length:
         raise ValueError(f"--mean-length {mean_length:g} is not between 1 and --seq-length {args.seq_length}")
     device = DEVICES[args.device]
@@ -85,7 +88,9 @@ def make_job(args: argparse.Namespace) -> Job:
         if not 0 < args.efficiency <= 1:
             raise ValueError(f"--efficiency {args.efficiency} is not a share of the peak in (0, 1]")
         device = dataclasses.replace(device, efficiency=args.efficiency)
-    predictions = args.max_predictions or math.ceil(0.15 * args.seq_length)
+    predictions = math.ceil(0.15 * args.seq_length) if args.max_predictions is None else args.max_predictions
+    if not 1 <= predictions <= args.seq_length:
+        raise ValueError(f"--max-predictions {predictions} is not between 1 and --seq-length {args.seq_length}")
     deepspeed = load_deepspeed_config(args.deepspeed_config, args.set)
     job = Job(
         *(model, deepspeed, args.nodes, args.gpus_per_node, args.tensor_parallel),

@@ -73,6 +73,11 @@ def num_warmup_steps(params: Mapping) -> int:
     return round(params.get("warmup_proportion", 0.0) * params["total_num_steps"])
 
 
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a finite number; it reads NaN and 1e400 as floats, and true is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_schedule(kind: str, params: Mapping, where: str) -> None:
     """Raises ValueError for values that make no schedule; `where` names the file and the block."""
     for key in ("total_num_steps", *(key for key, default in SCHEDULES[kind].items() if default is None)):
@@ -80,8 +85,7 @@ def check_schedule(kind: str, params: Mapping, where: str) -> None:
             raise ValueError(f"{where}.{key} is missing; {kind} needs it")
     whole = ("total_num_steps", "warmup_num_steps")
     for key, value in params.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or value < 0 or (key in whole and type(value) is not int):
+        if not is_number(value) or value < 0 or (key in whole and type(value) is not int):
             raise ValueError(f"{where}.{key}={value!r} is not a positive {'whole ' if key in whole else ''}number")
     if params["total_num_steps"] < 1:
         raise ValueError(f"{where}.total_num_steps={params['total_num_steps']} is not a positive whole number")

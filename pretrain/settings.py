@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import math
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -15,20 +16,21 @@ import torch
 from data_prep.cli import claim_output, sha256_file, write_json
 from data_prep.shards import MANIFEST, Shards
 from pretrain.checkpoint import remove_partial_checkpoints
-from pretrain.config import (
-    PRESETS,
-    ModelConfig,
-    engine_config,
-    load_deepspeed_config,
-    load_model_config,
-    num_accumulation_steps,
-)
+from pretrain.config import PRESETS, ModelConfig, load_model_config
 from pretrain.costs import DEVICES, Job
 from pretrain.data import MASKING_SETTINGS
+from pretrain.deepspeed_config import (
+    engine_config,
+    load_deepspeed_config,
+    num_accumulation_steps,
+    precision_of,
+    settings_of_results,
+)
 from pretrain.faults import lock_run_folder
 from pretrain.layout import check_layout
 from pretrain.model import RECOMPUTE
 from pretrain.plan import report
+from pretrain.telemetry import LOGS, read_rows
 from pretrain.weights import Weights, missing_heads, start_weights
 
 
@@ -42,6 +44,7 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
         "--data",
         required=True,
         nargs="+",
+        action="extend",
         metavar="DIR[=WEIGHT]",
         help="folder of masked shards made by data_prep.build; or several, each with the weight of its share of every"
         " batch: books=3 news=1",
@@ -139,6 +142,7 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
     run.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="override of the DeepSpeed config: optimizer.params.lr=0.004",
@@ -147,6 +151,13 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # the deepspeed launcher passes it; the environment says it too
     return parser.parse_args(argv)
+
+
+CHANGEABLE = (
+    *("tensor_parallel", "sequence_parallel", "recompute", "deterministic"),
+    *("log_interval", "log_tensors", "eval_interval", "save_interval", "keep_checkpoints", "keep_every"),
+    *("stop_after", "timeout", "spike_factor", "wandb"),
+)
 
 
 @dataclasses.dataclass
@@ -169,15 +180,17 @@ class Plan:
         return self.deepspeed["train_micro_batch_size_per_gpu"]
 
     def identity(self) -> dict:
-        """What makes two runs the same: not the layout, nor how a batch is cut, nor how often something is written."""
-        same = ("train_batch_size", "optimizer", "scheduler", "gradient_clipping")
+        """What makes two runs the same, with all defaults stated: what decides the numbers that are computed, and what
+        they are measured on.
+        """
         total = sum(weight for _, weight in self.data)
         data = [[sha256_file(shards.folder / MANIFEST), str(weight / total)] for shards, weight in self.data]
         values = {
             "model": dataclasses.asdict(self.model),
             "data": data if len(data) > 1 else data[0][0],
+            "eval_data": sha256_file(self.eval_shards.folder / MANIFEST) if self.eval_shards else None,
             "vocab": self.data[0][0].manifest["vocab"]["sha256"],
-            "deepspeed": {key: self.deepspeed.get(key) for key in same},
+            "deepspeed": settings_of_results(self.deepspeed),
             "seed": self.args.seed,
         }
         if self.args.masks != "stored":
@@ -188,6 +201,14 @@ class Plan:
             values["continue_from" if self.args.continue_from else "init_from"] = self.start.identity()
         return values
 
+    def changeable(self) -> dict:
+        """What another start of the same run may change, for launches.jsonl: the layout, how a batch is cut, how often
+        something is written.
+        """
+        kept = {*settings_of_results(self.deepspeed), "data_types", "bf16", "fp16"}
+        values = {name: getattr(self.args, name) for name in CHANGEABLE}
+        return values | {"deepspeed": {key: value for key, value in self.deepspeed.items() if key not in kept}}
+
 
 def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     """Reads and checks all input; raises ValueError before anything is written or any process group starts."""
@@ -195,9 +216,11 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     counts = ("steps", "stop_after", "log_interval", "eval_interval", "save_interval", "keep_checkpoints", "keep_every")
     for name in (*counts, "timeout"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
-    if args.spike_factor is not None and args.spike_factor <= 1:
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed} is negative; choose 0 or a number above it")
+    if args.spike_factor is not None and not args.spike_factor > 1:
         raise ValueError(f"--spike-factor {args.spike_factor:g} is not above 1: every step would be a spike")
     if args.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError(f"--wandb {args.wandb} needs the package wandb: pip install wandb, or leave --wandb out")
@@ -208,6 +231,10 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     overrides = args.set + ([f"scheduler.params.total_num_steps={args.steps}"] if args.steps else [])
     deepspeed = load_deepspeed_config(args.deepspeed_config, overrides)
     num_accumulation_steps(deepspeed, world_size // args.tensor_parallel)
+    if precision_of(deepspeed) == "fp16" and not (torch.cuda.is_available() or args.dry_run):
+        raise ValueError(
+            "fp16.enabled=true: there is no GPU here, and a CPU has no fp16; choose bf16, or neither of them"
+        )
     data = open_data(args.data)
     shards = data[0][0]
     vocab = shards.manifest["vocab"]
@@ -318,6 +345,9 @@ def claim_run_folder(plan: Plan) -> IO[str]:
     output = plan.args.output
     claim_output(output, plan.identity(), name="run", done_file="finished.json")
     lock = lock_run_folder(output)
+    for name in LOGS:
+        if (output / name).exists():
+            read_rows(output / name)  # raises for a damaged one
     remove_partial_checkpoints(output)
     write_json(output / "config.json", plan.model.to_json())
     write_json(output / "deepspeed_config.json", plan.deepspeed)

@@ -30,6 +30,8 @@ from pretrain.config import ModelConfig
 from pretrain.data import StepBatch
 from pretrain.layout import Layout
 
+LOGS = ("metrics.jsonl", "tensors.jsonl", "launches.jsonl")
+EVENTS = "events.out.tfevents."
 LAYER_NUMBER = re.compile(r"^.*\blayer\.\d+\.")
 # Dense bf16 peak of one device, FLOP/s, by the vendor's data sheets.
 PEAK_FLOPS = {
@@ -57,10 +59,9 @@ class RunLog:
             return
         for name in ("metrics.jsonl", "tensors.jsonl"):
             if (folder / name).exists():
-                rows = [row for row in read_rows(folder / name) if row["step"] <= first_step]
-                with finished_file(folder / name, "w") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in rows)
+                write_rows(folder / name, [row for row in read_rows(folder / name) if row["step"] <= first_step])
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
+        keep_in_order(folder / "tensorboard")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self.wandb = start_wandb(project, folder) if project else None
         self.bar = tqdm(
@@ -106,16 +107,23 @@ class RunLog:
         with open(self.path.with_name("tensors.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **rows}) + "\n")
 
-    def launched(self, step: int, warnings: list[str]) -> None:
+    def launched(self, step: int, warnings: list[str], settings: dict) -> None:
         """A row of launches.jsonl and lines: when, where, by which versions and sources the run goes on after a step,
-        and of what its user is warned.
+        with which of the settings that may change, which of them have, and of what its user is warned.
         """
         if not self.active:
             return
+        path = self.path.with_name("launches.jsonl")
+        rows = read_rows(path) if path.exists() else []
         row = {"time": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "step": step, **whereabouts(self.num_ranks)}
-        with open(self.path.with_name("launches.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(row | {"warnings": warnings}) + "\n")
         self.say(", ".join(f"{name} {value}" for name, value in row.items()))
+        now, before = flattened(settings), flattened(rows[-1].get("settings", settings) if rows else settings)
+        keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changed = {key: [before.get(key), now.get(key)] for key in keys}
+        row |= {"settings": settings, "changed": changed, "warnings": warnings}
+        write_rows(path, [*rows, row])
+        for name, (old, new) in changed.items():
+            self.say(f"changed since the last start: {name} from {old} to {new}")
         for warning in warnings:
             self.say(f"WARNING: {warning}")
 
@@ -132,6 +140,18 @@ class RunLog:
             self.file.close()
             if self.wandb:
                 self.wandb.finish()
+
+
+def keep_in_order(folder: Path) -> None:
+    """Makes TensorBoard read the event files of earlier launches before the one that is written next, also when the
+    clock has gone back meanwhile: it reads them in the order of their names, which begin with the time in seconds.
+    """
+    files = sorted(folder.glob(f"{EVENTS}*"))
+    for age, path in zip(range(len(files), 0, -1), files, strict=True):
+        made, dot, rest = path.name.removeprefix(EVENTS).partition(".")
+        latest = int(time.time()) - age
+        if made.isdecimal() and int(made) > latest:
+            path.rename(path.with_name(f"{EVENTS}{latest:010d}{dot}{rest}"))
 
 
 def start_wandb(project: str, folder: Path):
@@ -162,15 +182,43 @@ def whereabouts(num_ranks: int) -> dict:
     }
 
 
+def flattened(values: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def read_metrics(folder: str | Path, kind: str | None = None) -> list[dict]:
     """Rows of a run's metrics.jsonl in order, of all kinds or of one."""
-    return [row for row in read_rows(Path(folder) / "metrics.jsonl") if kind in (None, row["kind"])]
+    return [row for row in read_rows(Path(folder) / "metrics.jsonl") if kind in (None, row.get("kind"))]
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The JSON objects of a file, one a line; a last line cut short by a kill is dropped."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of a file, one JSON object with a step a line; a last line that a kill cut short is dropped.
+
+    Raises ValueError for any other line that is none, with its number.
+    """
+    rows, lines = [], path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+        elif number < len(lines):  # a whole line ends in a newline, so nothing comes behind the last one
+            raise ValueError(
+                f"{path}, line {number} is damaged: no JSON object with a step; remove or restore the line"
+            )
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Replaces a file by these rows, in one piece."""
+    with finished_file(path, "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 class Throughput:

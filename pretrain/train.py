@@ -26,8 +26,8 @@ import torch
 from data_prep.cli import run_cli, write_json
 from data_prep.shards import Shards, unigram_entropy
 from pretrain.checkpoint import list_checkpoints, load_tensors, resume, save_checkpoint
-from pretrain.data import StepBatch, evaluation_batches, training_batches
-from pretrain.engine import initialize_engine, step_without_update
+from pretrain.data import StepBatch, evaluation_batches, require_undamaged, training_batches
+from pretrain.engine import initialize_engine, step_without_update, update_weights
 from pretrain.layout import Layout, init_layout, is_about_another_rank, make_deterministic, rank_environment
 from pretrain.model import BertForPreTraining, init_weights, load_weights
 from pretrain.schedule import learning_rate
@@ -40,11 +40,13 @@ from pretrain.weights import check_whole
 def train(plan: Plan, layout: Layout, watchdog: Watchdog) -> None:
     """The loop: batch, forward, backward, judge, step, log, evaluate, save, stop."""
     args, total = plan.args, plan.total_steps
+    data_sets = [shards for shards, _ in plan.data]
+    require_undamaged([*data_sets, plan.eval_shards] if plan.eval_shards else data_sets, layout)
     engine, optimizer, first, mean_loss, warnings = start_engine(plan, layout)
     last, requests = max(first, min(total, args.stop_after or total)), []  # requests to stop before that
     log = RunLog(args.output, layout, first, total, args.wandb)
     log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
-    log.launched(first, warnings)
+    log.launched(first, warnings, plan.changeable())
     throughput = Throughput(plan.model, layout)
     watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, mean_loss)
     watchdog.at(f"step {first + 1}")
@@ -158,7 +160,7 @@ def update(engine, watch: LossWatch, log: RunLog, step: int, values: dict, skip_
     if mean and skip_spikes:
         step_without_update(engine)
     else:
-        engine.step()
+        update_weights(engine)
     loss_scale = getattr(engine.optimizer, "loss_scale", 1.0)
     return watch.fault(values["loss"], not engine.was_step_applied(), loss_scale)
 

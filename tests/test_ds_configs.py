@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import load_deepspeed_config, num_accumulation_steps
+from pretrain.deepspeed_config import load_deepspeed_config, num_accumulation_steps
 
 DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
 FILES = sorted(path.name for path in DS_CONFIGS.glob("*.json"))

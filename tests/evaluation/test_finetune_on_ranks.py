@@ -107,7 +107,6 @@ def test_two_ranks_are_one_process(one_process, kind, stage, micro_batch_size):
         ({"batch-size": 1}, r"--batch-size 1 cannot be split over 2 ranks; choose from \[2\]"),
         ({"micro-batch-size": 3}, r"does not divide the 4 examples that each of 2 ranks .* choose from \[1, 2, 4\]"),
         ({"checkpoint": "ngram"}, r"--checkpoint ngram runs in one process; start it with plain python"),
-        ({"predict": "dev.tsv"}, r"--predict runs in one process; start it with plain python"),
     ],
 )
 def test_what_ranks_cannot_do_is_told(tmp_path, changes, message):

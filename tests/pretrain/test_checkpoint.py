@@ -16,12 +16,15 @@ import pytest
 import torch
 
 from data_prep.cli import sha256_file
+from evaluation.embed import main as embed
+from evaluation.finetune import main as finetune
 from pretrain.checkpoint import CHECKSUMS, damaged_files, list_checkpoints, read_tensors
 from pretrain.convert import main as convert
+from pretrain.layout import environment_side_by_side
 from pretrain.settings import claim_run_folder, make_plan, parse_args
 from pretrain.telemetry import read_rows
 from pretrain.train import main
-from tests.pretrain.test_train import CONFIG, ROOT, SMALL_MODEL, arguments, losses, run_training, state
+from tests.pretrain.test_train import CONFIG, ROOT, SMALL_MODEL, arguments, losses, refusal_of, run_training, state
 from tests.ranks import free_ports, run_ranks
 
 
@@ -57,6 +60,16 @@ DAMAGES = {
     "truncated": ("mp_rank_00*.pt", lambda path: os.truncate(path, path.stat().st_size - 1), "has another checksum"),
     "missing": ("fragments_dp_1*", Path.unlink, "fragments_dp_1_tp_0.json is missing"),
     "checksums cut": (CHECKSUMS, lambda path: os.truncate(path, path.stat().st_size // 2), "missing or cut short"),
+    "checksums cut in the last line": (
+        CHECKSUMS,
+        lambda path: os.truncate(path, path.stat().st_size - len("checkpoint.json\n")),
+        "missing or cut short",
+    ),
+    "checksums zeroed": (
+        CHECKSUMS,
+        lambda path: path.write_bytes(path.read_bytes()[:100] + bytes(90) + path.read_bytes()[190:]),
+        "a line without a checksum and a name",
+    ),
     "no checksums": (CHECKSUMS, Path.unlink, "missing or cut short"),
 }
 
@@ -68,9 +81,29 @@ def test_damage_is_named(damage, run_folder, tmp_path):
     assert damaged_files(checkpoint) == []
     break_it(next(checkpoint.glob(pattern)))
     assert told in " ".join(damaged_files(checkpoint))
+    if damage.startswith("checksums"):
+        assert all(problem.startswith(CHECKSUMS) for problem in damaged_files(checkpoint))
     if damage == "flipped bit":
         with pytest.raises(ValueError, match=f"is damaged: .*{told}"):
             convert(["--checkpoint", str(run_folder), "--output", str(tmp_path / "hf")])
+
+
+JOB = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}
+
+
+@pytest.mark.parametrize("job", [JOB, {name: JOB[name] for name in ("SLURM_NTASKS", "SLURM_PROCID")}], ids=len)
+def test_tools_of_one_process_ignore_the_job_around_them(job, stopped_run, tmp_path, monkeypatch):
+    """Neither do they ask for MASTER_ADDR, nor do they wait for other ranks."""
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "lines.txt").write_text("a line\n")
+    embed(["--checkpoint", str(stopped_run), "--input", f"{tmp_path}/lines.txt", "--output", f"{tmp_path}/vectors.npy"])
+    convert(["--checkpoint", str(stopped_run), "--output", str(tmp_path / "hf")])
+    assert (tmp_path / "hf/model.safetensors").is_file() and (tmp_path / "vectors.npy").is_file()
+    with pytest.raises(ValueError, match="has no finetune.json"):
+        finetune(["--predict", f"{tmp_path}/lines.txt", "--output", str(tmp_path)])
+    alone = environment_side_by_side(0, 1)
+    assert not {*JOB, "MASTER_ADDR", "MASTER_PORT"} - {"SLURM_NTASKS"} & alone.keys() and "PATH" in alone
 
 
 def test_the_checksums_are_those_of_sha256sum(stopped_run):
@@ -92,12 +125,6 @@ def test_a_damaged_newest_falls_back_loudly(shard_folders, config_file, run_fold
     (warning,) = launches[1]["warnings"]
     assert "step_00000004 is damaged (zero_pp_rank_1_mp_rank_00_optim_states.pt has another checksum)" in warning
     assert (run_folder / "checkpoints/step_00000004.damaged").is_dir()
-
-
-def refusal_of(argv: list[str]) -> str:
-    with pytest.raises(ValueError) as caught:
-        run_training(argv)
-    return str(caught.value)
 
 
 def test_without_any_whole_checkpoint_nothing_is_started(shard_folders, config_file, run_folder):

@@ -219,6 +219,13 @@ def test_the_command_prints_without_torch_or_ranks():
         (["--sequence-parallel"], "--sequence-parallel needs --tensor-parallel"),
         (["--seq-length", "1024"], "--seq-length 1024 exceeds max_position_embeddings=512"),
         (["--mean-length", "200"], "--mean-length 200 is not between 1 and --seq-length 128"),
+        (["--mean-length", "0"], "--mean-length 0 is not between 1 and --seq-length 128"),
+        *[
+            (["--max-predictions", number], f"--max-predictions {number} is not between 1 and --seq-length 128")
+            for number in ("-7", "0", "129", "100000")
+        ],
+        (["--set", "gradient_clipping=1", "--set", "bf16=true"], "bf16=True must be an object"),
+        (["--set", "bf16=true", "--set", "gradient_clipping=1"], "bf16=True must be an object"),
         (["--efficiency", "1.5"], "--efficiency 1.5 is not a share"),
         (["--nodes", "7"], "train_batch_size=65536 is not a multiple"),
         (["--nodes", "0"], "--nodes 0 is not a positive number"),

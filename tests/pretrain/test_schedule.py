@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pretrain.config import load_deepspeed_config
+from pretrain.deepspeed_config import load_deepspeed_config
 from pretrain.schedule import SCHEDULES, learning_rate
 
 PEAK, TOTAL, WARMUP, END = 6e-3, 1000, 100, 1e-4
