@@ -47,6 +47,7 @@ from evaluation.task import Scores, Task
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, init_layout, is_about_another_rank, rank_environment
 from pretrain.schedule import learning_rate
+from pretrain.tokenizer_json import tokenizer_json
 from pretrain.weights import Weights
 
 
@@ -92,7 +93,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
     task = find_task(args)
     train = task.read(args.data_dir / task.train_file, True)[: args.max_train_examples]
     dev = task.read(args.data_dir / task.dev_file, True)
-    start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab, args.dropout)
+    start = (
+        None
+        if args.checkpoint in BASELINES
+        else find_start(args.checkpoint, args.model, args.vocab, args.dropout, args.cased)
+    )
+    if start and args.keep_weights:
+        tokenizer_json(start.tokenizer)  # a vocabulary that cannot be exported is refused before the training
     settings, teacher = resolve_settings(args, task, start, train, dev), []
     if args.teacher:
         teacher = find_teacher(args.teacher, task, start.tokenizer, settings["max_seq_length"])
@@ -206,7 +213,7 @@ def encode(plan: Plan, examples: list, split: str, name: str) -> Features:
     if plan.args.cache is None:
         return tokenize()
     identity = {"file": settings[split]["sha256"], "num_examples": len(examples), "task": task.settings}
-    identity |= {"vocab": settings["vocab"]["sha256"], "max_seq_length": settings["max_seq_length"]}
+    identity |= {"vocab": plan.start.tokenizer.describe(), "max_seq_length": settings["max_seq_length"]}
     return cached_features(plan.args.cache, identity, task.features, tokenize)
 
 

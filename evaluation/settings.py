@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.cli import sha256_file
+from data_prep.tokenizer import add_case_arguments
 from evaluation.baselines import BASELINES
 from evaluation.classification import OWN_TASKS, TextTask, own_task, text_task
 from evaluation.conll import SCHEMES
@@ -64,7 +65,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--dev-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
     what.add_argument("--max-train-examples", type=int, metavar="N", help="only the first N training examples")
     what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
-    what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
+    what.add_argument(
+        "--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random and for folders without one"
+    )
+    add_case_arguments(what)
     what.add_argument(
         "--cache",
         type=Path,
@@ -263,6 +267,7 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         "weights": start.weights and str(start.weights.path),
         "model": start.config.to_json(),
         "vocab": {"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
+        **({} if args.cased is None else {"cased": args.cased}),
         "max_seq_length": max_seq_length,
         **{name: getattr(args, name) for name in ("epochs", "patience", "batch_size", "rescale_embeddings")},
         "deepspeed_config": deepspeed_settings(args),
