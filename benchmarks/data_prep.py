@@ -170,7 +170,7 @@ def peers(split: Path, vocab: str, tokenizer: Tokenizer, megabytes: float, bench
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     datasets.disable_progress_bars()
-    fast = BertTokenizerFast(vocab_file=vocab, do_lower_case=tokenizer.lowercase)
+    fast = BertTokenizerFast(vocab_file=vocab, do_lower_case=tokenizer.folding.lower_case)
     collate = DataCollatorForLanguageModeling(fast, mlm_probability=0.15, return_tensors="np")
     body = SEQ_LENGTH - 2
 

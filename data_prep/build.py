@@ -48,7 +48,7 @@ from data_prep.instances import (
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.randomness import shuffled_positions
 from data_prep.shards import MANIFEST, make_manifest, shard_entry, write_shard
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
 from data_prep.workers import worker_pool
 
 CHUNK_TOKENS = 1 << 22  # a unit of planning: some 40,000 instances of 128 tokens
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     config = BuildConfig(**{name: getattr(args, name) for name in BuildConfig.__dataclass_fields__})
     check_config(config)
     corpus = open_corpus(args.corpus)
-    tokenizer = load_tokenizer(args.vocab or args.corpus)
+    tokenizer = load_tokenizer(args.vocab or args.corpus, args.cased)
     steps = {"prepare": args.prepare, "slice": args.slice, "finish": args.finish}
     build(corpus, tokenizer, args.output, config, num_shards=args.num_shards, workers=args.workers, **steps)
 
@@ -321,12 +321,13 @@ def check_config(config: BuildConfig) -> None:
 def check_vocabulary(corpus: Corpus, tokenizer: Tokenizer) -> None:
     """Raise ValueError where the corpus was made with another vocabulary, as far as the corpus tells."""
     if corpus.manifest is not None:
-        sha256 = corpus.manifest["vocab"]["sha256"]
-        if tokenizer.sha256 != sha256:
-            raise ValueError(
-                f"vocabulary {tokenizer.path} (sha256 {tokenizer.sha256[:12]}) is not the one the corpus was tokenised "
-                f"with ({sha256[:12]}); give that one or tokenise again with `python -m data_prep.corpus`"
-            )
+        told, ours = corpus.manifest["vocab"], tokenizer.describe()
+        for key in ("sha256", "lower_case", "strip_accents"):
+            if told.get(key, ours[key]) != ours[key]:
+                raise ValueError(
+                    f"vocabulary {tokenizer.path} ({key} {ours[key]}) is not the one the corpus was tokenised with "
+                    f"({told[key]}); give that one or tokenise again with `python -m data_prep.corpus`"
+                )
     elif (largest := int(corpus.token_ids.max(initial=0))) >= tokenizer.vocab_size:
         raise ValueError(
             f"the corpus holds token id {largest} and vocabulary {tokenizer.path} has {tokenizer.vocab_size} entries; "
@@ -335,9 +336,8 @@ def check_vocabulary(corpus: Corpus, tokenizer: Tokenizer) -> None:
 
 
 def _describe_vocab(tokenizer: Tokenizer) -> dict:
-    ids = {name: getattr(tokenizer, name) for name in ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")}
-    identity = {"file": tokenizer.path.name, "sha256": tokenizer.sha256, "size": tokenizer.vocab_size}
-    return identity | {"kind": tokenizer.kind} | ids
+    names = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
+    return tokenizer.describe() | {name: getattr(tokenizer, name) for name in names}
 
 
 def _describe_corpus(corpus: Corpus) -> dict:
@@ -369,6 +369,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--corpus", required=True, metavar="DIR", help="what data_prep.corpus made, or a Megatron prefix (.bin/.idx)")
     add("--vocab", metavar="FILE", help="vocabulary of a corpus that another program made; ours carry their own")
+    add_case_arguments(parser)
     add("--output", required=True, metavar="DIR", help="folder for the shards, empty or new")
     add("--seq-length", type=int, default=default.seq_length, help="tokens a sequence, special ones included")
     add("--max-predictions", type=int, default=default.max_predictions, help="masked tokens a sequence at most")

@@ -72,7 +72,7 @@ from data_prep.parts import (
     write_part,
 )
 from data_prep.sentences import SentenceSplitter, load_splitter, train_splitter
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
 from data_prep.workers import worker_pool
 
 
@@ -243,8 +243,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_input_arguments(parser)
     parser.add_argument(
-        "--vocab", required=True, metavar="PATH", help="vocab.txt, a SentencePiece model, or a folder with one"
+        "--vocab",
+        required=True,
+        metavar="PATH",
+        help="vocab.txt, a SentencePiece model, tokenizer.json, or a folder with one",
     )
+    add_case_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the corpus")
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes; the output is the same for any (default: 1)"
@@ -288,14 +292,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     check_filters(filters)
     files, input_settings = input_config(args)
-    tokenizer = load_tokenizer(args.vocab)
+    tokenizer = load_tokenizer(args.vocab, args.cased)
     require_text(files, args.format, args.text_key)
-    vocab = {
-        "file": tokenizer.path.name,
-        "sha256": tokenizer.sha256,
-        "size": tokenizer.vocab_size,
-        "kind": tokenizer.kind,
-    }
+    vocab = tokenizer.describe()
     config = {"command": "data_prep.corpus", **input_settings, "vocab": vocab}
     config |= {**filters._asdict(), "punkt_mb": args.punkt_mb}
     output = Path(args.output)

@@ -7,7 +7,8 @@ Several corpora or languages, each an --input, can be weighted: with an exponent
 sample (Devlin et al., multilingual BERT, 0.7; Conneau and Lample 2019, section 3.1, 0.5), so that small ones get more
 than their size. A corpus smaller than its share is taken whole.
 
-Leaves DIR/spm.model or DIR/vocab.txt, beside config.json (the options) and manifest.json (what came out).
+Leaves DIR/spm.model or DIR/vocab.txt, beside config.json (the options) and manifest.json (what came out). Beside a
+vocab.txt tokenizer_config.json says whether it is cased; a SentencePiece model says it itself.
 The same input and options give the same bytes.
 """
 
@@ -32,25 +33,29 @@ from data_prep.documents import (
     require_text,
     sample_documents,
 )
-from data_prep.tokenizer import SPECIAL_TOKENS, bert_pipeline, load_tokenizer
+from data_prep.tokenizer import bert_pipeline, load_tokenizer
+from data_prep.vocab_files import SETTINGS_FILE, SPECIAL_TOKENS, Folding
 
 TYPES = {"sentencepiece": "spm.model", "sentencepiece-bpe": "spm.model", "wordpiece": "vocab.txt"}
+SCORE_STEPS = 1024  # per unit of a score: exact in sums down to -16384, some 2,000 pieces
 ALPHABET_SIZE = 1000  # characters of a WordPiece vocabulary, as in BERT's own; rarer ones become [UNK]
 
 
 def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram", lowercase: bool = True) -> bytes:
     """The bytes of a SentencePiece model (`unigram` or `bpe`) with pieces [PAD]=0 [UNK]=1 [CLS]=2 [SEP]=3 [MASK]=4.
 
-    Text is normalised by NFKC and, with `lowercase`, case folding. One thread, since more make the result vary.
+    Text is normalised by NFKC and, with `lowercase`, case folding. One thread, since more make the result vary. Scores
+    are rounded so that their sums are exact in float32: otherwise rounding decides between "II I" and "I II", and
+    differs from that of programs with float64.
     Raises ValueError when the sample is too small for `size`.
     """
-    from sentencepiece import SentencePieceTrainer
+    from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
-    model = io.BytesIO()
+    content = io.BytesIO()
     try:
         SentencePieceTrainer.train(
             sentence_iterator=iter(sample),
-            model_writer=model,
+            model_writer=content,
             model_type=model_type,
             vocab_size=size,
             pad_id=0,
@@ -69,7 +74,10 @@ def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram
         reason = str(error).rpartition("] ")[2].partition(" Please")[0].partition(" Increase")[0]
         limit = f"; ask for {most[1]} at most" if (most := re.search(r"value <= (\d+)", str(error))) else ""
         raise ValueError(f"SentencePiece cannot make --size {size} of this input: {reason}{limit}") from error
-    return model.getvalue()
+    model = sentencepiece_model_pb2.ModelProto.FromString(content.getvalue())
+    for piece in model.pieces:
+        piece.score = round(piece.score * SCORE_STEPS) / SCORE_STEPS
+    return model.SerializeToString(deterministic=True)
 
 
 def train_wordpiece(sample: list[str], size: int, lowercase: bool = True) -> list[str]:
@@ -80,7 +88,7 @@ def train_wordpiece(sample: list[str], size: int, lowercase: bool = True) -> lis
     """
     from tokenizers.trainers import WordPieceTrainer
 
-    pipeline = bert_pipeline(SPECIAL_TOKENS, lowercase)
+    pipeline = bert_pipeline(SPECIAL_TOKENS, Folding(lowercase, lowercase))
     characters = _alphabet(sample, pipeline)
     first_tokens = [*SPECIAL_TOKENS, *characters]
     if size < len(first_tokens):
@@ -186,11 +194,13 @@ def main(argv: list[str] | None = None) -> None:
         model_type = "bpe" if args.type == "sentencepiece-bpe" else "unigram"
         content = train_sentencepiece(sample, args.size, model_type, not args.cased)
     path = Path(args.output, TYPES[args.type])
+    if args.type == "wordpiece":
+        settings = {"do_lower_case": not args.cased, "strip_accents": not args.cased, "tokenize_chinese_chars": True}
+        write_json(path.with_name(SETTINGS_FILE), settings)
     with finished_file(path) as file:
         file.write(content)
     tokenizer = load_tokenizer(path)
-    vocab = {"file": path.name, "sha256": tokenizer.sha256, "size": tokenizer.vocab_size}
-    write_json(path.with_name("manifest.json"), {"vocab": vocab, "num_sampled_bytes": num_bytes})
+    write_json(path.with_name("manifest.json"), {"vocab": tokenizer.describe(), "num_sampled_bytes": num_bytes})
     print(f"{path}: {tokenizer.vocab_size} tokens")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.cli import finished_file, run_cli
+from data_prep.tokenizer import add_case_arguments
 from evaluation.classification import Example
 from evaluation.encoder import Start, fill_model, find_start, read_encoder
 from evaluation.features import Features, encode_examples
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m evaluation.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", required=True, help="a run, one of its checkpoints, or a Hugging Face folder")
+    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for folders without one")
+    add_case_arguments(parser)
     parser.add_argument("--input", required=True, type=Path, help="UTF-8 text, a line a vector")
     parser.add_argument("--output", required=True, type=Path, help="the .npy file to write; must not exist")
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="default: %(default)s")
@@ -71,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--output {args.output}: a name that ends in .npy and does not exist yet is due")
     if args.checkpoint == "random":
         raise ValueError("--checkpoint random: random weights say nothing of a text; name a checkpoint")
-    start = find_start(args.checkpoint, None, None)
+    start = find_start(args.checkpoint, None, args.vocab, cased=args.cased)
     longest = start.config.max_position_embeddings
     if not 3 <= args.max_seq_length <= longest:
         raise ValueError(f"--max-seq-length {args.max_seq_length}: the model has {longest} positions; choose 3 to that")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from pretrain.config import ModelConfig, load_model_config
 from pretrain.model import init_weights, load_weights
-from pretrain.weights import Weights, check_whole, open_weights
+from pretrain.weights import Weights, check_whole, open_weights, tokenizer_of
 
 EMBEDDINGS = tuple(f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
 
@@ -27,17 +27,23 @@ class Start:
     tokenizer: Tokenizer
 
 
-def find_start(checkpoint: str, model: str | None, vocab: Path | None, dropout: float | None = None) -> Start:
+def find_start(
+    checkpoint: str,
+    model: str | None,
+    vocab: Path | None,
+    dropout: float | None = None,
+    cased: bool | None = None,
+) -> Start:
     """Resolve `--checkpoint`: a run folder, one of its checkpoints, a Hugging Face folder, or "random" with a model and
-    a vocabulary.
+    a vocabulary. A vocabulary is needed, too, for a folder that has none; `cased` as in `load_tokenizer`.
 
-    Raises ValueError for a folder that is none of these, a vocabulary that is not the checkpoint's (by sha256), and
-    what is missing or superfluous for the kind of start.
+    Raises ValueError for a folder that is none of these, a vocabulary that is not the checkpoint's, and what is
+    missing or superfluous for the kind of start.
     """
     if checkpoint == "random":
         if model is None or vocab is None:
             raise ValueError("--checkpoint random needs --model (preset or config.json) and --vocab (file or folder)")
-        tokenizer = load_tokenizer(vocab)
+        tokenizer = load_tokenizer(vocab, cased)
         return Start(None, load_model_config(model, tokenizer.vocab_size).with_dropout(dropout), tokenizer)
     if model is not None:
         raise ValueError(f"--model {model} goes with --checkpoint random; {checkpoint} has its own, leave --model out")
@@ -49,17 +55,7 @@ def find_start(checkpoint: str, model: str | None, vocab: Path | None, dropout: 
         )
     weights = open_weights(folder)
     check_whole(weights)
-    tokenizer = load_tokenizer(weights.home)
-    if vocab is not None and load_tokenizer(vocab).sha256 != tokenizer.sha256:
-        raise ValueError(
-            f"--vocab {vocab} is not the vocabulary of {checkpoint}, which is {tokenizer.path.name} with sha256 "
-            f"{tokenizer.sha256[:12]}...: its ids would mean other words; leave --vocab out"
-        )
-    if weights.config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(
-            f"{folder}: vocab_size={weights.config.vocab_size} is less than the {tokenizer.vocab_size} tokens of"
-            f" {tokenizer.path.name}; it must hold every id"
-        )
+    tokenizer = tokenizer_of(weights, vocab, cased)
     return Start(weights, weights.config.with_dropout(dropout), tokenizer)
 
 

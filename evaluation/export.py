@@ -13,9 +13,9 @@ from data_prep.cli import finished_file, write_json
 from data_prep.tokenizer import Tokenizer
 from evaluation.task import Task
 from pretrain.config import ModelConfig
-from pretrain.convert import save_tokenizer
 from pretrain.layout import Layout
 from pretrain.tensors import is_vocabulary
+from pretrain.tokenizer_json import save_tokenizer
 
 
 @torch.no_grad()

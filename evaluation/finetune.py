@@ -49,6 +49,7 @@ from evaluation.task import Scores, Task
 from pretrain.engine import initialize_engine
 from pretrain.layout import LONE_RANK, Layout, init_layout, is_about_another_rank, rank_environment
 from pretrain.schedule import learning_rate
+from pretrain.tokenizer_json import tokenizer_json
 from pretrain.weights import Weights
 
 
@@ -96,7 +97,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
     train = task.read(args.data_dir / task.train_file, True)
     train, draw = draw_examples(train, args.max_train_examples, task.labels)
     dev = task.read(args.data_dir / task.dev_file, True)
-    start = None if args.checkpoint in BASELINES else find_start(args.checkpoint, args.model, args.vocab, args.dropout)
+    start = (
+        None
+        if args.checkpoint in BASELINES
+        else find_start(args.checkpoint, args.model, args.vocab, args.dropout, args.cased)
+    )
+    if start and args.keep_weights:
+        tokenizer_json(start.tokenizer)  # a vocabulary that cannot be exported is refused before the training
     settings, teacher = resolve_settings(args, task, start, train, dev), []
     if draw:
         settings["draw"] = draw

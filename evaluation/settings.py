@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.cli import sha256_file
+from data_prep.tokenizer import add_case_arguments
 from evaluation.baselines import BASELINES
 from evaluation.classification import OWN_TASKS, TextTask, own_task, text_task
 from evaluation.conll import SCHEMES
@@ -74,7 +75,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="only N training examples, the same for every seed: of each label its share, drawn by chance",
     )
     what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
-    what.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random")
+    what.add_argument(
+        "--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random and for folders without one"
+    )
+    add_case_arguments(what)
     what.add_argument(
         "--cache",
         type=Path,
@@ -281,10 +285,7 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         **settings,
         "weights": start.weights and {"path": str(start.weights.path), **start.weights.identity()},
         "model": start.config.to_json(),
-        "vocab": {
-            **{"file": start.tokenizer.path.name, "sha256": start.tokenizer.sha256},
-            "lowercase": start.tokenizer.lowercase,
-        },
+        "vocab": start.tokenizer.describe(),
         "max_seq_length": max_seq_length,
         **{name: getattr(args, name) for name in KEPT_FLAGS},
         "deepspeed_config": deepspeed_settings(args),

@@ -14,72 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-import data_prep.tokenizer as vocabulary
-from data_prep.cli import claim_output, run_cli, write_json
+from data_prep.cli import claim_output, remove_leftovers, run_cli, write_json
+from data_prep.tokenizer import add_case_arguments
 from pretrain.data import pack_sequences
 from pretrain.layout import init_lone_layout
 from pretrain.model import BertForPreTraining, load_weights
 from pretrain.tensors import HEADS, tensor_table
-from pretrain.weights import check_whole, missing_heads, open_weights, write_safetensors
+from pretrain.tokenizer_json import save_tokenizer, tokenizer_json
+from pretrain.weights import check_whole, missing_heads, open_weights, tokenizer_of, write_safetensors
 
 TOLERANCE = 1e-4  # largest difference in the check; float32 and another order of sums give about 1e-5
-
-
-def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
-    """The vocabulary as a `tokenizers` pipeline that gives the same ids and adds [CLS] and [SEP]."""
-    if tokenizer.kind == "wordpiece":
-        ids = {token: index for index, token in enumerate(tokenizer.tokens)}
-        pipeline = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-        pipeline.normalizer = normalizers.BertNormalizer(lowercase=tokenizer.lowercase)
-        pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        pipeline.decoder = decoders.WordPiece()
-    else:
-        pipeline = sentencepiece_json(tokenizer.path)
-    special = [("[CLS]", tokenizer.cls_id), ("[SEP]", tokenizer.sep_id)]
-    pipeline.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
-    )
-    return pipeline
-
-
-def sentencepiece_json(path: Path) -> Tokenizer:
-    """A SentencePiece unigram model as a `tokenizers` pipeline: its character map, then its treatment of spaces."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(Path(path).read_bytes())
-    if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
-        raise ValueError(
-            f"{path}: only unigram SentencePiece models convert to Hugging Face; train with --type sentencepiece"
-        )
-    pieces = [(piece.piece, piece.score) for piece in model.pieces]
-    pipeline = Tokenizer(models.Unigram(pieces, unk_id=model.trainer_spec.unk_id))
-    steps = [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
-    if model.normalizer_spec.precompiled_charsmap:
-        steps.insert(0, normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap))
-    pipeline.normalizer = normalizers.Sequence(steps)
-    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    pipeline.decoder = decoders.Metaspace(prepend_scheme="always")
-    return pipeline
-
-
-def save_tokenizer(tokenizer: vocabulary.Tokenizer, folder: Path, max_length: int) -> None:
-    """Hugging Face's tokenizer files and the vocabulary file itself."""
-    from transformers import PreTrainedTokenizerFast
-
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer_json(tokenizer),
-        model_max_length=max_length,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # without it a pair is one segment
-    ).save_pretrained(folder)
-    tokenizer.save(folder)
 
 
 @torch.no_grad()
@@ -123,23 +68,32 @@ def main(argv: list[str] | None = None) -> None:
         " bert_model.ckpt in it",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write; empty or missing")
+    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for folders without one")
+    add_case_arguments(parser)
     args = parser.parse_args(argv)
     weights = open_weights(args.checkpoint)
     check_whole(weights)
     missing = missing_heads(weights)
-    tokenizer = vocabulary.load_tokenizer(weights.home)
+    tokenizer = tokenizer_of(weights, args.vocab, args.cased)
+    tokenizer_json(tokenizer)  # a vocabulary that does not convert is refused before anything is written
     identity = {"weights": weights.identity(), "checkpoint": weights.path.name, "vocab": tokenizer.sha256}
+    identity |= {} if args.cased is None else {"cased": args.cased}
     if claim_output(args.output, identity, name="convert", done_file="model.safetensors") == "done":
         return
-    write_json(args.output / "config.json", weights.config.to_json() | {"pad_token_id": tokenizer.pad_id})
-    save_tokenizer(tokenizer, args.output, weights.config.max_position_embeddings)
-    write_safetensors(args.output / "model.safetensors", weights)
-    difference = largest_difference(args.output)
-    if difference > TOLERANCE:
-        (args.output / "model.safetensors").rename(args.output / "model.safetensors.wrong")
+    unchecked = args.output / "unchecked"  # what has not passed every check has no final name
+    unchecked.mkdir(exist_ok=True)
+    remove_leftovers(unchecked)
+    write_json(unchecked / "config.json", weights.config.to_json() | {"pad_token_id": tokenizer.pad_id})
+    save_tokenizer(tokenizer, unchecked, weights.config.max_position_embeddings)
+    write_safetensors(unchecked / "model.safetensors", weights)
+    difference = largest_difference(unchecked)
+    if not difference <= TOLERANCE:  # NaN is not
         raise ValueError(
-            f"{args.output}: the converted model differs from the checkpoint by {difference:.1e}, more than {TOLERANCE}"
+            f"{unchecked}: the converted model differs from the checkpoint by {difference:.1e}, more than {TOLERANCE}"
         )
+    for path in sorted(unchecked.iterdir(), key=lambda path: path.name == "model.safetensors"):
+        path.rename(args.output / path.name)
+    unchecked.rmdir()
     num_parameters = sum(
         math.prod(whole.shape) for name, whole in tensor_table(weights.config).items() if name in weights
     )

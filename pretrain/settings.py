@@ -5,7 +5,6 @@ import dataclasses
 import importlib.util
 import json
 import math
-import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import IO
@@ -15,6 +14,7 @@ import torch
 
 from data_prep.cli import claim_output, sha256_file, write_json
 from data_prep.shards import MANIFEST, Shards
+from data_prep.tokenizer import load_tokenizer
 from pretrain.checkpoint import remove_partial_checkpoints
 from pretrain.config import PRESETS, ModelConfig, load_model_config
 from pretrain.costs import DEVICES, Job
@@ -249,9 +249,9 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     eval_shards = Shards(args.eval_data) if args.eval_data else None
     if eval_shards:
         check_alike(eval_shards, shards, ("seq_length", "pair_task"))
-    start = start_weights(args.init_from, model, vocab) if args.init_from else None
+    start = start_weights(args.init_from, model, shards.vocab_file) if args.init_from else None
     if args.continue_from:
-        start = start_weights(args.continue_from, model, vocab)
+        start = start_weights(args.continue_from, model, shards.vocab_file)
         _check_has_moments(start)
     return Plan(args, model, deepspeed, data, eval_shards, start)
 
@@ -352,6 +352,5 @@ def claim_run_folder(plan: Plan) -> IO[str]:
     write_json(output / "config.json", plan.model.to_json())
     write_json(output / "deepspeed_config.json", plan.deepspeed)
     write_json(output / "deepspeed_engine_config.json", engine_config(plan.deepspeed))
-    vocab_file = plan.data[0][0].vocab_file
-    shutil.copyfile(vocab_file, output / vocab_file.name)
+    load_tokenizer(plan.data[0][0].vocab_file).save(output)
     return lock

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_prep.cli import finished_file, sha256_file
+from data_prep.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
+from data_prep.vocab_files import find_vocabularies
 from pretrain.checkpoint import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
 from pretrain.config import ModelConfig, load_model_config
 from pretrain.google import CONFIG_FILE, find_google_checkpoint, google_readers
@@ -41,7 +43,10 @@ class Weights(Mapping[str, Tensor]):
     readers: dict[str, Callable[[], Tensor]]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.readers[name]().float()
+        tensor = self.readers[name]().float()
+        if not tensor.isfinite().all():
+            raise ValueError(f"{self.path}: {name} has values that are NaN or infinite; take an earlier checkpoint")
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.readers)
@@ -86,6 +91,31 @@ def check_whole(weights: Weights, layout: Layout | None = None) -> None:
     """
     if (weights.path / CHECKSUMS).is_file():
         require_whole(weights.path, layout)
+
+
+def tokenizer_of(weights: Weights, vocab: Path | None = None, cased: bool | None = None) -> Tokenizer:
+    """The vocabulary that lies beside the weights, or `vocab` where there is none.
+
+    Raises ValueError where there is neither, for a `vocab` that is not the one beside them, and for more tokens than
+    the model has embeddings.
+    """
+    held = find_vocabularies(weights.home)
+    given = None if vocab is None else load_tokenizer(vocab, cased)
+    if given and (not held or given.path in held):
+        tokenizer = given
+    else:
+        tokenizer = load_tokenizer(weights.home, cased)
+        if given and not same_vocabulary(given, tokenizer):
+            raise ValueError(
+                f"--vocab {vocab} is not the vocabulary of {weights.path}, which is {tokenizer.path.name} with sha256 "
+                f"{tokenizer.sha256[:12]}...: its ids would mean other words; leave --vocab out"
+            )
+    if weights.config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"{weights.path}: vocab_size={weights.config.vocab_size} is less than the {tokenizer.vocab_size} tokens of"
+            f" {tokenizer.path.name}; it must hold every id"
+        )
+    return tokenizer
 
 
 def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) -> Tensor:
@@ -144,8 +174,8 @@ def _check_tied(readers: dict[str, Callable[[], Tensor]], path: Path) -> None:
         raise ValueError(f"{path}: {TIED_DECODER} is not the word embedding; an untied decoder is not built here")
 
 
-def start_weights(path: str | Path, config: ModelConfig, vocab: dict) -> Weights:
-    """Weights for a model of `config` whose data has the vocabulary `vocab` (of a shard folder's manifest).
+def start_weights(path: str | Path, config: ModelConfig, vocab_file: Path) -> Weights:
+    """Weights for a model of `config` whose data has the vocabulary `vocab_file`.
 
     Heads that the model has not are left away; heads that the weights have not are drawn by the caller. Raises
     ValueError for weights of another shape, an encoder that is not complete, tensors left over, by name, and another
@@ -158,7 +188,7 @@ def start_weights(path: str | Path, config: ModelConfig, vocab: dict) -> Weights
             raise ValueError(
                 f"{path} has {field.name}={there}, the model has {here}; give the weights' own config to --model"
             )
-    _check_same_vocabulary(weights, vocab)
+    _check_same_vocabulary(weights, vocab_file)
     expected = tensor_table(config)
     readers = {name: read for name, read in weights.readers.items() if name in expected or not name.startswith(HEADS)}
     weights = dataclasses.replace(weights, config=config, readers=readers)
@@ -180,17 +210,23 @@ def missing_heads(weights: Weights) -> list[str]:
     return missing
 
 
-def _check_same_vocabulary(weights: Weights, vocab: dict) -> None:
-    """Raises ValueError unless the vocabulary beside the weights is the shards' (`vocab` of their manifest).
+def _check_same_vocabulary(weights: Weights, vocab_file: Path) -> None:
+    """Raises ValueError unless a vocabulary beside the weights is the shards' `vocab_file`.
 
     Folders without a vocabulary file are taken as they are: their size is compared with the rest of the shape.
     """
-    held = [path for pattern in ("*.model", "*vocab.txt") for path in weights.home.glob(pattern)]
-    if held and vocab["sha256"] not in map(sha256_file, held):
+    held, digest = find_vocabularies(weights.home), sha256_file(vocab_file)
+    if held and not any(sha256_file(path) == digest or _same_tokens(path, vocab_file) for path in held):
         raise ValueError(
-            f"{held[0]} is not the vocabulary of the shards, {vocab['file']} with sha256 {vocab['sha256'][:12]}...: ids"
+            f"{held[0]} is not the vocabulary of the shards, {vocab_file.name} with sha256 {digest[:12]}...: ids"
             f" would mean other words; build the shards with --vocab {weights.home}"
         )
+
+
+def _same_tokens(one: Path, other: Path) -> bool:
+    """Whether two vocabulary files of different kinds, or two tokenizer.json, have the same tokens."""
+    comparable = one.suffix != other.suffix or one.suffix == ".json"
+    return comparable and same_vocabulary(load_tokenizer(one), load_tokenizer(other))
 
 
 def write_safetensors(path: Path, weights: Weights) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.corpus import Corpus
-from data_prep.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.vocab_files import SPECIAL_TOKENS
 
 VOCAB_SIZE = 500
 

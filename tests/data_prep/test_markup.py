@@ -17,7 +17,7 @@ from data_prep import documents, markup
 from data_prep.corpus import open_corpus
 from data_prep.documents import Document, find_files, guess_format, input_bytes, read_documents, sample_documents
 from data_prep.markup import Page, html_charset, one_variant, wiki_prose
-from data_prep.tokenizer import SPECIAL_TOKENS
+from data_prep.vocab_files import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[2]
 HEADER = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">

@@ -48,7 +48,7 @@ def test_wordpiece_by_hand(folder, text, expected):
 
 
 def test_cased_wordpiece_by_hand(folder):
-    assert cut(load_tokenizer(folder / "cased.txt"), "D é") == [("D", "D"), ("é", "é")]
+    assert cut(load_tokenizer(folder / "cased.txt", cased=True), "D é") == [("D", "D"), ("é", "é")]
 
 
 def test_sentencepiece_by_hand(folder):

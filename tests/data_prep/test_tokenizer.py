@@ -10,8 +10,9 @@ import pytest
 
 from data_prep import tokenizer as tokenizer_module
 from data_prep.cli import sha256_file
-from data_prep.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from data_prep.tokenizer import load_tokenizer
 from data_prep.vocab import train_sentencepiece, train_wordpiece
+from data_prep.vocab_files import SPECIAL_TOKENS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TEXTS = [
@@ -170,5 +171,8 @@ def test_bad_paths(vocabularies, tmp_path):
     with pytest.raises(ValueError, match="is no SentencePiece model"):
         load_tokenizer(tmp_path / "spm.model")
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"neither \.txt .* nor \.model"):
+    with pytest.raises(ValueError, match=r"is no tokenizer\.json"):
         load_tokenizer(tmp_path / "vocab.json")
+    (tmp_path / "vocab").write_text("[PAD]")
+    with pytest.raises(ValueError, match=r"neither \.txt .* nor \.model"):
+        load_tokenizer(tmp_path / "vocab")

@@ -10,7 +10,8 @@ import pytest
 
 from data_prep import vocab
 from data_prep.cli import read_json, sha256_file
-from data_prep.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from data_prep.tokenizer import load_tokenizer
+from data_prep.vocab_files import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[2]
 
