@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,14 @@ class Job:
     recompute: str = "none"  # of ours
 
 
+class Workload(NamedTuple):
+    """A model, its batches in the form that it takes, and `loss_of(engine, batch, seed)`."""
+
+    module: nn.Module
+    batches: list
+    loss_of: Callable
+
+
 def padded(batch: PretrainingBatch, length: int | None = None) -> dict[str, Tensor]:
     """The same batch as transformers takes it: padded to its longest sequence, or to `length`; labels are -100 where
     nothing is hidden.
@@ -60,30 +69,31 @@ def padded(batch: PretrainingBatch, length: int | None = None) -> dict[str, Tens
     }
 
 
-def our_model(job: Job, layout: Layout) -> tuple[nn.Module, list, Callable]:
+def our_model(job: Job, layout: Layout) -> Workload:
     model = BertForPreTraining(job.config, layout, job.recompute)
     init_weights(model, seed=0)
 
     def loss_of(engine: nn.Module, batch: PretrainingBatch, seed: int | None) -> Tensor:
-        mlm_loss, _, pair_loss, _ = engine(batch, None if seed is None else (0, seed, 0, 0))
-        return mlm_loss.mean() + pair_loss.mean()
+        output = engine(batch, None if seed is None else (0, seed, 0, 0))
+        return output.mlm_loss.mean() + output.pair_loss.mean()
 
-    return model, job.batches, loss_of
+    return Workload(model, job.batches, loss_of)
 
 
-def transformers_model(job: Job, layout: Layout, length: int | None = None) -> tuple[nn.Module, list, Callable]:
+def transformers_model(job: Job, layout: Layout, length: int | None = None) -> Workload:
     from transformers import BertConfig
     from transformers import BertForPreTraining as HuggingFaceBert
 
     model = HuggingFaceBert(BertConfig(**job.config.to_json(), attn_implementation="sdpa"))
-    ours = dict(our_model(job, layout)[0].named_parameters())
+    ours = dict(our_model(job, layout).module.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(ours[name][: len(parameter)])  # our vocabulary is padded
-    return model, [padded(batch, length) for batch in job.batches], lambda engine, batch, seed: engine(**batch).loss
+    batches = [padded(batch, length) for batch in job.batches]
+    return Workload(model, batches, lambda engine, batch, seed: engine(**batch).loss)
 
 
-def megatron_model(job: Job, layout: Layout) -> tuple[nn.Module, list, Callable]:
+def megatron_model(job: Job, layout: Layout) -> Workload:
     """As its class is made: padded, with the masked-language-model head at all positions; the local layer spec, and on
     a GPU the fusions that Megatron-LM switches on by itself.
     """
@@ -120,7 +130,7 @@ def megatron_model(job: Job, layout: Layout) -> tuple[nn.Module, list, Callable]
         mlm_loss = (losses * hidden).sum() / hidden.sum()
         return mlm_loss + F.cross_entropy(pair.float(), batch["next_sentence_label"], ignore_index=-1)
 
-    return model, [padded(batch) for batch in job.batches], loss_of
+    return Workload(model, [padded(batch) for batch in job.batches], loss_of)
 
 
 def without_cuda() -> None:
@@ -140,14 +150,13 @@ class Trainer:
         self.layout = init_layout()
         self.device = self.layout.device
         if name == OURS:
-            module, batches, self.loss_of = our_model(job, self.layout)
+            workload = our_model(job, self.layout)
         elif name == MEGATRON:
-            module, batches, self.loss_of = megatron_model(job, self.layout)
+            workload = megatron_model(job, self.layout)
         else:
-            module, batches, self.loss_of = transformers_model(
-                job, self.layout, job.length if name == COMPILED else None
-            )
-        self.batches = [on_device(batch, self.device) for batch in batches]
+            workload = transformers_model(job, self.layout, job.length if name == COMPILED else None)
+        self.loss_of, module = workload.loss_of, workload.module
+        self.batches = [on_device(batch, self.device) for batch in workload.batches]
         with torch.no_grad():
             self.loss = self.loss_of(module.to(self.device).eval(), self.batches[0], None).item()
         module = torch.compile(module.train()) if name == COMPILED else module.train()
@@ -192,7 +201,7 @@ class Trainer:
             self.turn()
         times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
                  for event in profile.key_averages()}  # fmt: skip
-        total, num_steps = sum(times.values()), len(self.batches) + on_gpu
+        total, num_steps = sum(times.values()), len(self.batches) + (1 if on_gpu else 0)  # `turn` warms up on a GPU
         longest = sorted(times, key=times.get, reverse=True)[:NUM_KERNELS]
         return [
             {"what": name[:80], "ms a step": times[name] / 1e3 / num_steps, "share, %": 100 * times[name] / total}

@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     tables = {f"{name}: {title}": rows for name, rows in tables.items()}
     if args.largest:
         tables[f"Larger and larger: {title}"] = largest_micro_batch(config, args)
-    report(f"step-{args.model}-{'full-' * bool(args.full)}{job.length}", tables, args.save)
+    report(f"step-{args.model}-{'full-' if args.full else ''}{job.length}", tables, args.save)
 
 
 if __name__ == "__main__":

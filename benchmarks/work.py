@@ -14,6 +14,7 @@ grow with both, the ratio to what is needed does not.
 import math
 import sys
 from collections import Counter
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -37,12 +38,28 @@ LENGTHS = (64, 40, 64, 24)  # of a micro-batch's sequences
 NUM_PREDICTIONS = 9  # of a sequence of 64; of a shorter one as much less
 NUM_MICRO_BATCHES = 2
 SMALL = 1024  # bytes
-# What is counted on so many ranks: ZeRO stage, tensor parallel, sequence parallel, optimizer.
-CASES = {
-    1: [(0, 1, False, "Lamb"), (0, 1, False, "AdamW")],
-    2: [*((stage, 1, False, "Lamb") for stage in (1, 2, 3)), (0, 2, False, "Lamb"), (1, 2, True, "Lamb")],
-    4: [(2, 2, False, "Lamb")],
-}
+
+
+class Case(NamedTuple):
+    """A layout whose training step is counted."""
+
+    num_ranks: int
+    stage: int  # of ZeRO
+    tensor_parallel: int = 1
+    sequence_parallel: bool = False
+    optimizer: str = "Lamb"
+
+
+CASES = (
+    Case(1, 0),
+    Case(1, 0, optimizer="AdamW"),
+    Case(2, 1),
+    Case(2, 2),
+    Case(2, 3),
+    Case(2, 0, tensor_parallel=2),
+    Case(2, 1, tensor_parallel=2, sequence_parallel=True),
+    Case(4, 2, tensor_parallel=2),
+)
 
 
 class Counting(TorchDispatchMode):
@@ -53,7 +70,7 @@ class Counting(TorchDispatchMode):
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter({"operators": 0, "values read by Python": 0})
         groups = (layout.get_model_parallel_group(), layout.get_data_parallel_group())
         self.axes = dict(zip((group.group_name for group in groups), ("tensor parallel", "data parallel"), strict=True))
 
@@ -71,7 +88,8 @@ class Counting(TorchDispatchMode):
                 self.counts[f"{axis}, bytes"] += passes * largest * (group.size() - 1) // group.size()
             return result
         self.counts["operators"] += 1
-        self.counts["values read by Python"] += function is torch.ops.aten._local_scalar_dense.default
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.counts["values read by Python"] += 1
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         new = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(result)}
         self.counts["new bytes"] += sum(size for key, size in new.items() if key not in given)
@@ -92,7 +110,8 @@ def count_python_calls(run) -> int:
 
     def count(frame, event, argument) -> None:
         nonlocal calls
-        calls += event == "call"
+        if event == "call":
+            calls += 1
 
     sys.setprofile(count)
     try:
@@ -144,10 +163,10 @@ def deepspeed_config(stage: int, dp_size: int, optimizer: str) -> dict:
     }
 
 
-def count_step(stage: int, tensor_parallel: int, sequence_parallel: bool, optimizer: str) -> dict[str, int]:
+def count_step(case: Case) -> dict[str, int]:
     """Counts of this rank's third step: nothing is built or compiled any more. Collective."""
-    layout = init_layout(tensor_parallel, sequence_parallel)
-    deepspeed = deepspeed_config(stage, layout.dp_size, optimizer)
+    layout = init_layout(case.tensor_parallel, case.sequence_parallel)
+    deepspeed = deepspeed_config(case.stage, layout.dp_size, case.optimizer)
     module = BertForPreTraining(CONFIG, layout)
     init_weights(module, seed=0)
     engine, _ = initialize_engine(module, deepspeed, layout)
@@ -155,8 +174,8 @@ def count_step(stage: int, tensor_parallel: int, sequence_parallel: bool, optimi
 
     def step() -> None:
         for index in range(NUM_MICRO_BATCHES):
-            mlm_loss, _, pair_loss, _ = engine(batch, (0, 0, index, layout.dp_rank))
-            engine.backward(mlm_loss.mean() + pair_loss.mean())
+            output = engine(batch, (0, 0, index, layout.dp_rank))
+            engine.backward(output.mlm_loss.mean() + output.pair_loss.mean())
             engine.step()
 
     for _ in range(2):  # the first step of all builds and allocates what stays
@@ -166,19 +185,26 @@ def count_step(stage: int, tensor_parallel: int, sequence_parallel: bool, optimi
     return counts | {"Python calls": count_python_calls(step)}
 
 
-def planned_bytes(num_ranks: int, stage: int, tensor_parallel: int, sequence_parallel: bool, optimizer: str) -> dict:
+def planned_bytes(case: Case) -> dict[str, float]:
     """Bytes that a rank sends in a step along each axis, by the plan; without what comes in collectives of SMALL bytes
     or less: what is a number a prediction, and LAMB's norms.
     """
-    deepspeed = deepspeed_config(stage, num_ranks // tensor_parallel, optimizer)
-    mean_length, mean_predictions = sum(LENGTHS) / len(LENGTHS), num_predictions() / len(LENGTHS)
     job = Job(
-        *(CONFIG, deepspeed, 1, num_ranks, tensor_parallel, max(LENGTHS), mean_length, mean_predictions),
-        *(DEVICES["cpu"], sequence_parallel, "none", False),
+        model=CONFIG,
+        deepspeed=deepspeed_config(case.stage, case.num_ranks // case.tensor_parallel, case.optimizer),
+        num_nodes=1,
+        gpus_per_node=case.num_ranks,
+        tp_size=case.tensor_parallel,
+        seq_length=max(LENGTHS),
+        mean_length=sum(LENGTHS) / len(LENGTHS),
+        max_predictions=num_predictions() / len(LENGTHS),
+        device=DEVICES["cpu"],
+        sequence_parallel=case.sequence_parallel,
+        on_gpu=False,
     )
     planned = communication(job)
     assert planned["LAMB's norms"] <= 4 * SMALL
-    losses = NUM_MICRO_BATCHES * (tensor_parallel - 1) / tensor_parallel * 2 * num_predictions() * 20
+    losses = NUM_MICRO_BATCHES * (job.tp_size - 1) / job.tp_size * 2 * num_predictions() * 20
     apart = {"tensor parallel": losses, "data parallel": 0}
     return {axis: sum(planned[name] for name in planned if name.startswith(axis)) - apart[axis] for axis in apart}
 
@@ -186,15 +212,19 @@ def planned_bytes(num_ranks: int, stage: int, tensor_parallel: int, sequence_par
 def main(argv: list[str] | None = None) -> None:
     args = parser(__doc__).parse_args(argv)
     num_ranks = init_layout().dp_size
-    if num_ranks not in CASES:
-        raise ValueError(f"no layout of {num_ranks} ranks is counted; choose from {list(CASES)}")
+    cases = [case for case in CASES if case.num_ranks == num_ranks]
+    if not cases:
+        choices = sorted({case.num_ranks for case in CASES})
+        raise ValueError(f"no layout of {num_ranks} ranks is counted; choose from {choices}")
     counts, sent = {}, []
-    for case in CASES[num_ranks]:
-        stage, tensor_parallel, sequence_parallel, optimizer = case
-        parallel = f", tensor parallel {tensor_parallel}" + ", sequences" * sequence_parallel
-        name = f"{optimizer}, ZeRO {stage}{parallel if tensor_parallel > 1 else ''}"
-        counts[name] = count_step(*case)
-        for axis, planned in planned_bytes(num_ranks, *case).items():
+    for case in cases:
+        name = f"{case.optimizer}, ZeRO {case.stage}"
+        if case.tensor_parallel > 1:
+            name += f", tensor parallel {case.tensor_parallel}"
+        if case.sequence_parallel:
+            name += ", sequences"
+        counts[name] = count_step(case)
+        for axis, planned in planned_bytes(case).items():
             if planned:
                 counted = counts[name][f"{axis}, bytes"]
                 row = {"layout": name, "axis": axis, "counted": counted, "planned": round(planned)}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
-from pretrain.layers import Sequences, dropout
+from pretrain.layers import Sequences, dropout, sub_seed
 from pretrain.layout import Layout
 from pretrain.model import BertModel
 
@@ -31,7 +31,7 @@ class BertForSequenceClassification(nn.Module):
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
         """Logits [B, L] in float32. `dropout_seed` makes the dropout masks; None switches dropout off."""
         pooled = self.bert.pool(self.bert(sequences, dropout_seed), sequences.cu_seqlens)  # [B, H]
-        pooled = dropout(pooled, self.config.hidden_dropout_prob, dropout_seed and (*dropout_seed, "classifier"))
+        pooled = dropout(pooled, self.config.hidden_dropout_prob, sub_seed(dropout_seed, "classifier"))
         return self.classifier(pooled).float()
 
 
@@ -50,7 +50,7 @@ class BertForTokenClassification(nn.Module):
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
         """Logits [T, L] in float32. `dropout_seed` makes the dropout masks; None switches dropout off."""
         hidden = self.bert(sequences, dropout_seed)  # [T, H]
-        hidden = dropout(hidden, self.config.hidden_dropout_prob, dropout_seed and (*dropout_seed, "classifier"))
+        hidden = dropout(hidden, self.config.hidden_dropout_prob, sub_seed(dropout_seed, "classifier"))
         return self.classifier(hidden).float()
 
 

@@ -90,10 +90,6 @@ class ModelConfig:
     def has_pair_head(self) -> bool:
         return self.pair_task != "none"
 
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
     def with_dropout(self, share: float | None) -> "ModelConfig":
         """With this dropout of hidden states and attention; None leaves it as it is."""
         if share is None:

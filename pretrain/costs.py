@@ -128,19 +128,21 @@ def memory(job: Job) -> dict[str, float]:
     weights = held * value if job.stage < 3 else sharded * value
     parts = {"weights": weights, "gathered weights": _gathered_parameters(job) * value}
     parts["gradients"] = value * (held if job.stage == 0 or (job.stage == 1 and accumulates) else sharded)
-    parts["float32 weights"] = 4 * states * has_masters
+    parts["float32 weights"] = 4 * states if has_masters else 0
     parts["moments"] = 8 * states
     num_buckets = 0 if job.stage == 0 else 2 if job.stage < 3 and job.zero("overlap_comm", False) else 1
-    bucket = num_buckets * value * job.zero("reduce_bucket_size", 5e8)
-    parts["reduction buckets"] = bucket
+    parts["reduction buckets"] = num_buckets * value * job.zero("reduce_bucket_size", 5e8)
     parts["activations"] = activation_bytes(job, job.recompute)
-    parts["LAMB's updates"] = 4 * states * (job.optimizer == "Lamb")
-    parts["optimizer step"] = 4 * states * (has_masters + OPTIMIZER_TEMPORARIES[job.optimizer])
+    parts["LAMB's updates"] = 4 * states if job.optimizer == "Lamb" else 0
+    parts["optimizer step"] = parts["float32 weights"] + 4 * states * OPTIMIZER_TEMPORARIES[job.optimizer]
     resident = weights + parts["float32 weights"] + parts["moments"] + parts["LAMB's updates"]
-    resident += bucket * (job.stage == 3)
-    # The first backward pass of a step begins without gradients, a later one with what was added up so far.
-    accumulated = parts["gradients"] if accumulates or job.stage == 3 else 0
-    passing = parts["activations"] + accumulated + bucket * (job.stage in (1, 2)) + parts["gathered weights"]
+    passing = parts["activations"] + parts["gathered weights"]
+    if job.stage == 3:  # its bucket stays
+        resident += parts["reduction buckets"]
+    else:
+        passing += parts["reduction buckets"]
+    if accumulates or job.stage == 3:  # else the backward pass begins without gradients
+        passing += parts["gradients"]
     stepping = parts["optimizer step"] + value * states
     return parts | {"peak": resident + max(passing, stepping)}
 
@@ -199,7 +201,7 @@ def _attention_bytes(job: Job) -> float:
     if job.on_gpu:
         return 4 * width * job.value_bytes
     padded = width * job.seq_length / job.mean_length
-    unpadded = 3 * width * job.value_bytes * (job.mean_length < job.seq_length)
+    unpadded = 3 * width * job.value_bytes if job.mean_length < job.seq_length else 0
     if not config.attention_probs_dropout_prob:
         return unpadded + 4 * padded * job.value_bytes
     scores = job.micro_batch * job.seq_length**2 * config.num_attention_heads / job.tp_size

@@ -1,4 +1,4 @@
-"""Megatron's parallel layers as this model uses them, attention, and dropout that needs no generator state.
+"""The layers that are split over tensor-parallel ranks, attention, and dropout that needs no generator state.
 
 Shapes follow the legend in model.py. Activations are flat: [T, H], the T real tokens of a micro-batch behind one
 another, so padding is never computed. Attention has two paths, and the device decides (`self_attention`):
@@ -6,7 +6,8 @@ another, so padding is never computed. Attention has two paths, and the device d
     unpadded_attention    GPU   variable-length kernels: flash in bf16 and fp16, memory-efficient in float32; dropout
     padded_attention      CPU   the rectangle [B, S] with a mask, for this step alone; any precision; dropout
 
-What Megatron needs CUDA for is its sequence parallelism; ours stands here, the same on every device.
+Megatron-core supplies the vocabulary-parallel embedding and cross entropy and the collectives of tensor parallelism.
+Its sequence parallelism needs CUDA; the one in this module runs on every device.
 
 Dropout masks are functions of a seed. Hidden states have the same masks at every tensor-parallel size; under sequence
 parallelism, over the heads of attention and over data-parallel ranks they differ, being drawn for what a rank holds.
@@ -15,6 +16,7 @@ kernels, which number their random bits within a call, and costs B * N * S * S b
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +29,6 @@ from pretrain.layout import Layout  # before megatron-core: it keeps that import
 # isort: split
 from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
     VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
@@ -76,6 +76,13 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
+def sub_seed(seed: tuple | None, *place: int | str) -> tuple | None:
+    """The dropout seed of one `place` in what `seed` belongs to, such as a layer of a model; None (no dropout) stays
+    None.
+    """
+    return None if seed is None else (*seed, *place)
+
+
 def dropout(x: Tensor, probability: float, seed: tuple | None) -> Tensor:
     """Dropout whose mask is a function of `seed`; none when the seed is None (evaluation)."""
     if seed is None or probability == 0:
@@ -84,60 +91,67 @@ def dropout(x: Tensor, probability: float, seed: tuple | None) -> Tensor:
     return F.dropout(x, probability)
 
 
-def parallel_config(layout: Layout) -> ModelParallelConfig:
-    """How Megatron's layers are built: on the CPU, empty (model.init_weights fills them), float32."""
-    return ModelParallelConfig(
+def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabParallelEmbedding:
+    """A table [V, H] split by rows, [V/tp, H] per rank; V must be divisible by tp. It is not initialised."""
+    config = ModelParallelConfig(
         tensor_model_parallel_size=layout.tp_size,
         use_cpu_initialization=True,
-        perform_initialization=False,
+        perform_initialization=False,  # model.init_weights fills it
         params_dtype=torch.float32,
         deterministic_mode=torch.are_deterministic_algorithms_enabled(),
     )
-
-
-def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabParallelEmbedding:
-    """A table [V, H] split over its rows, [V/tp, H] a rank; V is padded so that it divides."""
     table = VocabParallelEmbedding(
-        num_embeddings,
-        hidden_size,
-        init_method=nn.init.zeros_,
-        config=parallel_config(layout),
-        tp_group=layout.get_tensor_model_parallel_group(),
+        num_embeddings, hidden_size, init_method=nn.init.zeros_, config=config, tp_group=layout.tp_group
     )
     mark_split(table.weight, dim=0)
     return table
 
 
-def column_linear(in_size: int, out_size: int, layout: Layout) -> ColumnParallelLinear:
-    """Weight [out, in] and bias split over rows, for `column_product`."""
-    linear = ColumnParallelLinear(
-        in_size,
-        out_size,
-        config=parallel_config(layout),
-        init_method=nn.init.zeros_,
-        bias=True,
-        gather_output=False,
-        tp_group=layout.get_tensor_model_parallel_group(),
-    )
-    mark_split(linear.weight, dim=0)
-    mark_split(linear.bias, dim=0)
-    return linear
+class ColumnLinear(nn.Module):
+    """A linear layer into a tensor-parallel region (Shoeybi et al. 2019, section 3): weight [out/tp, in] and bias
+    [out/tp] are this rank's rows. Uninitialised: model.init_weights fills them.
+    """
+
+    def __init__(self, in_size: int, out_size: int, layout: Layout):
+        super().__init__()
+        self.layout = layout
+        self.weight = nn.Parameter(torch.empty(out_size // layout.tp_size, in_size))
+        self.bias = nn.Parameter(torch.empty(out_size // layout.tp_size))
+        mark_split(self.weight, dim=0)
+        mark_split(self.bias, dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out/tp]; under sequence parallelism x is [T/tp, in]."""
+        return column_product(x, self.weight, self.bias, self.layout)
 
 
-def row_linear(in_size: int, out_size: int, layout: Layout) -> RowParallelLinear:
-    """Weight [out, in] split over columns, whole bias, for `row_product`."""
-    linear = RowParallelLinear(
-        in_size,
-        out_size,
-        config=parallel_config(layout),
-        init_method=nn.init.zeros_,
-        bias=True,
-        input_is_parallel=True,
-        skip_bias_add=False,
-        tp_group=layout.get_tensor_model_parallel_group(),
-    )
-    mark_split(linear.weight, dim=1)
-    return linear
+class RowLinear(nn.Module):
+    """A linear layer out of a tensor-parallel region: weight [out, in/tp] is this rank's columns, every rank has the
+    whole bias [out]. Uninitialised: model.init_weights fills them.
+    """
+
+    def __init__(self, in_size: int, out_size: int, layout: Layout):
+        super().__init__()
+        self.layout = layout
+        self.weight = nn.Parameter(torch.empty(out_size, in_size // layout.tp_size))
+        self.bias = nn.Parameter(torch.empty(out_size))
+        mark_split(self.weight, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in/tp] -> [T, out], summed over tp (Megatron's g); under sequence parallelism [T/tp, out]."""
+        partial = F.linear(x, self.weight)
+        if self.layout.sequence_parallel:
+            return ReduceScatter.apply(partial, self.layout.tp_group) + shared(self.bias, self.layout)
+        return reduce_from_tensor_model_parallel_region(partial, self.layout.tp_group) + self.bias
+
+
+def joined_product(x: Tensor, linears: Sequence[ColumnLinear]) -> Tensor:
+    """The outputs of several column-parallel layers for one input, side by side: [T, in] -> [T, sum of their out/tp].
+    One product is faster than several, and the input's gradient is summed over tp once.
+    """
+    weight = torch.cat([linear.weight for linear in linears])
+    bias = torch.cat([linear.bias for linear in linears])
+    return column_product(x, weight, bias, linears[0].layout)
 
 
 def mark_split(parameter: nn.Parameter, dim: int) -> None:
@@ -169,7 +183,7 @@ def whole_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Te
         gradient_accumulation_fusion=False,
         allreduce_dgrad=layout.tp_size > 1,
         sequence_parallel=False,
-        tp_group=layout.get_tensor_model_parallel_group(),
+        tp_group=layout.tp_group,
     )
 
 
@@ -178,18 +192,8 @@ def column_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> T
     region.
     """
     if layout.sequence_parallel:
-        return GatheredProduct.apply(x, weight, bias, layout.get_tensor_model_parallel_group())
+        return GatheredProduct.apply(x, weight, bias, layout.tp_group)
     return whole_product(x, weight, bias, layout)
-
-
-def row_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
-    """[T, in/tp] x [out, in/tp] -> [T, out], or [T/tp, out] under sequence parallelism: out of a tensor-parallel
-    region, summed over tp (Megatron's g).
-    """
-    partial, group = F.linear(x, weight), layout.get_tensor_model_parallel_group()
-    if layout.sequence_parallel:
-        return ReduceScatter.apply(partial, group) + shared(bias, layout)
-    return reduce_from_tensor_model_parallel_region(partial, group) + bias
 
 
 # Sequence parallelism (Korthikanti et al. 2022, section 4.2.2). Megatron's own mappings allocate with
@@ -283,14 +287,14 @@ def split_tokens(hidden: Tensor, layout: Layout) -> Tensor:
     if not layout.sequence_parallel:
         return hidden
     padded = F.pad(hidden, (0, 0, 0, -len(hidden) % layout.tp_size))
-    return OwnRows.apply(padded, layout.get_tensor_model_parallel_group())
+    return OwnRows.apply(padded, layout.tp_group)
 
 
 def join_tokens(hidden: Tensor, num_tokens: int, layout: Layout) -> Tensor:
     """[T/tp, H] -> [T, H] under sequence parallelism, without the rows that made T divisible; else as it is."""
     if not layout.sequence_parallel:
         return hidden
-    return AllRows.apply(hidden, layout.get_tensor_model_parallel_group())[:num_tokens]
+    return AllRows.apply(hidden, layout.tp_group)[:num_tokens]
 
 
 def shared(parameter: Tensor, layout: Layout) -> Tensor:
@@ -299,7 +303,7 @@ def shared(parameter: Tensor, layout: Layout) -> Tensor:
     """
     if not layout.sequence_parallel:
         return parameter
-    return copy_to_tensor_model_parallel_region(parameter, layout.get_tensor_model_parallel_group())
+    return copy_to_tensor_model_parallel_region(parameter, layout.tp_group)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -380,7 +384,7 @@ def prediction_loss(logits: Tensor, labels: Tensor, layout: Layout) -> tuple[Ten
 @torch.no_grad()
 def is_highest(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
     """[P] bool: whether the label has the highest of all V logits; logits: [P, V/tp], this rank's columns."""
-    group = layout.get_tensor_model_parallel_group()
+    group = layout.tp_group
     best, index = logits.max(-1)  # [P] each
     highest = best.clone()
     dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)

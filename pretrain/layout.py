@@ -42,6 +42,11 @@ class Layout:
     def rank(self) -> int:
         return self.dp_rank * self.tp_size + self.tp_rank
 
+    @property
+    def tp_group(self) -> dist.ProcessGroup:
+        """The tensor-parallel group of this rank."""
+        return parallel_state.get_tensor_model_parallel_group()
+
     def get_data_parallel_world_size(self) -> int:
         return self.dp_size
 

@@ -13,6 +13,7 @@ concatenated in the forward pass: one product, one all-reduce of the input's gra
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +22,22 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
 from pretrain.layers import (
+    ColumnLinear,
     LayerNorm,
+    RowLinear,
     Sequences,
-    column_linear,
-    column_product,
     derive_seed,
     dropout,
     embedding,
     is_split,
     join_tokens,
+    joined_product,
     local_shape,
     mark_split,
     prediction_loss,
-    row_linear,
-    row_product,
     self_attention,
     split_tokens,
+    sub_seed,
     whole_product,
 )
 from pretrain.layout import Layout
@@ -103,7 +104,7 @@ class Embeddings(nn.Module):
         positions = self.position_embeddings(sequences.position_ids).type_as(words)  # DeepSpeed casts weights alone
         segments = self.token_type_embeddings(sequences.segment_ids)
         hidden = split_tokens(words + positions + segments, self.layout)  # [T, H]
-        return dropout(self.LayerNorm(hidden), self.config.hidden_dropout_prob, seed and (*seed, "embeddings"))
+        return dropout(self.LayerNorm(hidden), self.config.hidden_dropout_prob, sub_seed(seed, "embeddings"))
 
 
 class SelfAttention(nn.Module):
@@ -112,17 +113,14 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
         self.config, self.layout = config, layout
-        self.query = column_linear(config.hidden_size, config.hidden_size, layout)  # [H/tp, H]
-        self.key = column_linear(config.hidden_size, config.hidden_size, layout)
-        self.value = column_linear(config.hidden_size, config.hidden_size, layout)
+        self.query = ColumnLinear(config.hidden_size, config.hidden_size, layout)  # [H/tp, H]
+        self.key = ColumnLinear(config.hidden_size, config.hidden_size, layout)
+        self.value = ColumnLinear(config.hidden_size, config.hidden_size, layout)
         self.recompute = False
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
-        projections = (self.query, self.key, self.value)
-        weight = torch.cat([projection.weight for projection in projections])  # [3 * H/tp, H]
-        bias = torch.cat([projection.bias for projection in projections])  # [3 * H/tp]
-        qkv = column_product(hidden, weight, bias, self.layout)  # [T, 3 * H/tp]
-        seed = seed and (*seed, "attention", self.layout.tp_rank)
+        qkv = joined_product(hidden, (self.query, self.key, self.value))  # [T, 3 * H/tp]
+        seed = sub_seed(seed, "attention", self.layout.tp_rank)
         num_heads = self.config.num_attention_heads // self.layout.tp_size
         probability = self.config.attention_probs_dropout_prob
         return call(self_attention, qkv, num_heads, sequences, probability, seed, recompute=self.recompute)  # [T, H/tp]
@@ -133,12 +131,12 @@ class ResidualOutput(nn.Module):
 
     def __init__(self, in_size: int, config: ModelConfig, layout: Layout):
         super().__init__()
-        self.config, self.layout = config, layout
-        self.dense = row_linear(in_size, config.hidden_size, layout)  # [H, in/tp]
+        self.config = config
+        self.dense = RowLinear(in_size, config.hidden_size, layout)  # [H, in/tp]
         self.LayerNorm = layer_norm(config, layout, here=not config.pre_layer_norm)
 
     def forward(self, x: Tensor, residual: Tensor, seed: tuple | None) -> Tensor:
-        projected = row_product(x, self.dense.weight, self.dense.bias, self.layout)  # [T, in/tp] -> [T, H]
+        projected = self.dense(x)  # [T, in/tp] -> [T, H]
         return self.LayerNorm(dropout(projected, self.config.hidden_dropout_prob, seed) + residual)
 
 
@@ -153,7 +151,7 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         context = self.self(self.ln(hidden), sequences, seed)  # [T, H/tp]
-        return self.output(context, hidden, seed and (*seed, "attention output"))  # [T, H]
+        return self.output(context, hidden, sub_seed(seed, "attention output"))  # [T, H]
 
 
 class Intermediate(nn.Module):
@@ -161,12 +159,11 @@ class Intermediate(nn.Module):
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
-        self.config, self.layout = config, layout
-        self.dense = column_linear(config.hidden_size, config.intermediate_size, layout)  # [F/tp, H]
+        self.config = config
+        self.dense = ColumnLinear(config.hidden_size, config.intermediate_size, layout)  # [F/tp, H]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        expanded = column_product(hidden, self.dense.weight, self.dense.bias, self.layout)  # [T, H] -> [T, F/tp]
-        return activation(expanded, self.config.hidden_act)
+        return activation(self.dense(hidden), self.config.hidden_act)  # [T, H] -> [T, F/tp]
 
 
 class Layer(nn.Module):
@@ -181,7 +178,7 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         hidden = self.attention(hidden, sequences, seed)
-        return self.output(self.intermediate(self.ln(hidden)), hidden, seed and (*seed, "output"))
+        return self.output(self.intermediate(self.ln(hidden)), hidden, sub_seed(seed, "output"))
 
 
 class Encoder(nn.Module):
@@ -195,7 +192,7 @@ class Encoder(nn.Module):
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         for index, layer in enumerate(self.layer):
-            hidden = call(layer, hidden, sequences, seed and (*seed, index), recompute=self.recompute)
+            hidden = call(layer, hidden, sequences, sub_seed(seed, index), recompute=self.recompute)
         return self.ln(hidden)
 
 
@@ -223,8 +220,8 @@ class BertModel(nn.Module):
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
         """Hidden states of the last layer, [T, H]. `dropout_seed` makes the masks; None switches dropout off."""
-        if dropout_seed and self.layout.sequence_parallel:
-            dropout_seed = (*dropout_seed, self.layout.tp_rank)  # ranks hold different tokens
+        if self.layout.sequence_parallel:
+            dropout_seed = sub_seed(dropout_seed, self.layout.tp_rank)  # ranks hold different tokens
         hidden = self.embeddings(sequences, dropout_seed)
         hidden = self.encoder(hidden, sequences, dropout_seed)
         return join_tokens(hidden, len(sequences.token_ids), self.layout)
@@ -292,6 +289,15 @@ class PretrainingBatch:
         )
 
 
+class PretrainingOutput(NamedTuple):
+    """Losses in nats and hits, not reduced. Without a pair label, or without a pair head, a pair loss is 0."""
+
+    mlm_loss: Tensor  # [P] float32
+    mlm_correct: Tensor  # [P] bool: the label has the highest logit
+    pair_loss: Tensor  # [B] float32
+    pair_correct: Tensor  # [B] bool
+
+
 class BertForPreTraining(nn.Module):
     """BERT with its heads; the MLM head runs on the masked positions alone.
 
@@ -308,11 +314,10 @@ class BertForPreTraining(nn.Module):
         for layer in self.bert.encoder.layer:
             layer.attention.self.recompute = recompute == "selective"
 
-    def forward(self, batch: PretrainingBatch, dropout_seed: tuple | None = None) -> tuple[Tensor, ...]:
-        """Losses in nats and hits, each by itself: MLM loss [P], MLM correct [P], pair loss [B], pair correct [B].
+    def forward(self, batch: PretrainingBatch, dropout_seed: tuple | None = None) -> PretrainingOutput:
+        """Losses and hits of a micro-batch. `dropout_seed` makes the dropout masks; None switches dropout off.
 
-        The caller sums and divides: by the counts of the whole step when training, of the whole set when evaluating. A
-        sequence without a pair label has pair loss 0, and so has every one of a model without a pair head.
+        The caller sums and divides: by the counts of the whole step when training, of the whole set when evaluating.
         """
         hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
         masked = hidden[batch.masked_lm_positions]  # [P, H]
@@ -320,10 +325,10 @@ class BertForPreTraining(nn.Module):
         mlm_loss, mlm_correct = prediction_loss(logits, batch.masked_lm_labels, self.layout)
         if self.cls.seq_relationship is None:
             nothing = torch.zeros_like(batch.pair_labels)
-            return mlm_loss, mlm_correct, nothing.float(), nothing.bool()
+            return PretrainingOutput(mlm_loss, mlm_correct, nothing.float(), nothing.bool())
         pair_logits = self.cls.seq_relationship(self.bert.pool(hidden, batch.sequences.cu_seqlens)).float()  # [B, 2]
         pair_loss = F.cross_entropy(pair_logits, batch.pair_labels, ignore_index=-1, reduction="none")
-        return mlm_loss, mlm_correct, pair_loss, pair_logits.argmax(-1) == batch.pair_labels
+        return PretrainingOutput(mlm_loss, mlm_correct, pair_loss, pair_logits.argmax(-1) == batch.pair_labels)
 
 
 @torch.no_grad()

@@ -19,22 +19,24 @@ POSITIONS = "bert.embeddings.position_embeddings.weight"  # if sinusoidal no par
 HEADS = ("cls.", "bert.pooler.")
 
 
-class Whole(NamedTuple):
-    """A tensor's shape before it is split, and the dimension along which it is (None: every rank has all of it)."""
+class TensorShape(NamedTuple):
+    """The shape of a whole tensor, and the dimension along which tensor parallelism splits it (None: every rank has the
+    whole tensor).
+    """
 
     shape: tuple[int, ...]
-    split: int | None
+    split_dim: int | None
 
 
-def tensor_table(config: ModelConfig) -> dict[str, Whole]:
+def tensor_table(config: ModelConfig) -> dict[str, TensorShape]:
     """All parameters of the model by name, in its own order."""
     hidden, wide, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     before = hidden if config.pre_layer_norm else 0
     after = hidden - before
-    table = {"bert.embeddings.word_embeddings.weight": Whole((vocab, hidden), 0)}
+    table = {"bert.embeddings.word_embeddings.weight": TensorShape((vocab, hidden), 0)}
     if config.position_embedding_type == "absolute":
-        table[POSITIONS] = Whole((config.max_position_embeddings, hidden), None)
-    table["bert.embeddings.token_type_embeddings.weight"] = Whole((config.type_vocab_size, hidden), None)
+        table[POSITIONS] = TensorShape((config.max_position_embeddings, hidden), None)
+    table["bert.embeddings.token_type_embeddings.weight"] = TensorShape((config.type_vocab_size, hidden), None)
     table |= _layer_norm("bert.embeddings.LayerNorm", after)
     for index in range(config.num_hidden_layers):
         layer = f"bert.encoder.layer.{index}"
@@ -50,7 +52,7 @@ def tensor_table(config: ModelConfig) -> dict[str, Whole]:
     table |= _layer_norm("bert.encoder.ln", before)
     if config.has_pair_head:
         table |= _linear("bert.pooler.dense", hidden, hidden)
-    table["cls.predictions.bias"] = Whole((vocab,), 0)
+    table["cls.predictions.bias"] = TensorShape((vocab,), 0)
     table |= _linear("cls.predictions.transform.dense", hidden, hidden)
     table |= _layer_norm("cls.predictions.transform.LayerNorm", hidden)
     return table | (_linear("cls.seq_relationship", 2, hidden) if config.has_pair_head else {})
@@ -61,15 +63,15 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(math.prod(whole.shape) for whole in tensor_table(config).values())
 
 
-def _linear(name: str, out_size: int, in_size: int, split: int | None = None) -> dict[str, Whole]:
+def _linear(name: str, out_size: int, in_size: int, split: int | None = None) -> dict[str, TensorShape]:
     """A bias is split only with the rows: with the columns, every rank adds it to the same sum."""
-    weight, bias = Whole((out_size, in_size), split), Whole((out_size,), 0 if split == 0 else None)
+    weight, bias = TensorShape((out_size, in_size), split), TensorShape((out_size,), 0 if split == 0 else None)
     return {f"{name}.weight": weight, f"{name}.bias": bias}
 
 
-def _layer_norm(name: str, size: int) -> dict[str, Whole]:
+def _layer_norm(name: str, size: int) -> dict[str, TensorShape]:
     """Two vectors; none where no LayerNorm stands (size 0)."""
-    return {f"{name}.{part}": Whole((size,), None) for part in ("weight", "bias") if size}
+    return {f"{name}.{part}": TensorShape((size,), None) for part in ("weight", "bias") if size}
 
 
 def is_vocabulary(name: str) -> bool:
@@ -77,11 +79,11 @@ def is_vocabulary(name: str) -> bool:
     return name.endswith(("word_embeddings.weight", "predictions.bias"))
 
 
-def rank_shape(name: str, whole: Whole, config: ModelConfig, tp_size: int) -> tuple[int, ...]:
+def rank_shape(name: str, whole: TensorShape, config: ModelConfig, tp_size: int) -> tuple[int, ...]:
     """Shape of the part of a tensor that one of `tp_size` tensor-parallel ranks holds."""
     shape = list(whole.shape)
     if is_vocabulary(name):
         shape[0] = config.padded_vocab_size(tp_size)
-    if whole.split is not None:
-        shape[whole.split] //= tp_size
+    if whole.split_dim is not None:
+        shape[whole.split_dim] //= tp_size
     return tuple(shape)

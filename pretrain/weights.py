@@ -26,7 +26,7 @@ from pretrain.config import ModelConfig, load_model_config
 from pretrain.google import CONFIG_FILE, find_google_checkpoint, google_readers
 from pretrain.layout import Layout
 from pretrain.model import sinusoidal_positions
-from pretrain.tensors import HEADS, POSITIONS, Whole, is_vocabulary, tensor_table
+from pretrain.tensors import HEADS, POSITIONS, TensorShape, is_vocabulary, tensor_table
 
 FREE = ("initializer_range", "pair_task")  # what may change with the training data and the start
 TIED_DECODER = "cls.predictions.decoder.weight"  # Hugging Face's second name of the word embedding
@@ -235,7 +235,7 @@ def write_safetensors(path: Path, weights: Weights) -> None:
     8 bytes of header length, a JSON header, the tensors without gaps (the format's own specification).
     """
     config = weights.config
-    table = {POSITIONS: Whole((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
+    table = {POSITIONS: TensorShape((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name in weights:
         shape = table[name].shape

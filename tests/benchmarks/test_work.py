@@ -10,6 +10,7 @@ from benchmarks.work import (
     CONFIG,
     LENGTHS,
     NUM_MICRO_BATCHES,
+    Case,
     count_step,
     needed_flops,
     num_predictions,
@@ -17,19 +18,19 @@ from benchmarks.work import (
 )
 from tests.ranks import run_ranks
 
-# (ranks, ZeRO stage, tensor parallel, sequence parallel, optimizer): operators, values read by Python, MB of new
-# storages, Python calls, collectives above SMALL bytes and up to that, of rank 0 (Python 3.11, torch 2.13).
+# Operators, values read by Python, MB of new storages, Python calls, collectives above SMALL bytes and up to that, of
+# rank 0 (Python 3.11, torch 2.13).
 EXPECTED = {
-    (1, 0, 1, False, "Lamb"): (1585, 0, 58.73, 27_100, 1, 13),
-    (1, 0, 1, False, "AdamW"): (1911, 46, 63.75, 27_100, 1, 12),
-    (2, 1, 1, False, "Lamb"): (2023, 3, 71.82, 28_600, 3, 14),
-    (2, 2, 1, False, "Lamb"): (2530, 3, 83.66, 30_100, 4, 14),
-    (2, 3, 1, False, "Lamb"): (3098, 1, 74.02, 102_000, 6, 14),
-    (2, 0, 2, False, "Lamb"): (1559, 0, 35.75, 28_400, 21, 13),
-    (2, 1, 2, True, "Lamb"): (2304, 3, 47.33, 31_500, 49, 44),
-    (4, 2, 2, False, "Lamb"): (2534, 3, 56.98, 30_300, 24, 16),
+    Case(1, 0): (1585, 0, 58.73, 27_100, 1, 13),
+    Case(1, 0, optimizer="AdamW"): (1911, 46, 63.75, 27_100, 1, 12),
+    Case(2, 1): (2023, 3, 71.82, 28_600, 3, 14),
+    Case(2, 2): (2530, 3, 83.66, 30_100, 4, 14),
+    Case(2, 3): (3098, 1, 74.02, 108_000, 6, 14),
+    Case(2, 0, tensor_parallel=2): (1559, 0, 35.75, 28_400, 21, 13),
+    Case(2, 1, tensor_parallel=2, sequence_parallel=True): (2304, 3, 47.33, 31_500, 49, 44),
+    Case(4, 2, tensor_parallel=2): (2534, 3, 56.98, 30_300, 24, 16),
 }
-assert set(EXPECTED) == {(num_ranks, *case) for num_ranks, cases in CASES.items() for case in cases}
+assert set(EXPECTED) == set(CASES)
 NAMES = ("operators", "values read by Python", "MB", "Python calls", "collectives", "small collectives")
 
 
@@ -38,9 +39,9 @@ def counted():
     """{case: counts of rank 0}, each asked for once."""
     known = {}
 
-    def count(case: tuple) -> dict[str, int]:
+    def count(case: Case) -> dict[str, int]:
         if case not in known:
-            known[case] = run_ranks(count_step, case[0], *case[1:])[0]
+            known[case] = run_ranks(count_step, case.num_ranks, case)[0]
         return known[case]
 
     return count
@@ -63,7 +64,7 @@ def test_the_operations_are_those_that_mfu_counts(tensor_parallel, counted):
     """And what a CPU's attention adds: sequences are padded to the longest. The pair head's two outputs are not split
     and not counted in MFU.
     """
-    case = next(case for case in EXPECTED if case[2] == tensor_parallel and not case[3])
+    case = next(case for case in EXPECTED if case.tensor_parallel == tensor_parallel and not case.sequence_parallel)
     padding = len(LENGTHS) * max(LENGTHS) ** 2 - sum(length**2 for length in LENGTHS)
     attention = 3 * 4 * padding * CONFIG.hidden_size * CONFIG.num_hidden_layers
     pair_head = 3 * 2 * len(LENGTHS) * CONFIG.hidden_size * 2
@@ -82,6 +83,6 @@ def _unsplit_heads() -> int:
 @pytest.mark.parametrize("case", EXPECTED, ids=str)
 def test_the_plan_knows_what_is_sent(case, counted):
     """ZeRO 1 to 3 pad their partitions."""
-    for axis, planned in planned_bytes(*case).items():
+    for axis, planned in planned_bytes(case).items():
         padding = 64 if axis == "data parallel" else 0
         assert counted(case).get(f"{axis}, bytes", 0) == pytest.approx(planned, abs=padding)
