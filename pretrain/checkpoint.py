@@ -12,9 +12,9 @@ old ones intact. A resume compares the checksums, and takes the newest checkpoin
 pickles are read by torch's restricted unpickler, with the four classes of DeepSpeed's that they hold.
 
 A resume at the layout of the save is DeepSpeed's own, bit for bit. At another one (data parallel, tensor parallel,
-ZeRO stage, precision, how ZeRO cuts its groups) every tensor is put together, sliced anew and copied into the new
-partitions, weight and moments, through the map that LAMB is bound by; DeepSpeed's universal checkpoint cannot cross
-ZeRO stages.
+ZeRO stage, how ZeRO cuts its groups, in a new phase also the precision) every tensor is put together, sliced anew and
+copied into the new partitions, weight and moments, through the map that LAMB is bound by; DeepSpeed's universal
+checkpoint cannot cross ZeRO stages.
 """
 
 import dataclasses

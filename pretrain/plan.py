@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help=f"{', '.join(PRESETS)}, or a Hugging Face config.json")
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON of the phase")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override of the DeepSpeed config"
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of the DeepSpeed config"
     )
     parser.add_argument("--nodes", type=int, default=1, help="hosts (default 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="devices of a host (default 8)")

@@ -145,7 +145,7 @@ def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.N
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="override of the DeepSpeed config: optimizer.params.lr=0.004",
+        help="overrides of the DeepSpeed config, in their order: optimizer.params.lr=0.004",
     )
     parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
