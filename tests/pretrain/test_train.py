@@ -227,19 +227,18 @@ def refusal_of(argv: list[str]) -> str:
 
 
 def test_every_stage_logs_the_norm_of_the_gradients(shard_folders, config_file, tmp_path):
-    """Before clipping, as the others have it: without ZeRO, over 2 ranks of data or tensor parallelism."""
+    """Before clipping: without ZeRO, over two ranks of data or of tensor parallelism, as with ZeRO."""
     rows = []
     for name, more in (
         ("zero1", ["--set", "zero_optimization.stage=1"]),
         ("zero0", ["--set", "zero_optimization.stage=0"]),
-        ("no clipping", ["--set", "zero_optimization.stage=0", "gradient_clipping=0"]),
-        ("tensor parallel", ["--set", "zero_optimization.stage=0", "--tensor-parallel", "2"]),
+        ("unclipped", ["--set", "zero_optimization.stage=0", "gradient_clipping=0", "--tensor-parallel", "2"]),
     ):
         argv = arguments(shard_folders, config_file, tmp_path / name, "--steps", "1", "--dropout", "0", *more)
         run_ranks(run_training, 2, argv)
         rows += read_metrics(tmp_path / name, "train")
     norms = [row["grad_norm"] for row in rows]
-    assert norms[0] > 1.5 and norms == pytest.approx(norms[:1] * 4, rel=1e-5)
+    assert norms[0] > 1.5 and norms == pytest.approx(norms[:1] * 3, rel=1e-5)
 
 
 def test_bf16_with_all_that_saves_memory_follows_float32(shard_folders, config_file, tmp_path):
