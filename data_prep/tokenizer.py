@@ -22,6 +22,7 @@ import numpy as np
 
 from data_prep.cli import read_json, sha256_file, write_json
 from data_prep.vocab_files import (
+    PIPELINE_FILE,
     SETTINGS_FILE,
     TOKEN_FLAGS,
     Folding,
@@ -29,6 +30,7 @@ from data_prep.vocab_files import (
     find_folding,
     find_vocabularies,
     is_special,
+    lost_tokens,
     read_vocab_txt,
     special_ids,
     with_added,
@@ -174,13 +176,15 @@ class Pipeline(Tokenizer):
         self.kind = kinds[model["type"]]
         is_unigram = self.kind == "sentencepiece"
         vocab = {piece: i for i, (piece, _) in enumerate(model["vocab"])} if is_unigram else dict(model["vocab"])
-        added = [(t["id"], t["content"], {k: t[k] for k in TOKEN_FLAGS}) for t in content["added_tokens"] or []]
+        added = [(t["id"], t["content"], {k: t[k] for k in TOKEN_FLAGS}) for t in content.get("added_tokens") or []]
+        if sorted(vocab.values()) != list(range(len(vocab))):
+            raise ValueError(f"{path}: the ids of its tokens are not 0 to {len(vocab) - 1}; each must be there once")
         tokens = with_added(path, [token.removesuffix(" ") for token in sorted(vocab, key=vocab.__getitem__)], added)
         if is_unigram:
             super().__init__(path, tokens, [is_special(token) or _begins_word(token) for token in tokens])
         else:
             super().__init__(path, tokens, [not token.startswith("##") for token in tokens])
-        # A space is in no text that reaches the model, so these are not found there; .
+        # The model sees no text with a space in it, so it never finds these names there.
         special = {token for _, token, flags in added if flags["special"]} | {tokens[i] for i in self.special_ids}
         hidden = {token: f"{token} " if token in special else token for token in vocab}
         if is_unigram:
@@ -188,12 +192,14 @@ class Pipeline(Tokenizer):
         else:
             model["vocab"] = {hidden[piece]: index for piece, index in vocab.items()}
             model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
-        content["added_tokens"] = [token for token in content["added_tokens"] or [] if not token["special"]]
+        held = [t for t in content.get("added_tokens") or [] if not t["special"] or t["id"] >= len(vocab)]
+        content["added_tokens"] = held
         content |= {"post_processor": None, "truncation": None, "padding": None}
         try:
             self.pipeline = Library.from_str(json.dumps(content))
         except Exception as error:
             raise ValueError(f"{path} cannot be read by the installed tokenizers: {error}") from error
+        self.pipeline.encode_special_tokens = True
         self.folding = Folding(self._becomes("A", "a"), self._becomes("é", "e"))
 
     def _becomes(self, text: str, folded: str) -> bool:
@@ -222,6 +228,11 @@ class SentencePiece(Tokenizer):
         except RuntimeError as error:
             raise ValueError(f"{path} is no SentencePiece model; make one with `python -m data_prep.vocab`") from error
         tokens = self._model.id_to_piece(list(range(self._model.vocab_size())))
+        if lost := lost_tokens(path, tokens):
+            raise ValueError(
+                f"{path}: added_tokens.json beside it adds {lost[0]!r}, which a SentencePiece model cannot hold; save "
+                f"the tokenizer with transformers again, which writes {PIPELINE_FILE}, and give that"
+            )
         special = [self._model.is_control(i) or self._model.is_unknown(i) for i in range(len(tokens))]
         super().__init__(path, tokens, [s or _begins_word(token) for s, token in zip(special, tokens, strict=True)])
         self.unk_id = self.special_ids[1] = self._model.unk_id()
@@ -283,10 +294,10 @@ def load_tokenizer(path: str | Path, cased: bool | None = None) -> Tokenizer:
         raise ValueError(
             f"vocabulary {path} does not exist; give a vocab.txt, a SentencePiece *.model, a tokenizer.json or a folder"
         )
-    if path.suffix not in (".model", ".txt", ".json"):
+    if path.suffix not in (".model", ".txt") and path.name != PIPELINE_FILE:
         raise ValueError(
-            f"vocabulary {path} ends in neither .txt (WordPiece) nor .model (SentencePiece) nor .json (Hugging Face); "
-            "rename it"
+            f"vocabulary {path} ends in neither .txt (WordPiece) nor .model (SentencePiece), and is no {PIPELINE_FILE};"
+            " rename it"
         )
     if path.suffix == ".txt":
         return WordPiece(path, cased)

@@ -190,6 +190,12 @@ def has_added_tokens(content: object) -> bool:
     return isinstance(content, dict) and any(not token["special"] for token in content.get("added_tokens") or [])
 
 
+def lost_tokens(path: Path, pieces: list[str]) -> list[str]:
+    """Tokens that an added_tokens.json beside a SentencePiece model names and the model has not."""
+    old = path.with_name("added_tokens.json")
+    return sorted(set(read_json(old)) - set(pieces)) if old.is_file() else []
+
+
 def _beside(path: Path) -> tuple[dict, dict]:
     """The contents of tokenizer_config.json and tokenizer.json beside a vocab.txt; {} where there is none."""
     settings, content = (

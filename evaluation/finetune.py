@@ -102,8 +102,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
         if args.checkpoint in BASELINES
         else find_start(args.checkpoint, args.model, args.vocab, args.dropout, args.cased)
     )
-    if start and args.keep_weights:
-        tokenizer_json(start.tokenizer)  # a vocabulary that cannot be exported is refused before the training
+    if start and args.keep_weights != "none":
+        try:
+            tokenizer_json(start.tokenizer)
+        except ValueError as error:  # now, and not after the training
+            raise ValueError(f"{error}; or keep no weights, with --keep-weights none") from error
     settings, teacher = resolve_settings(args, task, start, train, dev), []
     if draw:
         settings["draw"] = draw

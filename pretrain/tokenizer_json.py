@@ -27,6 +27,7 @@ from data_prep.vocab_files import is_special
 SEQUENCE_END, CHARACTER_START, STRAY = "\ufdd0", "\ufdd1", "\ufdef"
 KEPT = ("\ufdd2", "\ufdd3", "\ufdd4")  # each stands for a character that NFKC would change and the map does not
 MOST_EXCEPTIONS = 64
+BYTES = np.arange(1, 256)
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # in the order of SPECIAL_TOKENS
 SPACE = "\u2581"  # SentencePiece's mark of a space
 
@@ -49,7 +50,7 @@ class CharacterMap:
         found, pending = [], [(node, b"")]
         while pending:
             node, prefix = pending.pop()
-            places = node ^ np.arange(1, 256)
+            places = node ^ BYTES
             places = places[places < len(self._units)]
             for place in places[self._units[places] & 0x800000FF == places ^ node]:
                 key, below = prefix + bytes([place ^ node]), int(self._nodes[place])
@@ -133,7 +134,8 @@ def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
             found += [(character + rest, replacement) for rest, replacement in entries(below)]
         return found
 
-    changed = {chr(code) for code in range(0x110000) if not unicodedata.is_normalized("NFKC", chr(code))}
+    # No character above the supplementary planes of ideographs is changed by NFKC.
+    changed = {c for c in map(chr, range(0x40000)) if not unicodedata.is_normalized("NFKC", c)}
     pairs = [(c, singles.get(c, c)) for c in changed | singles.keys()]
     pairs += [(text, value) for text, value in entries(table.root) if len(text) > 1]
     wrong = [(text, value) for text, value in sorted(pairs) if composed(text) != value]

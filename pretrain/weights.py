@@ -101,7 +101,7 @@ def tokenizer_of(weights: Weights, vocab: Path | None = None, cased: bool | None
     """
     held = find_vocabularies(weights.home)
     given = None if vocab is None else load_tokenizer(vocab, cased)
-    if given and (not held or given.path in held):
+    if given and (not held or any(given.path.samefile(path) for path in held)):
         tokenizer = given
     else:
         tokenizer = load_tokenizer(weights.home, cased)

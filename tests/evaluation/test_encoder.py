@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import BertTokenizer
 
+from data_prep.vocab_files import Folding
 from evaluation.encoder import EMBEDDINGS, fill_model, find_start, read_encoder, rescale_embeddings
 from evaluation.heads import BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
 from pretrain.checkpoint import save_checkpoint
@@ -100,6 +102,41 @@ def test_random_weights_follow_the_seed(run):
     model = BertForSequenceClassification(CONFIG, init_layout(), num_outputs=2)
     assert len(fill_model(model, read_encoder(start), seed=7)) == len(list(model.parameters()))
     assert torch.equal(model.bert.pooler.dense.weight, module.bert.pooler.dense.weight)
+
+
+def test_the_vocabulary_may_have_any_name_and_kind(run, tmp_path_factory):
+    """tokens.txt, a tokenizer.json that transformers saved, or none there and --vocab."""
+    folder, _ = run
+    tokens = find_start(str(folder), None, None).tokenizer.tokens
+    (folder / "vocab.txt").rename(folder / "tokens.txt")
+    assert find_start(str(folder), None, folder / "tokens.txt", cased=True).tokenizer.folding == Folding(False, False)
+    elsewhere = tmp_path_factory.mktemp("vocab") / "words.txt"
+    (folder / "tokens.txt").rename(elsewhere)
+    with pytest.raises(ValueError, match="must hold exactly one vocabulary"):
+        find_start(str(folder), None, None)
+    assert find_start(str(folder), None, elsewhere).tokenizer.tokens == tokens
+    theirs = BertTokenizer(str(elsewhere), do_lower_case=False)
+    theirs.save_pretrained(folder / "saved")
+    (folder / "saved/tokenizer.json").rename(folder / "tokenizer.json")
+    for vocab in (None, elsewhere):
+        tokenizer = find_start(str(folder), None, vocab).tokenizer
+        assert (tokenizer.path.name, tokenizer.tokens, tokenizer.folding[:2]) == (
+            "tokenizer.json",
+            tokens,
+            (False, False),
+        )
+        assert tokenizer.encode("a b [MASK] A") == theirs("a b", add_special_tokens=False)["input_ids"] + [1] * 4
+    elsewhere.write_text("\n".join([*TOKENS[:-1], "h"]) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="its ids would mean other words"):
+        find_start(str(folder), None, elsewhere)
+    with pytest.raises(ValueError, match="--uncased: .* itself says that it is cased"):
+        find_start(str(folder), None, None, cased=False)
+
+
+def test_a_vocabulary_that_is_larger_than_the_embedding_is_refused(run):
+    (run[0] / "vocab.txt").write_text("\n".join([*TOKENS, "h"]) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="vocab_size=12 is less than the 13 tokens of vocab.txt"):
+        find_start(str(run[0]), None, None)
 
 
 def test_a_folder_without_a_bert_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from data_prep.cli import run_cli
+from data_prep.vocab import train_sentencepiece
 from evaluation.finetune import main
 
 WORDS = ["red", "green", "box", "hat", "the", "is", "here"]
@@ -114,7 +115,7 @@ def test_from_a_hugging_face_folder(task, architecture, capsys):
 
 def test_a_loss_that_is_no_number_ends_the_run(task, capsys):
     model = transformers.BertModel(transformers.BertConfig(**MODEL))
-    torch.nn.init.constant_(model.pooler.dense.weight, torch.nan)
+    torch.nn.init.constant_(model.pooler.dense.weight, 3e38)  # finite, as are no sums of its products
     model.save_pretrained(task / "hf")
     (task / "hf/vocab.txt").write_bytes((task / "vocab.txt").read_bytes())
     with pytest.raises(SystemExit) as exit_info:
@@ -141,6 +142,14 @@ def test_a_part_of_the_training_set_has_every_label_and_is_told(task, capsys):
         assert capsys.readouterr().out.startswith(draw)
         assert read(task / f"from_{train_file}/finetune.json")["draw"] == draw
         assert read(task / f"from_{train_file}/results.json")["last"]["accuracy"]["mean"] == 1.0
+
+
+def test_a_vocabulary_that_cannot_be_exported_is_refused_before_the_training(task):
+    text = [" ".join(WORDS)] * 9
+    (task / "spm.model").write_bytes(train_sentencepiece(text, 30, "bpe"))
+    with pytest.raises(ValueError, match="only unigram SentencePiece models convert.*--keep-weights none"):
+        main(arguments(task, model="tiny", vocab=task / "spm.model"))
+    assert not (task / "run").exists()
 
 
 def test_regression(task, capsys):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig, pipeline
 
 from data_prep.tokenizer import load_tokenizer
+from data_prep.vocab_files import SPECIAL_TOKENS
 from pretrain import convert
 from pretrain.checkpoint import find_checkpoint, read_tensors
 from pretrain.config import ModelConfig
@@ -22,7 +23,7 @@ from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining
 from pretrain.settings import make_plan, parse_args
 from pretrain.tensors import HEADS, POSITIONS, rank_shape, tensor_table
-from pretrain.weights import missing_heads, open_weights, write_safetensors
+from pretrain.weights import missing_heads, open_weights, start_weights, write_safetensors
 from tests.pretrain.test_train import CONFIG, arguments, run_training
 from tests.ranks import run_ranks
 
@@ -255,6 +256,74 @@ def refuse(shard_folders, folder: Path, message: str, model: Path | str) -> None
     with pytest.raises(ValueError, match=message):
         make_plan(args, 1)
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["bert.pooler.dense.weight"].fill_(torch.nan), "bert.pooler.dense.weight has values that are NaN"),
+        (lambda t: t["cls.predictions.bias"][7:8].fill_(-torch.inf), "cls.predictions.bias has values that are NaN"),
+        (lambda t: t["bert.embeddings.word_embeddings.weight"].mul_(1e6), "differs from the checkpoint by"),
+    ],
+)
+def test_what_fails_a_check_is_never_taken_for_finished(change, message, vocabulary, tmp_path, capsys):
+    """Values that are not finite, and values so large that two programs' rounding differs by more than is allowed."""
+    save_hugging_face(tmp_path / "hf", "BertForPreTraining", vocabulary)
+    edit(tmp_path / "hf", change)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            convert.main(["--checkpoint", str(tmp_path / "hf"), "--output", str(tmp_path / "out")])
+        assert not (tmp_path / "out/model.safetensors").exists()
+    assert "reused" not in capsys.readouterr().out
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+    words = tmp_path / "tokens.txt"
+    words.write_text("\n".join([*SPECIAL_TOKENS, *(f"w{i}" for i in range(496))]) + "\n", encoding="utf-8")
+    save_hugging_face(tmp_path / "hf", "BertModel", words)
+    with pytest.raises(ValueError, match="vocab_size=500 is less than the 501 tokens of tokens.txt"):
+        convert.main(["--checkpoint", str(tmp_path / "hf"), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_added_tokens_and_no_vocab_txt_keeps_all_of_them(tmp_path):
+    """As transformers 5 saves it; converted, it gives the same ids, and so does the result saved again."""
+    words = tmp_path / "tokens.txt"
+    words.write_text("\n".join([*SPECIAL_TOKENS, *(f"w{i}" for i in range(490))]) + "\n", encoding="utf-8")
+    tokenizer = transformers.BertTokenizer(str(words), do_lower_case=True, strip_accents=False)
+    tokenizer.add_tokens(["[E1]"], special_tokens=True)
+    tokenizer.add_tokens(["[URL]", "acute pain"])
+    folder = tmp_path / "hf"
+    save_hugging_face(folder, "BertForPreTraining", words)
+    (folder / "tokens.txt").unlink()
+    tokenizer.save_pretrained(folder)
+    texts = ["W1 w2 [URL] Acute pain [E1] x", "[MASK] w3[URL]w4", "acute  pain"]
+    out = tmp_path / "out"
+    convert.main(["--checkpoint", str(folder), "--vocab", str(folder / "tokenizer.json"), "--output", str(out)])
+    assert not (out / "unchecked").exists()
+    again = AutoTokenizer.from_pretrained(out)
+    again.save_pretrained(tmp_path / "again")
+    for found in (out, tmp_path / "again"):
+        for text in texts:
+            assert AutoTokenizer.from_pretrained(found)(text)["input_ids"] == tokenizer(text)["input_ids"], text
+    ours = load_tokenizer(out)
+    assert ours.vocab_size == 498
+    assert ours.encode("w1 [url] Acute pain") == tokenizer("w1 [url] Acute pain", add_special_tokens=False)["input_ids"]
+
+
+def test_a_vocabulary_is_known_by_its_tokens_where_the_kind_of_file_differs(shard_folders, vocabulary, tmp_path):
+    """A folder that transformers has saved holds tokenizer.json alone, and the shards have the SentencePiece model."""
+    folder = tmp_path / "hf"
+    save_hugging_face(folder, "BertForPreTraining", vocabulary)
+    convert.save_tokenizer(load_tokenizer(vocabulary), folder / "..", 64)
+    (folder / vocabulary.name).unlink()
+    (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
+    assert start_weights(folder, open_weights(folder).config, vocabulary).home == folder
+    other = json.loads((folder / "tokenizer.json").read_text())
+    other["model"]["vocab"][7:9] = other["model"]["vocab"][8:6:-1]
+    (folder / "tokenizer.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="ids would mean other words"):
+        start_weights(folder, open_weights(folder).config, vocabulary)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):

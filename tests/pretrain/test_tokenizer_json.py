@@ -190,6 +190,13 @@ def test_tokenizers_that_transformers_saves_are_vocabularies(tmp_path):
     assert load_tokenizer(tmp_path / "both").tokens[-1] == "red fox"
 
 
+def test_tokens_that_a_model_file_cannot_hold_are_not_lost(tmp_path):
+    (tmp_path / "spm.model").write_bytes(train_sentencepiece(SAMPLE, 60))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[MASK]": 4, "[URL]": 60}))
+    with pytest.raises(ValueError, match=r"adds '\[URL\]', which a SentencePiece model cannot hold"):
+        load_tokenizer(tmp_path)
+
+
 def test_other_kinds_of_tokenizer_json_are_refused(tmp_path):
     for content in ({"model": {"type": "BPE", "vocab": {}}}, [], {"model": {"type": "WordPiece", "vocab": {"a": 0}}}):
         (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": []} | content if content else content))
