@@ -9,15 +9,24 @@ The bytes that the collectives of a step carried stand beside those that `pretra
 A time says little on a busy machine and nothing on another one; a change that adds work shows here
 (tests/benchmarks/test_work.py holds these counts). The model is small and the batch made of random tokens: the counts
 grow with both, the ratio to what is needed does not.
+
+What a GPU would do is counted on the meta device, whose tensors have shapes and no values: it takes the GPU's paths,
+runs no kernel, and needs no GPU.
 """
 
+import dataclasses
+import importlib
 import math
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,6 +71,21 @@ CASES = (
 )
 
 
+LARGE = ModelConfig(
+    vocab_size=1024, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+)
+LARGE_BATCH, LARGE_LENGTH = 256, 128  # on the meta device sizes cost nothing
+NO_BYTES = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "_unsafe_view"}
+PRODUCTS = {"mm", "addmm", "bmm"} | {
+    f"_{kernel}_attention_{way}" for kernel in ("flash", "efficient") for way in ("forward", "backward")
+}
+# Where torch keeps what it computes shapes with.
+META_OPERATORS = tuple(
+    f"{Path(torch.__file__).parent}/{name}"
+    for name in ("_meta_registrations", "_decomp", "_refs", "_prims", "_library", "distributed/_tools")
+)
+
+
 class Counting(TorchDispatchMode):
     """Counts what reaches torch's dispatcher: operators, bytes of new storages, collectives by their group, and the
     bytes that this rank sends in them on a ring (as `pretrain.costs.communication` counts); in `small` those of
@@ -96,6 +120,44 @@ class Counting(TorchDispatchMode):
         return result
 
 
+class CountingPasses(TorchDispatchMode):
+    """Counts how often activations [T, H] go through a GPU's memory outside products and attention: the bytes that
+    operators read and write, in units of one such tensor, by operator. Smaller tensors, such as weights, are left out.
+    """
+
+    def __init__(self, activation: torch.Tensor) -> None:
+        super().__init__()
+        self.unit, self.smallest = _bytes(activation), activation.numel() // 2
+        self.passes: Counter[str] = Counter()
+        self.num_operators = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.num_operators += 1
+        is_view = any(found.alias_info and not found.alias_info.is_write for found in function._schema.returns)
+        if not (is_view or function._opname in NO_BYTES | PRODUCTS or function.namespace == "c10d"):
+            moved = [tensor for tensor in _tensors((args, kwargs, result)) if tensor.numel() >= self.smallest]
+            self.passes[function._opname] += sum(map(_bytes, moved)) / self.unit
+        return result
+
+
+class LayerCounts(NamedTuple):
+    """The work of forward and backward of one layer on a GPU."""
+
+    passes: float  # over an activation [T, H/tp], outside products and attention
+    operators: int
+    python_calls: int  # outside operators
+
+
+class FusedDropout(TorchFunctionMode):
+    """Makes the meta device drop out as a GPU does: in one kernel, with a mask of one byte a value."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.dropout:
+            return torch.native_dropout(args[0], kwargs["p"], True)[0]
+        return function(*args, **(kwargs or {}))
+
+
 def _tensors(values) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
@@ -105,13 +167,19 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def count_python_calls(run) -> int:
-    """Calls of Python functions in `run()`, on this thread."""
-    calls = 0
+    """Calls of Python functions in `run()`, on this thread; not those by which torch computes an operator for the meta
+    device, because on a GPU a kernel stands there.
+    """
+    calls = depth = 0  # depth: of calls inside such an operator
 
     def count(frame, event, argument) -> None:
-        nonlocal calls
-        if event == "call":
+        nonlocal calls, depth
+        if event == "call" and (depth or frame.f_code.co_filename.startswith(META_OPERATORS)):
+            depth += 1
+        elif event == "call":
             calls += 1
+        elif event == "return" and depth:
+            depth -= 1
 
     sys.setprofile(count)
     try:
@@ -185,6 +253,38 @@ def count_step(case: Case) -> dict[str, int]:
     return counts | {"Python calls": count_python_calls(step)}
 
 
+def meta_step(layout: Layout, config: ModelConfig, dtype: torch.dtype, lengths, recompute: str = "none"):
+    """A function that runs forward and backward of one micro-batch on the meta device, as a GPU would."""
+    importlib.import_module("torch.distributed._tools.fake_collectives")  # lets collectives take meta tensors
+    model = BertForPreTraining(config, layout, recompute).to("meta", dtype)
+    lengths = np.array(lengths)
+    sequences = pack_sequences(np.zeros(lengths.sum(), np.int64), lengths, lengths // 2)
+    positions, labels = torch.zeros(len(lengths), dtype=torch.int64), torch.zeros(len(lengths), dtype=torch.int64)
+    batch = PretrainingBatch(sequences, positions, labels, labels).to(torch.device("meta"))
+
+    def step() -> None:
+        output = model(batch, (0,))
+        (output.mlm_loss.sum() + output.pair_loss.sum()).backward()
+
+    return step
+
+
+def count_on_meta(tensor_parallel: int, sequence_parallel: bool, dtype: torch.dtype) -> LayerCounts:
+    """Counts of a layer of LARGE on a GPU. Collective: the counts of this rank."""
+    layout = init_layout(tensor_parallel, sequence_parallel)
+    size = (LARGE_BATCH * LARGE_LENGTH, LARGE.hidden_size // layout.tp_size)  # [T, H/tp]
+    activation = torch.empty(size, dtype=dtype, device="meta")
+    found = []
+    for num_layers in (1, 2):
+        config = dataclasses.replace(LARGE, num_hidden_layers=num_layers)
+        step = meta_step(layout, config, dtype, [LARGE_LENGTH] * LARGE_BATCH)
+        with FusedDropout(), CountingPasses(activation) as counting:
+            step()
+        num_calls = count_python_calls(step)
+        found.append((counting.passes.total(), counting.num_operators, num_calls))
+    return LayerCounts(*(two - one for one, two in zip(*found, strict=True)))
+
+
 def planned_bytes(case: Case) -> dict[str, float]:
     """Bytes that a rank sends in a step along each axis, by the plan; without what comes in collectives of SMALL bytes
     or less: what is a number a prediction, and LAMB's norms.
@@ -231,9 +331,16 @@ def main(argv: list[str] | None = None) -> None:
                 sent.append(row | {"counted - planned": counted - round(planned)})
     names = dict.fromkeys(what for found in counts.values() for what in found)
     rows = [{"what": what, **{name: found.get(what, 0) for name, found in counts.items()}} for what in names]
+    layouts = [(1, False)] if num_ranks == 1 else [(2, False), (2, True)] if num_ranks == 2 else []
+    layers = [
+        {"tensor parallel": size, "sequences": is_split, **count_on_meta(size, is_split, torch.bfloat16)._asdict()}
+        for size, is_split in layouts
+    ]
     tables = {f"One step, {num_ranks} {'ranks' if num_ranks > 1 else 'rank'}, counted": rows}
     if sent:
         tables["Bytes that a rank sends in a step; ZeRO 1 to 3 pad their partitions"] = sent
+    if layers:
+        tables["One layer of large in bf16 on a GPU, forward and backward, counted on the meta device"] = layers
     if dist.get_rank() == 0:
         report(f"work-{num_ranks}-ranks", tables, args.save)
 

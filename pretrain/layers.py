@@ -1,10 +1,7 @@
-"""The layers that are split over tensor-parallel ranks, attention, and dropout that needs no generator state.
+"""The layers that are split over tensor-parallel ranks, and dropout that needs no generator state.
 
-Shapes follow the legend in model.py. Activations are flat: [T, H], the T real tokens of a micro-batch behind one
-another, so padding is never computed. Attention has two paths, and the device decides (`self_attention`):
-
-    unpadded_attention    GPU   variable-length kernels: flash in bf16 and fp16, memory-efficient in float32; dropout
-    padded_attention      CPU   the rectangle [B, S] with a mask, for this step alone; any precision; dropout
+Shapes follow the legend in model.py. Activations are flat: [T, H], the T real tokens of a micro-batch, one sequence
+after another, so padding is never computed.
 
 Megatron-core supplies the vocabulary-parallel embedding and cross entropy and the collectives of tensor parallelism.
 Its sequence parallelism needs CUDA; the one in this module runs on every device.
@@ -34,7 +31,6 @@ from megatron.core.tensor_parallel import (
     reduce_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
 )
-from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 
 # torch 2.13 gave these collectives new names and warns of the old ones.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -83,11 +79,20 @@ def sub_seed(seed: tuple | None, *place: int | str) -> tuple | None:
     return None if seed is None else (*seed, *place)
 
 
+def seed_dropout(seed: tuple, device: torch.device) -> None:
+    """Makes the next dropout mask on `device` a function of `seed`. Only the generator of this device is seeded:
+    `torch.manual_seed` goes through all backends, which was most of the host's work in a step on a GPU.
+    """
+    on_gpu = device.type == "cuda" and torch.cuda.is_initialized()
+    generator = torch.cuda.default_generators[device.index] if on_gpu else torch.default_generator
+    generator.manual_seed(derive_seed(*seed))
+
+
 def dropout(x: Tensor, probability: float, seed: tuple | None) -> Tensor:
     """Dropout whose mask is a function of `seed`; none when the seed is None (evaluation)."""
     if seed is None or probability == 0:
         return x
-    torch.manual_seed(derive_seed(*seed))
+    seed_dropout(seed, x.device)
     return F.dropout(x, probability)
 
 
@@ -139,6 +144,8 @@ class RowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in/tp] -> [T, out], summed over tp (Megatron's g); under sequence parallelism [T/tp, out]."""
+        if self.layout.tp_size == 1:
+            return whole_product(x, self.weight, self.bias, self.layout)
         partial = F.linear(x, self.weight)
         if self.layout.sequence_parallel:
             return ReduceScatter.apply(partial, self.layout.tp_group) + shared(self.bias, self.layout)
@@ -172,28 +179,52 @@ def local_shape(parameter: Tensor) -> list[int]:
     return list(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def whole_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
-    """[T, in] x [out/tp, in] -> [T, out/tp], with Megatron's f: the input is whole on every rank, and its gradient is
-    summed over tp.
-    """
-    return linear_with_grad_accumulation_and_async_allreduce(
-        x,
-        weight,
-        bias,
-        gradient_accumulation_fusion=False,
-        allreduce_dgrad=layout.tp_size > 1,
-        sequence_parallel=False,
-        tp_group=layout.tp_group,
-    )
-
-
 def column_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
     """[T, in], or [T/tp, in] under sequence parallelism, x [out/tp, in] -> [T, out/tp]: into a tensor-parallel
     region.
     """
-    if layout.sequence_parallel:
-        return GatheredProduct.apply(x, weight, bias, layout.tp_group)
-    return whole_product(x, weight, bias, layout)
+    return Product.apply(x, weight, bias, layout, layout.sequence_parallel)
+
+
+def whole_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
+    """[T, in] x [out/tp, in] -> [T, out/tp], for an input that every rank has whole also under sequence parallelism."""
+    return Product.apply(x, weight, bias, layout, False)
+
+
+class Product(torch.autograd.Function):
+    """x [T, in] x weight [out/tp, in] + bias [out/tp] -> [T, out/tp], with Megatron's f: the gradient of the input is
+    summed over tp while that of the weight is computed (Shoeybi et al. 2019, section 3).
+
+    If `is_split`, x is this rank's [T/tp, in]. It is gathered here and, not being kept, again in the backward pass,
+    during the product for the input's gradient (Korthikanti et al. 2022, section 4.2.2).
+
+    The weight itself is kept for the backward pass, not a view of it: under ZeRO 3 a view would hold the gathered
+    weight in memory until then.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, is_split: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.layout, ctx.is_split = layout, is_split
+        if is_split:
+            x = finished(all_gather(x, layout.tp_group))
+        elif x.device.type == "cpu":  # no slower than below, where the last bit differs from that of earlier runs
+            return F.linear(x, weight) + bias
+        return F.linear(x, weight, bias)  # on a GPU the bias is added inside the product
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, weight = ctx.saved_tensors
+        gathering = all_gather(x, ctx.layout.tp_group) if ctx.is_split else None
+        x_gradient, summing = gradient @ weight, None  # [T, in], this rank's part of the sum
+        if ctx.is_split:
+            x = finished(gathering)
+            summing = reduce_scatter(x_gradient, ctx.layout.tp_group)
+        elif ctx.layout.tp_size > 1:
+            summing = x_gradient, dist.all_reduce(x_gradient, group=ctx.layout.tp_group, async_op=True)
+        weight_gradient = gradient.t() @ x
+        x_gradient = finished(summing) if summing else x_gradient
+        return x_gradient, weight_gradient, gradient.sum(0), None, None
 
 
 # Sequence parallelism (Korthikanti et al. 2022, section 4.2.2). Megatron's own mappings allocate with
@@ -217,28 +248,6 @@ def finished(started: tuple[Tensor, dist.Work]) -> Tensor:
     tensor, work = started
     work.wait()
     return tensor
-
-
-class GatheredProduct(torch.autograd.Function):
-    """gather(x) [T, in] x weight [out/tp, in] + bias: keeps this rank's rows of x alone and gathers them again for the
-    weight's gradient, hidden behind the input's (Korthikanti et al. 2022, section 4.2.2).
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.group = group
-        return F.linear(finished(all_gather(x, group)), weight, bias)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        x, weight = ctx.saved_tensors
-        whole = all_gather(x, ctx.group)
-        x_gradient = gradient @ weight  # [T, in], this rank's part of the sum
-        whole = finished(whole)
-        x_gradient = reduce_scatter(x_gradient, ctx.group)
-        weight_gradient = gradient.t() @ whole
-        return finished(x_gradient), weight_gradient, gradient.sum(0), None
 
 
 class ReduceScatter(torch.autograd.Function):
@@ -282,19 +291,28 @@ class AllRows(torch.autograd.Function):
         return gradient.chunk(ctx.group.size())[ctx.group.rank()].contiguous(), None
 
 
+def add_rows(x: Tensor, count: int) -> Tensor:
+    """x [T, H] with `count` rows of zeros after it; x itself, not a copy, if there are none to add."""
+    return F.pad(x, (0, 0, 0, count)) if count else x
+
+
+def first_rows(x: Tensor, count: int) -> Tensor:
+    """The first `count` rows of x [T, H]; x itself if it has no more, so that its gradient is not copied either."""
+    return x[:count] if len(x) > count else x
+
+
 def split_tokens(hidden: Tensor, layout: Layout) -> Tensor:
     """[T, H] -> [T/tp, H] under sequence parallelism, zero rows making T divisible; else as it is."""
     if not layout.sequence_parallel:
         return hidden
-    padded = F.pad(hidden, (0, 0, 0, -len(hidden) % layout.tp_size))
-    return OwnRows.apply(padded, layout.tp_group)
+    return OwnRows.apply(add_rows(hidden, -len(hidden) % layout.tp_size), layout.tp_group)
 
 
 def join_tokens(hidden: Tensor, num_tokens: int, layout: Layout) -> Tensor:
     """[T/tp, H] -> [T, H] under sequence parallelism, without the rows that made T divisible; else as it is."""
     if not layout.sequence_parallel:
         return hidden
-    return AllRows.apply(hidden, layout.tp_group)[:num_tokens]
+    return first_rows(AllRows.apply(hidden, layout.tp_group), num_tokens)
 
 
 def shared(parameter: Tensor, layout: Layout) -> Tensor:
@@ -316,60 +334,6 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = shared(self.weight, self.layout), shared(self.bias, self.layout)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
-
-
-def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probability: float, seed: tuple | None) -> Tensor:
-    """Scaled dot-product attention inside each sequence (Vaswani et al. 2017, 3.2.1), on the path that the device has.
-
-    qkv: [T, 3 * N/tp * D], queries, keys and values side by side; `num_heads` is N/tp. Returns [T, N/tp * D].
-    `probability` is the dropout of the attention weights; heads are split over tp, so `seed` must name the tp rank.
-    """
-    num_rows, num_tokens = len(qkv), len(sequences.token_ids)
-    qkv = qkv[:num_tokens].view(num_tokens, 3, num_heads, -1)  # [T, 3, N/tp, D]
-    probability = probability if seed is not None else 0.0
-    if probability > 0:
-        torch.manual_seed(derive_seed(*seed))
-    attend = unpadded_attention if qkv.is_cuda else padded_attention
-    context = attend(qkv, sequences, probability).reshape(num_tokens, -1)  # [T, N/tp * D]
-    return F.pad(context, (0, 0, 0, num_rows - num_tokens))  # rows that only make T divisible
-
-
-def padded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
-    """Attention over the rectangle [B, S] with its padding masked; [T, 3, N/tp, D] -> [T, N/tp, D]. Any device, any
-    precision.
-    """
-    index = sequences.padded_index
-    batch, longest = sequences.num_sequences, sequences.max_seqlen
-    mask = None
-    if index is not None:
-        qkv = qkv.new_zeros(batch * longest, *qkv.shape[1:]).index_copy(0, index, qkv)  # [B * S, 3, N/tp, D]
-        lengths = torch.diff(sequences.cu_seqlens)
-        mask = (torch.arange(longest, device=qkv.device) < lengths[:, None])[:, None, None]  # [B, 1, 1, S]
-    query, key, value = qkv.unflatten(0, (batch, longest)).permute(2, 0, 3, 1, 4)  # each [B, N/tp, S, D]
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=probability)
-    context = context.transpose(1, 2).flatten(0, 1)  # [B * S, N/tp, D]
-    return context if index is None else context[index]
-
-
-def unpadded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
-    """The same by torch's variable-length kernels, no padding computed; [T, 3, N/tp, D] -> [T, N/tp, D].
-
-    Jagged tensors reach the flash kernel in bf16 and fp16 and the memory-efficient one in fp32, both with dropout,
-    which `torch.nn.attention.varlen` does not offer. The CPU has no such kernel: there torch goes from sequence to
-    sequence, correct but slower than padding.
-    """
-    offsets = sequences.cu_seqlens.long()
-    query, key, value = (
-        torch.nested.nested_tensor_from_jagged(
-            part,
-            offsets,
-            min_seqlen=1,
-            max_seqlen=sequences.max_seqlen,  # bounds, so that nothing waits for the device
-        ).transpose(1, 2)
-        for part in qkv.transpose(0, 1).contiguous()  # each [T, N/tp, D] -> [B, N/tp, lengths, D]
-    )
-    context = F.scaled_dot_product_attention(query, key, value, dropout_p=probability)
-    return context.transpose(1, 2).values()
 
 
 def prediction_loss(logits: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.attention import self_attention
 from pretrain.config import ModelConfig
 from pretrain.layers import (
     ColumnLinear,
@@ -35,7 +36,6 @@ from pretrain.layers import (
     local_shape,
     mark_split,
     prediction_loss,
-    self_attention,
     split_tokens,
     sub_seed,
     whole_product,

@@ -4,6 +4,7 @@ A count that falls is good news: write the new one into EXPECTED. `python -m ben
 """
 
 import pytest
+import torch
 
 from benchmarks.work import (
     CASES,
@@ -11,6 +12,7 @@ from benchmarks.work import (
     LENGTHS,
     NUM_MICRO_BATCHES,
     Case,
+    count_on_meta,
     count_step,
     needed_flops,
     num_predictions,
@@ -21,16 +23,19 @@ from tests.ranks import run_ranks
 # Operators, values read by Python, MB of new storages, Python calls, collectives above SMALL bytes and up to that, of
 # rank 0 (Python 3.11, torch 2.13).
 EXPECTED = {
-    Case(1, 0): (1585, 0, 58.73, 27_100, 1, 13),
-    Case(1, 0, optimizer="AdamW"): (1911, 46, 63.75, 27_100, 1, 12),
-    Case(2, 1): (2023, 3, 71.82, 28_600, 3, 14),
-    Case(2, 2): (2530, 3, 83.66, 30_100, 4, 14),
-    Case(2, 3): (3098, 1, 74.02, 108_000, 6, 14),
-    Case(2, 0, tensor_parallel=2): (1559, 0, 35.75, 28_400, 21, 13),
-    Case(2, 1, tensor_parallel=2, sequence_parallel=True): (2304, 3, 47.33, 31_500, 49, 44),
-    Case(4, 2, tensor_parallel=2): (2534, 3, 56.98, 30_300, 24, 16),
+    Case(1, 0): (1529, 0, 56.76, 4_280, 1, 13),
+    Case(1, 0, optimizer="AdamW"): (1855, 46, 61.79, 4_270, 1, 12),
+    Case(2, 1): (1967, 3, 69.86, 5_780, 3, 14),
+    Case(2, 2): (2456, 3, 81.69, 7_310, 4, 14),
+    Case(2, 3): (3090, 1, 72.05, 83_500, 6, 14),
+    Case(2, 0, tensor_parallel=2): (1543, 0, 34.76, 6_390, 21, 13),
+    Case(2, 1, tensor_parallel=2, sequence_parallel=True): (2278, 3, 45.76, 9_090, 49, 44),
+    Case(4, 2, tensor_parallel=2): (2518, 3, 56.00, 7_500, 24, 16),
 }
 assert set(EXPECTED) == set(CASES)
+# Of one layer of large in bf16 at (tensor parallel, sequence parallel), see `LayerCounts`. Python calls are those of a
+# process in which ZeRO 3 has run: DeepSpeed's linear then stands in for torch's; without it they are 170, 228 and 498.
+LAYER = {(1, False): (67, 72, 500), (2, False): (109, 88, 550), (2, True): (71, 114, 820)}
 NAMES = ("operators", "values read by Python", "MB", "Python calls", "collectives", "small collectives")
 
 
@@ -72,6 +77,17 @@ def test_the_operations_are_those_that_mfu_counts(tensor_parallel, counted):
     replicated = NUM_MICRO_BATCHES * (pair_head + _unsplit_heads())
     expected = (whole - replicated) / tensor_parallel + replicated
     assert counted(case)["matrix-product FLOPs"] == expected
+
+
+@pytest.mark.parametrize("layout", LAYER, ids=str)
+def test_no_more_work_in_a_layer_on_a_gpu(layout):
+    """At tp 1 it took 107 passes and 10,300 Python calls with jagged tensors, `torch.manual_seed` and the bias added
+    after the product.
+    """
+    counts = run_ranks(count_on_meta, layout[0], *layout, torch.bfloat16)[0]
+    print(counts)
+    for name, value, limit, slack in zip(counts._fields, counts, LAYER[layout], (1, 1.02, 1.05), strict=True):
+        assert value <= limit * slack, f"{name}: {value} where {limit} were enough"
 
 
 def _unsplit_heads() -> int:

@@ -97,9 +97,7 @@ def test_two_ranks_are_one_process(one_process, kind, stage, micro_batch_size):
     print(f"{kind}, ZeRO {stage}: losses {error:.1e}, weights {far:.1e}, scores {expected_scores[-1]}")
     assert scores == expected_scores
     assert error < 5e-7  # measured: 2.4e-7
-    assert (
-        far < 2e-4
-    )  # measured: 1.2e-4; Adam's first steps divide a rounding error by itself
+    assert far < 2e-4  # measured: 1.2e-4; Adam's first steps divide a rounding error by itself
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""Scaled dot-product attention inside each sequence of a micro-batch, on one of two paths (`self_attention`):
+
+    unpadded_attention    GPU   torch's variable-length kernels: flash in bf16 and fp16, memory-efficient in float32
+    padded_attention      CPU   the rectangle [B, S] with a mask, for this step alone; any device and precision
+
+Both have dropout. Shapes follow the legend in model.py.
+
+The kernels are private operators of torch. Its public ways to them are `torch.nn.attention.varlen`, which has no
+dropout, and jagged tensors, which do four fifths of the host's work in a step and cannot be recomputed: every call
+makes a ragged size of its own. An operator that takes other arguments in another torch is not called (`has_kernel`).
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.layers import Sequences, add_rows, first_rows, seed_dropout
+
+MAX_HEAD_SIZE = 256  # of flash attention, which also needs a multiple of 8
+
+
+def find_operator(name: str, arguments: str):
+    """The operator `torch.ops.aten.<name>`, or None if this torch has none whose positional arguments are these."""
+    operator = getattr(getattr(torch.ops.aten, name, None), "default", None)
+    if operator is None:
+        return None
+    found = [argument.name for argument in operator._schema.arguments if not argument.kwarg_only]
+    return operator if found == arguments.split() else None
+
+
+FLASH = find_operator(
+    "_flash_attention_forward",
+    "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask",
+)
+MEMORY_EFFICIENT = find_operator(
+    "_efficient_attention_forward",
+    "query key value bias cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k dropout_p custom_mask_type"
+    " compute_log_sumexp",
+)
+
+
+def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probability: float, seed: tuple | None) -> Tensor:
+    """Scaled dot-product attention inside each sequence (Vaswani et al. 2017, 3.2.1), on the path that the device has.
+
+    qkv: [T, 3 * N/tp * D], queries, keys and values side by side; `num_heads` is N/tp. Returns [T, N/tp * D].
+    `probability` is the dropout of the attention weights; heads are split over tp, so `seed` must name the tp rank.
+    """
+    num_rows, num_tokens = len(qkv), len(sequences.token_ids)  # sequence parallelism adds rows to make T divisible
+    qkv = first_rows(qkv, num_tokens).view(num_tokens, 3, num_heads, -1)  # [T, 3, N/tp, D]
+    if seed is None:
+        probability = 0.0
+    elif probability > 0:
+        seed_dropout(seed, qkv.device)
+    attend = unpadded_attention if has_kernel(qkv) else padded_attention
+    context = attend(qkv, sequences, probability).reshape(num_tokens, -1)  # [T, N/tp * D]
+    return add_rows(context, num_rows - num_tokens)
+
+
+def padded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
+    """Attention over the rectangle [B, S] with its padding masked; [T, 3, N/tp, D] -> [T, N/tp, D]. Any device, any
+    precision.
+    """
+    index = sequences.padded_index
+    batch, longest = sequences.num_sequences, sequences.max_seqlen
+    mask = None
+    if index is not None:
+        qkv = qkv.new_zeros(batch * longest, *qkv.shape[1:]).index_copy(0, index, qkv)  # [B * S, 3, N/tp, D]
+        lengths = torch.diff(sequences.cu_seqlens)
+        mask = (torch.arange(longest, device=qkv.device) < lengths[:, None])[:, None, None]  # [B, 1, 1, S]
+    query, key, value = qkv.unflatten(0, (batch, longest)).permute(2, 0, 3, 1, 4)  # each [B, N/tp, S, D]
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=probability)
+    context = context.transpose(1, 2).flatten(0, 1)  # [B * S, N/tp, D]
+    return context if index is None else context[index]
+
+
+def has_kernel(qkv: Tensor) -> bool:
+    """Whether a variable-length kernel computes the attention of qkv [T, 3, N/tp, D]. A GPU without one computes the
+    padding too, and a warning says why.
+    """
+    if qkv.device.type == "cpu":
+        return False
+    head_size = qkv.shape[-1]
+    if FLASH is None or MEMORY_EFFICIENT is None:
+        reason = f"torch {torch.__version__} has changed its variable-length kernels"
+    elif head_size % 8 or head_size > MAX_HEAD_SIZE:
+        reason = f"no variable-length kernel for heads of size {head_size}: not a multiple of 8 up to {MAX_HEAD_SIZE}"
+    else:
+        return True
+    warnings.warn(f"{reason}; attention computes the padding too, which is slower", stacklevel=2)
+    return False
+
+
+def runs_flash(qkv: Tensor) -> bool:
+    """Whether flash attention computes qkv: 16 bits, on a GPU of compute capability 8.0 (A100) or newer."""
+    if qkv.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if not (qkv.is_cuda and torch.cuda.is_initialized()):
+        return True  # the meta device and fake tensors stand for such a GPU
+    is_new = torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+    return is_new and torch.backends.cuda.is_flash_attention_available()
+
+
+def unpadded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
+    """The same by torch's variable-length kernels, without padding; [T, 3, N/tp, D] -> [T, N/tp, D]. There is no such
+    kernel for the CPU.
+    """
+    starts, longest = sequences.cu_seqlens, sequences.max_seqlen
+    query, key, value = qkv.unbind(1)  # each [T, N/tp, D], not copied
+    if runs_flash(qkv):
+        return FLASH(query, key, value, starts, starts, longest, longest, probability, False, False)[0]
+    query, key, value = query[None], key[None], value[None]  # [1, T, N/tp, D]
+    no_mask, keeps_sums = 0, qkv.requires_grad  # the backward pass needs the logarithms of the softmax's sums
+    context = MEMORY_EFFICIENT(
+        query, key, value, None, starts, starts, longest, longest, probability, no_mask, keeps_sums
+    )[0]
+    return context.squeeze(0)
