@@ -66,6 +66,7 @@ def test_workers_do_not_change_a_byte(source, tmp_path, small_chunks):
         "config.json",
         "manifest.json",
         *sorted(n for n in one if n.startswith("shard-")),
+        "tokenizer_config.json",
         "vocab.txt",
     ]
 
@@ -178,7 +179,8 @@ def test_sentences_that_hardly_serve_are_warned_of(source, tmp_path, capsys, sen
     for _ in ("new", "its chunks are there"):
         make((corpus, source[1]), tmp_path / "shards", pair_task=pair_task, prepare=True)
         (tmp_path / "shards" / "plan" / "prepared.json").unlink()
-        found = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+        lines = capsys.readouterr().err.splitlines()  # one may say that the case of the vocabulary is guessed
+        found = [line for line in lines if line.startswith("warning") and "no file beside" not in line]
         assert len(found) == (warning is not None) and (not warning or re.search(warning, found[0]))
 
 

@@ -31,3 +31,10 @@ def shard_folders(tmp_path_factory) -> tuple[Path, Path]:
                "--max-predictions", "10", "--duplicates", "1", "--pair-task", "nsp", "--seed", "0"]
         )  # fmt: skip
     return folder / "train", folder / "heldout"
+
+
+@pytest.fixture
+def vocabulary(shard_folders) -> Path:
+    """The vocabulary of these shards."""
+    (path,) = shard_folders[0].glob("*.model")
+    return path
