@@ -311,9 +311,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     wikipedia.add_argument("--language", type=code, required=True, metavar="CODE", help="en, de, zh, simple, ...")
     wikipedia.add_argument("--date", type=date, default="latest", metavar="YYYYMMDD", help="(default: latest)")
     glue = commands.add_parser("glue", help="GLUE's nine tasks and its diagnostic set")
-    glue.add_argument("--tasks", nargs="+", choices=GLUE_FILES, default=NINE_TASKS, help="(default: all but AX)")
+    glue.add_argument("--tasks", nargs="+", action="extend", choices=GLUE_FILES, help="(default: all but AX)")
     squad = commands.add_parser("squad", help="SQuAD 1.1 and 2.0")
-    squad.add_argument("--version", nargs="+", choices=SQUAD_FILES, default=list(SQUAD_FILES), help="(default: both)")
+    squad.add_argument("--version", nargs="+", action="extend", choices=SQUAD_FILES, help="(default: both)")
     patience = "give up after N failures in a row that brought no new byte (default: %(default)s)"
     for command, host in ((wikipedia, WIKIPEDIA_URL), (glue, GLUE_URL), (squad, SQUAD_URL)):
         command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fetch into")
@@ -332,9 +332,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "wikipedia":
         download_wikipedia(args.output, args.language, args.date, base_url, attempts)
     elif args.command == "glue":
-        download_glue(args.output, args.tasks, base_url, not args.no_checksums, attempts)
+        download_glue(args.output, args.tasks or NINE_TASKS, base_url, not args.no_checksums, attempts)
     else:
-        files = [file for version in dict.fromkeys(args.version) for file in SQUAD_FILES[version]]
+        files = [file for version in dict.fromkeys(args.version or SQUAD_FILES) for file in SQUAD_FILES[version]]
         fetch_files(remote_files(files, base_url, not args.no_checksums), args.output, attempts)
 
 

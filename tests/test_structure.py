@@ -69,7 +69,7 @@ def test_every_file_keeps_the_house_rules(source):
     assert (ROOT / source).read_text(encoding="utf-8").count("\n") <= MAX_LINES, "two rooms: split the file"
 
 
-@pytest.mark.parametrize("source", sources("evaluation", "examples", "benchmarks"))
+@pytest.mark.parametrize("source", sources(*LIBRARIES, "examples", "benchmarks"))
 def test_an_option_with_several_values_may_be_given_twice(source):
     """`--seeds 0 --seeds 1` is `--seeds 0 1`. A default would be extended too, so it is put in after parsing."""
     for call in (node for node in ast.walk(parse(source)) if isinstance(node, ast.Call)):
