@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import high_water_mark
-from pretrain.config import ModelConfig
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, init_layout
 from pretrain.model import BertForPreTraining, PretrainingBatch, init_weights
+from pretrain.model_config import ModelConfig
 
 OURS, PLAIN, COMPILED = "ours", "transformers, SDPA", "transformers, compiled"
 MEGATRON = "megatron-core, same sizes only"

@@ -21,12 +21,12 @@ import psutil
 
 from benchmarks.measure import high_water_mark, parser, report
 from data_prep import build, corpus
-from data_prep.cleaning import normalise, paragraphs
 from data_prep.cli import run_cli
-from data_prep.documents import find_files, read_documents, sample_documents
-from data_prep.sentences import SentenceSplitter, train_splitter
 from data_prep.shards import Shards
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.text.cleaning import normalise, paragraphs
+from data_prep.text.documents import find_files, read_documents, sample_documents
+from data_prep.text.sentences import SentenceSplitter, train_splitter
+from data_prep.text.tokenizer import Tokenizer, load_tokenizer
 
 SEQ_LENGTH, MAX_PREDICTIONS, DUPLICATES = 128, 20, 5
 DOCUMENT_CHARACTERS = 20_000  # books are cut into documents of about the size of a long article

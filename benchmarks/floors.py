@@ -21,14 +21,14 @@ from benchmarks.measure import copy_bandwidth, in_turn, parser, report
 from benchmarks.step import OPTIMIZER_BYTES
 from data_prep.cli import run_cli
 from data_prep.shards import Shards
-from evaluation.heads import BertForSequenceClassification
-from pretrain.config import PRESETS, ModelConfig, load_model_config
+from evaluation.tasks.heads import BertForSequenceClassification
 from pretrain.data import make_batch, read_records, sample_indices
 from pretrain.lamb import Lamb, param_groups
 from pretrain.layout import Layout, init_layout
 from pretrain.model import BertForPreTraining, PretrainingBatch, init_weights
+from pretrain.model_config import PRESETS, ModelConfig, load_model_config
+from pretrain.parameter_table import num_parameters
 from pretrain.telemetry import peak_flops
-from pretrain.tensors import num_parameters
 
 NUM_SAMPLES = 8192  # read by the loader per round
 NUM_RANKS = 2

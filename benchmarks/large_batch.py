@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 
 from benchmarks.measure import parser, report
-from data_prep.cli import run_cli, write_json
+from data_prep.cli import run_cli
+from data_prep.files import write_json
 from data_prep.shards import Shards, unigram_entropy
-from pretrain.config import PRESETS
-from pretrain.telemetry import read_metrics
+from pretrain.metrics_file import read_metrics
+from pretrain.model_config import PRESETS
 
 WARMUP_OF_LARGEST = 1 / 5  # of the steps (You et al. 2020, table 4: 1/320 at batch 512, doubled with the batch)
 DECAY = {"Lamb": 0.5, "AdamW": 1.0}  # degree of the polynomial, as in NVIDIA's recipe and in google-research/bert

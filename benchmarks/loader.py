@@ -15,10 +15,10 @@ import torch
 from benchmarks.measure import parser, report
 from data_prep.cli import run_cli
 from data_prep.shards import Shards
-from pretrain.config import PRESETS, load_model_config
 from pretrain.data import make_batch, read_records, rule_of_shards, sample_indices
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
+from pretrain.model_config import PRESETS, load_model_config
 
 STEP_SAMPLES = 8192  # read per round, in micro-batches
 

@@ -10,10 +10,10 @@ moves at least 40, because the trust ratio is known only after a first pass over
 import torch
 
 from benchmarks.measure import compared, in_turn, parser, report
-from pretrain.config import PRESETS, load_model_config
 from pretrain.lamb import Lamb, param_groups
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining
+from pretrain.model_config import PRESETS, load_model_config
 
 
 def main() -> None:

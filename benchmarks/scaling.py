@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import parser, report
-from data_prep.cli import run_cli, write_json
-from pretrain.config import PRESETS, load_model_config
+from data_prep.cli import run_cli
+from data_prep.files import write_json
 from pretrain.costs import DEVICES, Job, step_seconds
 from pretrain.deepspeed_config import load_deepspeed_config
-from pretrain.telemetry import read_metrics
+from pretrain.metrics_file import read_metrics
+from pretrain.model_config import PRESETS, load_model_config
 
 NUM_STEPS = 12
 PUBLISHED = {8: 4_556, 256: 138_294}  # sequences/s at 128; the first from 30.4 times over 32 nodes

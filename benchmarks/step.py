@@ -21,11 +21,11 @@ from benchmarks.competitors import COMPILED, MEGATRON, OURS, PLAIN, Competitor, 
 from benchmarks.measure import copy_bandwidth, parser, report
 from data_prep.cli import run_cli
 from data_prep.shards import Shards
-from pretrain.config import PRESETS, ModelConfig, load_model_config
 from pretrain.data import make_batch, pack_sequences
 from pretrain.model import RECOMPUTE, PretrainingBatch
+from pretrain.model_config import PRESETS, ModelConfig, load_model_config
+from pretrain.parameter_table import num_parameters
 from pretrain.telemetry import peak_flops
-from pretrain.tensors import num_parameters
 
 OPTIMIZER_BYTES = {"Lamb": 40, "AdamW": 28}  # a parameter, at least: LAMB has to see a whole tensor before it moves
 PEERS = {"transformers": PLAIN, "compiled": COMPILED, "megatron": MEGATRON}  # as --against names them

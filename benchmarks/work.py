@@ -33,12 +33,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import parser, report
 from data_prep.cli import run_cli
-from pretrain.config import ModelConfig
 from pretrain.costs import DEVICES, Job, communication
 from pretrain.data import pack_sequences
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, init_layout
 from pretrain.model import BertForPreTraining, PretrainingBatch, init_weights
+from pretrain.model_config import ModelConfig
 
 CONFIG = ModelConfig(
     vocab_size=1024, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512

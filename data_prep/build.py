@@ -23,17 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.cli import (
-    add_slice_arguments,
-    claim_output,
-    finished_file,
-    read_json,
-    remove_leftovers,
-    run_cli,
-    sole_process,
-    write_json,
-)
+from data_prep.cli import add_slice_arguments, run_cli
 from data_prep.corpus import Corpus, open_corpus
+from data_prep.files import claim_output, finished_file, read_json, remove_leftovers, sole_process, write_json
 from data_prep.instances import (
     PAIR_TASKS,
     InstanceRule,
@@ -48,7 +40,7 @@ from data_prep.instances import (
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.randomness import shuffled_positions
 from data_prep.shards import MANIFEST, make_manifest, shard_entry, write_shard
-from data_prep.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
+from data_prep.text.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
 from data_prep.workers import worker_pool
 
 CHUNK_TOKENS = 1 << 22  # a unit of planning: some 40,000 instances of 128 tokens

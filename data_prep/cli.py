@@ -1,31 +1,180 @@
-"""What all our command lines share: telling a user's mistake, claiming an output folder, finishing a file.
+"""What all commands share: options that are declared once, and one way to report a user's mistake.
 
-A command checks all its input, then claims its output folder, then works:
+A command declares its options as a frozen dataclass and parses them in `main`. It checks all its input first, then
+claims its output folder, then works:
+
+    @dataclass(frozen=True, kw_only=True)
+    class CountOptions:
+        '''Count the tokens of a corpus.'''  # --help opens with this
+
+        corpus: Path = option("folder made by data_prep.corpus", metavar="DIR")
+        workers: int = option("number of processes", default=1, type=at_least(1))
 
     def main(argv: list[str] | None = None) -> None:
-        args = parse(argv)
-        ...                                        # every check of the input raises ValueError here
-        if claim_output(args.output, config) == "done":
-            return
-        ...
+        options = parse(CountOptions, "data_prep.count", argv)
+        ...  # every check of the input raises ValueError here
 
     if __name__ == "__main__":
         run_cli(main)
 """
 
 import argparse
-import fcntl
-import hashlib
-import json
+import dataclasses
+import inspect
+import math
 import os
-import platform
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import typing
+from collections.abc import Callable
 from io import TextIOWrapper
-from pathlib import Path
-from typing import IO
+from typing import Any, NoReturn, TypeVar
+
+Options = TypeVar("Options")
+HOSTS = "over many hosts"
+
+
+def option(help: str | None, *, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
+    """A field of an options class: the field `seq_length` is the flag --seq-length.
+
+    The annotation decides how a flag is read. A `bool` is a switch, off by default. A `tuple[X, ...]` takes several
+    values, and repeating the flag adds to them. Any other flag takes one value. A flag without a default is required.
+
+    Args:
+        help: what --help prints, followed by the default; None hides the flag
+        group: the heading under which --help lists the flag
+        one_of: a name; at most one of the flags that share it may be given
+        flags: what is written on the command line instead of the field's name; a name without hyphens is positional
+        settings: anything else that argparse's `add_argument` takes: `type` (also to check the value), `choices`,
+            `metavar`, `nargs`, `const`
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **settings})
+
+
+def parse(options: type[Options], command: str, argv: list[str] | None) -> Options:
+    """The command line `argv` of `python -m command` as an instance of the frozen dataclass `options`.
+
+    The class's docstring is the description in --help. Raises ValueError for a command line that does not fit.
+    """
+    return options(**vars(build_parser(options, command).parse_args(argv)))
+
+
+def build_parser(options: type, command: str) -> argparse.ArgumentParser:
+    """The parser behind `parse`. It fills in every field, except those that are not given and have a default."""
+    parser = _Parser(
+        prog=f"python -m {command}",
+        description=inspect.getdoc(options),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {"": parser}
+    types = typing.get_type_hints(options)
+    own_first = sorted(dataclasses.fields(options), key=lambda field: field.name not in options.__annotations__)
+    for field in own_first:
+        settings = dict(field.metadata)
+        flags = settings.pop("flags", ("--" + field.name.replace("_", "-"),))
+        group, one_of = settings.pop("group", ""), settings.pop("one_of", "")
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        if one_of and one_of not in groups:
+            groups[one_of] = groups[group].add_mutually_exclusive_group()
+        if flags[0].startswith("-"):
+            settings |= {"dest": field.name, "required": field.default is dataclasses.MISSING}
+        groups[one_of or group].add_argument(*flags, **_settings_by_type(types[field.name]) | settings | _help(field))
+    return parser
+
+
+def _settings_by_type(annotation: Any) -> dict[str, Any]:
+    """What argparse is told about an option because of its annotation."""
+    if annotation is bool:
+        return {"action": "store_true"}
+    if typing.get_origin(annotation) is tuple and annotation.__args__[-1] is Ellipsis:
+        return {"action": _Extend, "nargs": "+", "type": annotation.__args__[0]}
+    inner = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
+    return {"type": inner[0]}
+
+
+def _help(field: dataclasses.Field) -> dict[str, str]:
+    """The help text of a flag with its default, if it has one that says something."""
+    text, default = field.metadata["help"], field.default
+    if text is None:
+        return {"help": argparse.SUPPRESS}
+    if default in (dataclasses.MISSING, None, False, "", ()):
+        return {"help": text}
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return {"help": f"{text} (default: {shown})"}
+
+
+class _Extend(argparse.Action):
+    """Collects the values of a flag into a tuple; a repeated flag adds to them instead of replacing them."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like any other wrong input: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A `type` of an option: an integer that is not below `minimum`."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is below {minimum}")
+        return value
+
+    return integer
+
+
+def number(above: float | None = None, low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """A `type` of an option: a finite number from `low` to `high`, and greater than `above` if that is given."""
+
+    def real(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not finite")
+        if above is not None and value <= above:
+            raise argparse.ArgumentTypeError(f"{text} is not above {above:g}")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return real
+
+
+share = number(low=0, high=1)
+
+
+def part(text: str) -> tuple[int, int]:
+    """A `type` of an option: "I/N", part I of N parts that are counted from 0."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4")
+    return int(index), int(count)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SliceOptions:
+    """The options of a command whose work can be spread over hosts. Without any of them, one process does it all."""
+
+    prepare: bool = option("only the first step, in one process", default=False, group=HOSTS, one_of="step")
+    slice: tuple[int, int] | None = option(
+        "only slice I of N (0 to N-1), after --prepare", default=None, type=part, metavar="I/N", group=HOSTS, one_of="step"
+    )
+    finish: bool = option(
+        "only the last step, in one process, after all slices", default=False, group=HOSTS, one_of="step"
+    )
 
 
 def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
@@ -65,168 +214,3 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
-
-
-def claim_output(folder: str | Path, config: dict, name: str = "config", done_file: str = "manifest.json") -> str:
-    """Make `folder` this run's own: create it and write the resolved configuration to `folder/<name>.json`.
-
-    Returns "new" (the folder was missing or empty), "resume" (the same configuration began here and has no
-    `done_file` yet) or "done" (it has one; this is printed, since the command then has nothing to do).
-    `config` is what determines the output's content: leave out the number of workers and the folder itself.
-    Raises ValueError where the folder holds other files or a run of another configuration. Nothing is overwritten.
-    """
-    folder, config = Path(folder), json.loads(json.dumps(config))
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output {folder} is a file; give the name of a folder that is empty or does not exist")
-    claim = folder / f"{name}.json"
-    if not claim.exists():
-        foreign = sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp")) if folder.exists() else []
-        if foreign:
-            raise ValueError(
-                f"output folder {folder} already holds {foreign[0]!r} and no {claim.name}, "
-                "so it is not this command's; choose another folder"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(claim, config)
-        return "new"
-    held = read_json(claim)
-    if held != config and not [p for p in folder.iterdir() if p != claim]:
-        write_json(claim, config)  # a run that failed at once left nothing that could be lost
-        return "new"
-    if held != config:
-        raise ValueError(
-            f"output folder {folder} holds another run ({_difference(held, config)}); "
-            "choose another folder or remove that one"
-        )
-    if (folder / done_file).exists():
-        print(f"{folder} is complete and made by the same configuration: reused")
-        return "done"
-    return "resume"
-
-
-@contextmanager
-def sole_process(folder: str | Path, shared: bool = False) -> Iterator[None]:
-    """Keep an output folder to this process, and make it if it is missing; with `shared`, other sharers may enter.
-
-    Raises ValueError where another process of this host is at work. A file system without locks lets all in.
-    """
-    if not Path(folder).exists():
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another process is at work in {folder}; wait for it to end, or give another folder"
-            ) from error
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _difference(held: object, asked: object, name: str = "") -> str:
-    """The values that differ, by their dotted names, inside objects as well."""
-    if isinstance(held, dict) and isinstance(asked, dict):
-        keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
-        return "; ".join(_difference(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
-    return f"{name}: {held!r} there, {asked!r} asked for" if name else "its configuration is no JSON object"
-
-
-@contextmanager
-def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open `path` for writing so that it appears whole or not at all: written beside, fsynced, renamed.
-
-    The temporary name is this process's own, since several hosts may make the same file of a shared folder. OSError
-    names the file; nothing is left of a file that could not be finished.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
-    text = {"encoding": "utf-8", "newline": "\n"} if "b" not in mode else {}
-    try:
-        with naming(path):
-            with open(partial, mode, **text) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """An OSError inside that names no file names this one: a full disk does not say which file it could not hold."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed processes began to write in `folder`; only for who knows that no other is at work there."""
-    for path in Path(folder).glob("*.tmp"):
-        path.unlink()
-
-
-def sync_folder(folder: str | Path) -> None:
-    """Make renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: str | Path, content: object) -> None:
-    """Write readable JSON in one piece: the file is the old one or the new one, never a part."""
-    with finished_file(path, "w") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-
-
-def read_json(path: str | Path) -> object:
-    """Read a JSON file; ValueError names the file when it is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or not ours") from error
-
-
-def sha256_file(path: str | Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def require_space(folder: str | Path, num_bytes: int, what: str) -> None:
-    """Raise ValueError unless the disk of `folder` has room for `num_bytes` more, which `what` needs."""
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise ValueError(
-            f"{what} needs {num_bytes:,} bytes and the disk of {folder} has {free:,} free; "
-            "make room or choose another folder"
-        )
-
-
-def add_slice_arguments(parser: argparse.ArgumentParser, prepared: str) -> None:
-    """The options that spread a command over hosts: args.prepare, args.slice as (I, N) or None, args.finish.
-
-    `prepared` says what --prepare makes.
-    """
-    group = parser.add_argument_group("over many hosts", "without any of these, one process does all three steps")
-    steps = group.add_mutually_exclusive_group()
-    steps.add_argument("--prepare", action="store_true", help=f"only the first step, in one process: {prepared}")
-    steps.add_argument("--slice", type=_slice, metavar="I/N", help="only slice I of N (0 to N-1), after --prepare")
-    steps.add_argument("--finish", action="store_true", help="only the last step, in one process, after all slices")
-
-
-def _slice(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4")
-    return int(index), int(count)

@@ -28,37 +28,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.cleaning import fingerprint, normalise, paragraphs
-from data_prep.cli import (
-    add_slice_arguments,
-    claim_output,
-    read_json,
-    remove_leftovers,
-    run_cli,
-    sha256_file,
-    sole_process,
-    write_json,
-)
-from data_prep.documents import (
-    Document,
-    add_input_arguments,
-    input_bytes,
-    input_config,
-    read_documents,
-    require_text,
-    sample_documents,
-)
-from data_prep.filters import (
-    NUM_PERMUTATIONS,
-    SCRUBBERS,
-    Filters,
-    NearDuplicates,
-    check_filters,
-    first_occurrences,
-    scrub,
-    signature,
-    verdict,
-)
+from data_prep.cli import add_slice_arguments, run_cli
+from data_prep.files import claim_output, read_json, remove_leftovers, sha256_file, sole_process, write_json
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
 from data_prep.parts import (
     Part,
@@ -71,8 +42,29 @@ from data_prep.parts import (
     read_part,
     write_part,
 )
-from data_prep.sentences import SentenceSplitter, load_splitter, train_splitter
-from data_prep.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
+from data_prep.text.cleaning import fingerprint, normalise, paragraphs
+from data_prep.text.documents import (
+    Document,
+    add_input_arguments,
+    input_bytes,
+    input_config,
+    read_documents,
+    require_text,
+    sample_documents,
+)
+from data_prep.text.filters import (
+    NUM_PERMUTATIONS,
+    SCRUBBERS,
+    Filters,
+    NearDuplicates,
+    check_filters,
+    first_occurrences,
+    scrub,
+    signature,
+    verdict,
+)
+from data_prep.text.sentences import SentenceSplitter, load_splitter, train_splitter
+from data_prep.text.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
 from data_prep.workers import worker_pool
 
 

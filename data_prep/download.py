@@ -33,7 +33,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from data_prep.cli import finished_file, read_json, require_space, run_cli, sha256_file, sync_folder, write_json
+from data_prep.cli import run_cli
+from data_prep.files import finished_file, read_json, require_space, sha256_file, sync_folder, write_json
 from data_prep.transfer import NotFound, RemoteFile, fetch, read_text, require_curl
 
 WIKIPEDIA_URL = "https://dumps.wikimedia.org"

@@ -52,7 +52,7 @@ class Masked(NamedTuple):
 def masking_rule(
     tokenizer, *, masked_lm_prob: float, max_predictions: int, whole_word: bool, max_ngram: int = 1
 ) -> MaskingRule:
-    """The rule for a vocabulary (see data_prep.tokenizer).
+    """The rule for a vocabulary (see data_prep.text.tokenizer).
 
     [PAD], [CLS], [SEP] and [MASK] are special; [UNK] stands for a word and is predicted like one, as in
     google-research/bert.

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
-from data_prep.cli import finished_file, read_json, write_json
-from data_prep.documents import Document, count_skips, input_bytes, read_documents
+from data_prep.files import finished_file, read_json, write_json
+from data_prep.text.documents import Document, count_skips, input_bytes, read_documents
 
 VOLUME_BYTES = 1 << 28
 PART_CHARACTERS = 4_000_000

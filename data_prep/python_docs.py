@@ -35,7 +35,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.cli import claim_output, finished_file, run_cli, sha256_file, write_json
+from data_prep.cli import run_cli
+from data_prep.files import claim_output, finished_file, sha256_file, write_json
 
 # Import name -> distribution name. All come with this project's own requirements; one that is missing is left out.
 PACKAGES = {

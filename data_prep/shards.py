@@ -58,7 +58,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.cli import finished_file, read_json, sha256_file
+from data_prep.files import finished_file, read_json, sha256_file
 
 FORMAT, VERSION = "bert-masked-shards", 1
 MANIFEST = "manifest.json"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data_prep.cli import run_cli
 from data_prep.shards import Records, Shards, entropy, unigram_counts, verify
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.text.tokenizer import Tokenizer, load_tokenizer
 
 PAIR_NAMES = {
     "nsp": {0: "B follows A", 1: "B is from another document"},

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from data_prep.cli import naming, sync_folder
+from data_prep.files import naming, sync_folder
 
 USER_AGENT = "bert-pretraining-at-scale (python -m data_prep.download)"  # Wikimedia refuses clients without a name
 STALL_S = 60  # a connection that brings no byte for so long is given up

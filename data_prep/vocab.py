@@ -20,9 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.cleaning import normalise, paragraphs
-from data_prep.cli import claim_output, finished_file, run_cli, write_json
-from data_prep.documents import (
+from data_prep.cli import run_cli
+from data_prep.files import claim_output, finished_file, write_json
+from data_prep.text.cleaning import normalise, paragraphs
+from data_prep.text.documents import (
     Document,
     add_input_arguments,
     count_skips,
@@ -33,8 +34,8 @@ from data_prep.documents import (
     require_text,
     sample_documents,
 )
-from data_prep.tokenizer import bert_pipeline, load_tokenizer
-from data_prep.vocab_files import SETTINGS_FILE, SPECIAL_TOKENS, Folding
+from data_prep.text.tokenizer import bert_pipeline, load_tokenizer
+from data_prep.text.vocab_files import SETTINGS_FILE, SPECIAL_TOKENS, Folding
 
 TYPES = {"sentencepiece": "spm.model", "sentencepiece-bpe": "spm.model", "wordpiece": "vocab.txt"}
 SCORE_STEPS = 1024  # per unit of a score: exact in sums down to -16384, some 2,000 pieces

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 
-from evaluation.classification import Example
+from evaluation.tasks.classification import Example
 
 BASELINES = ("majority", "ngram")
 STRENGTHS = (0.1, 1.0, 10.0)

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.tokenizer import Tokenizer
-from evaluation.features import Features
-from evaluation.heads import BertForSequenceClassification
+from data_prep.text.tokenizer import Tokenizer
 from evaluation.predict import find_seeds, seed_weights
-from evaluation.settings import restore_task
-from evaluation.task import Task
+from evaluation.tasks.by_name import restore_task
+from evaluation.tasks.features import Features
+from evaluation.tasks.heads import BertForSequenceClassification
+from evaluation.tasks.task import Task
 from pretrain.layers import Sequences
 from pretrain.weights import Weights
 

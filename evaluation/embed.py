@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.cli import finished_file, run_cli
-from data_prep.tokenizer import add_case_arguments
-from evaluation.classification import Example
-from evaluation.encoder import Start, fill_model, find_start, read_encoder
-from evaluation.features import Features, encode_examples
+from data_prep.cli import run_cli
+from data_prep.files import finished_file
+from data_prep.text.tokenizer import add_case_arguments
 from evaluation.predict import apply_model
-from pretrain.config import ModelConfig
+from evaluation.start import Start, fill_model, find_start, read_encoder
+from evaluation.tasks.classification import Example
+from evaluation.tasks.features import Features, encode_examples
 from pretrain.layers import Sequences
 from pretrain.layout import Layout, init_lone_layout
 from pretrain.model import BertModel
+from pretrain.model_config import ModelConfig
 
 POOLINGS = ("cls", "mean")
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from data_prep.cli import finished_file, write_json
-from data_prep.tokenizer import Tokenizer
-from evaluation.task import Task
-from pretrain.config import ModelConfig
+from data_prep.files import finished_file, write_json
+from data_prep.text.tokenizer import Tokenizer
+from data_prep.text.tokenizer_json import save_tokenizer
+from evaluation.tasks.task import Task
 from pretrain.layout import Layout
-from pretrain.tensors import is_vocabulary
-from pretrain.tokenizer_json import save_tokenizer
+from pretrain.model_config import ModelConfig
+from pretrain.parameter_table import is_vocabulary
 
 
 @torch.no_grad()

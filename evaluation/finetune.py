@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.cli import claim_output, run_cli, write_json
+from data_prep.cli import run_cli
+from data_prep.files import claim_output, write_json
+from data_prep.text.tokenizer_json import tokenizer_json
 from evaluation.baselines import BASELINES, majority, ngram
 from evaluation.cache import cached_features
-from evaluation.classification import draw_examples
 from evaluation.distill import distill, find_teacher
-from evaluation.encoder import Start, fill_model, find_start, read_encoder, rescale_embeddings
 from evaluation.export import export_model, whole_weights
-from evaluation.features import Features, epoch_batches, gather_batch
+from evaluation.options import check_numbers, distillation, parse_args, resolve_settings
 from evaluation.predict import apply_model, mean_logits, predict_file
-from evaluation.results import (
+from evaluation.run_folder import (
     RESULTS_FILE,
     best_epoch,
     detail_table,
@@ -44,12 +44,14 @@ from evaluation.results import (
     seed_table,
     summarize,
 )
-from evaluation.settings import check_numbers, distillation, find_task, parse_args, resolve_settings
-from evaluation.task import Scores, Task
+from evaluation.start import Start, fill_model, find_start, read_encoder, rescale_embeddings
+from evaluation.tasks.by_name import find_task
+from evaluation.tasks.classification import draw_examples
+from evaluation.tasks.features import Features, epoch_batches, gather_batch
+from evaluation.tasks.task import Scores, Task
 from pretrain.engine import initialize_engine
 from pretrain.layout import LONE_RANK, Layout, init_layout, is_about_another_rank, rank_environment
 from pretrain.schedule import learning_rate
-from pretrain.tokenizer_json import tokenizer_json
 from pretrain.weights import Weights
 
 

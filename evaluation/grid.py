@@ -24,10 +24,11 @@ from typing import NamedTuple
 from tabulate import tabulate
 from tqdm import tqdm
 
-from data_prep.cli import claim_output, read_json, run_cli
+from data_prep.cli import run_cli
+from data_prep.files import claim_output, read_json
 from evaluation import finetune
-from evaluation.results import RESULTS_FILE, mean_and_spread, percent, read_seeds, seed_result_file, summarize
-from evaluation.settings import check_numbers
+from evaluation.options import check_numbers
+from evaluation.run_folder import RESULTS_FILE, mean_and_spread, percent, read_seeds, seed_result_file, summarize
 from pretrain.layout import environment_side_by_side
 
 

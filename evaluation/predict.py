@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.cli import claim_output, read_json, write_json
-from data_prep.tokenizer import load_tokenizer
-from evaluation.features import Features, gather_batch, split_logits
-from evaluation.glue import write_submission
-from evaluation.results import RESULTS_FILE, percent, scores_of, seed_folder
-from evaluation.settings import restore_task, sha256_of
-from evaluation.task import Task
+from data_prep.files import claim_output, read_json, write_json
+from data_prep.text.tokenizer import load_tokenizer
+from evaluation.options import sha256_of
+from evaluation.run_folder import RESULTS_FILE, percent, scores_of, seed_folder
+from evaluation.tasks.by_name import restore_task
+from evaluation.tasks.features import Features, gather_batch, split_logits
+from evaluation.tasks.glue import write_submission
+from evaluation.tasks.task import Task
 from pretrain.layout import Layout, init_lone_layout
 from pretrain.model import load_weights
 from pretrain.weights import Weights, open_weights

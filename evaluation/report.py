@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.cli import finished_file, read_json, run_cli
-from evaluation.page import MARK, Section, render_matrix, render_page
-from evaluation.plots import (
+from data_prep.cli import run_cli
+from data_prep.files import finished_file, read_json
+from evaluation.report_page.page import MARK, Section, render_matrix, render_page
+from evaluation.report_page.plots import (
     curves,
     loss_curves,
     scores_by_epoch,
@@ -22,8 +23,7 @@ from evaluation.plots import (
     scores_by_type,
     trust_ratios,
 )
-from evaluation.results import RESULTS_FILE, confusion_matrix, mean_and_spread
-from evaluation.tables import (
+from evaluation.report_page.tables import (
     DATA_KINDS,
     Table,
     data_table,
@@ -37,7 +37,8 @@ from evaluation.tables import (
     task_groups,
     verdicts,
 )
-from pretrain.telemetry import read_metrics
+from evaluation.run_folder import RESULTS_FILE, confusion_matrix, mean_and_spread
+from pretrain.metrics_file import read_metrics
 
 CURVES = {
     "learning_rate": "Learning rate",

@@ -19,25 +19,27 @@ checkpoint cannot cross ZeRO stages.
 
 import dataclasses
 import os
-import pickle
-import re
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data_prep.cli import describe_error, finished_file, read_json, sha256_file, sync_folder, write_json
-from pretrain.engine import SAVED_CLASSES
+from data_prep.cli import describe_error
+from data_prep.files import finished_file, read_json, sha256_file, sync_folder, write_json
+from pretrain.checkpoint_reader import (
+    CHECKSUMS,
+    MOMENTS,
+    _fragments_file,
+    _load,
+    damaged_files,
+    list_checkpoints,
+    tensor_reader,
+)
 from pretrain.lamb import Fragment, fragments_by_partition
 from pretrain.layers import is_split, local_shape
 from pretrain.layout import Layout
 from pretrain.model import slice_tensor, whole_shape
-
-STEP_FOLDER = re.compile(r"step_\d{8}")
-MOMENTS = ("exp_avg", "exp_avg_sq")
-CHECKSUMS = "SHA256SUMS"
 
 
 def save_checkpoint(
@@ -124,36 +126,6 @@ def _write_checksums(folder: Path, checksums: dict[str, str]) -> None:
         file.writelines(f"{checksums[name]}  {name}\n" for name in names)
 
 
-def damaged_files(folder: Path, layout: Layout | None = None) -> list[str]:
-    """What is wrong with a checkpoint's files, a line for each; with a layout the ranks share the work, and it is
-    collective.
-    """
-    path = folder / CHECKSUMS
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines = [line.partition("  ") for line in text.splitlines()]
-    problems = []
-    if not text.endswith("  checkpoint.json\n"):
-        problems.append(f"{CHECKSUMS} is missing or cut short")
-        lines = lines[:-1]  # the last one may name half a file
-    if not all(len(digest) == 64 and name for digest, _, name in lines):
-        problems.append(f"{CHECKSUMS} has a line without a checksum and a name")
-        lines = []
-    for digest, _, name in lines[layout.rank :: layout.dp_size * layout.tp_size] if layout else lines:
-        if not (folder / name).is_file():
-            problems.append(f"{name} is missing")
-        elif sha256_file(folder / name) != digest:
-            problems.append(f"{name} has another checksum")
-    if layout is None:
-        return problems
-    return list(dict.fromkeys(problem for found in layout.gather(problems) for problem in found))
-
-
-def require_whole(folder: Path, layout: Layout | None = None) -> None:
-    """Raises ValueError for a damaged checkpoint, naming its files; with a layout collective."""
-    if problems := damaged_files(folder, layout):
-        raise ValueError(f"{folder} is damaged: {', '.join(problems)}; name another checkpoint, or restore it")
-
-
 def resume(engine, layout: Layout, run_folder: Path) -> tuple[int, float | None, list[str]]:
     """Restores a run's newest checkpoint that is whole; collective. Returns its step, 0 where there is none, the
     running mean of its loss, and what the user has to know.
@@ -203,34 +175,6 @@ def _fragments(engine) -> list[list[dict]]:
     fragments = fragments_by_partition(engine)
     flats = [flat for group in engine.basic_optimizer.param_groups for flat in group["params"]] or fragments
     return [[dataclasses.asdict(part) for part in fragments[flat] if part.numel] for flat in flats]
-
-
-def _fragments_file(folder: Path, dp_rank: int, tp_rank: int) -> Path:
-    return folder / f"fragments_dp_{dp_rank}_tp_{tp_rank}.json"
-
-
-def list_checkpoints(run_folder: Path) -> list[Path]:
-    """Finished checkpoints of a run, oldest first."""
-    folder = Path(run_folder) / "checkpoints"
-    return sorted(path for path in folder.glob("step_*") if STEP_FOLDER.fullmatch(path.name))
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that a user means by a run folder or a checkpoint folder; ValueError if there is none."""
-    path = Path(path)
-    if (path / "checkpoint.json").is_file():
-        return path
-    finished = list_checkpoints(path)
-    if not finished:
-        raise ValueError(
-            f"{path}: no checkpoint here; give a run folder with checkpoints/step_* in it, or one of these"
-        )
-    return finished[-1]
-
-
-def run_folder_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint folder belongs to: it holds the model's config.json and the vocabulary."""
-    return checkpoint.resolve().parent.parent
 
 
 def load_checkpoint(engine, layout: Layout, folder: Path) -> dict:
@@ -296,85 +240,3 @@ def _refresh_partitioned_weights(optimizer) -> None:
         flat.data.copy_(master.data)
         for part, updated in zip(parts, optimizer.unflatten(flat, parts), strict=True):
             part.data = updated.data
-
-
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole float32 weight) of every tensor of a checkpoint, at any layout and ZeRO stage; one at a time in
-    memory.
-
-    Slices are merged over tensor-parallel ranks; rows that pad the vocabulary are still there.
-    """
-    names, read = tensor_reader(folder)
-    for name in names:
-        yield name, read(name)
-
-
-def tensor_reader(folder: Path) -> tuple[list[str], Callable[..., Tensor]]:
-    """The names of a checkpoint's tensors, and a function (name, kind="weight") -> whole float32 tensor; the other
-    kinds are its MOMENTS.
-    """
-    description = read_json(folder / "checkpoint.json")
-    readers = [_rank_reader(folder, description, tp_rank) for tp_rank in range(description["tp_size"])]
-
-    @torch.no_grad()
-    def read(name: str, kind: str = "weight") -> Tensor:
-        slices = [reader(name, kind) for reader in readers]
-        dim = description["tensors"][name]["partition_dim"]
-        return slices[0] if dim is None else torch.cat(slices, dim)
-
-    return list(description["tensors"]), read
-
-
-def _rank_reader(folder: Path, description: dict, tp_rank: int) -> Callable[[str, str], Tensor]:
-    """A function (name, kind) -> this tensor-parallel rank's float32 slice, over memory-mapped files."""
-    places: dict[str, list[tuple[dict, Fragment]]] = {}
-    for dp_rank in range(description["dp_size"] if description["zero_stage"] else 1):
-        fragments = read_json(_fragments_file(folder, dp_rank, tp_rank))
-        partitions = _partitions(folder, description["zero_stage"], dp_rank, tp_rank, fragments)
-        for partition, parts in zip(partitions, fragments, strict=True):
-            for part in parts:
-                places.setdefault(part["name"], []).append((partition, Fragment(**part)))
-
-    def read(name: str, kind: str) -> Tensor:
-        whole = torch.zeros(description["tensors"][name]["shape"])
-        for partition, part in places[name]:
-            if kind not in partition:
-                continue  # saved before the first step: no moments yet
-            target = whole.view(-1)[part.tensor_start : part.tensor_start + part.numel]
-            target.copy_(partition[kind].detach().view(-1)[part.start : part.start + part.numel])
-        return whole
-
-    return read
-
-
-def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragments: list) -> list[dict]:
-    """For each partition that one rank's optimizer held: its "weight" and, after a first step, its MOMENTS."""
-    if zero_stage:
-        (path,) = folder.glob(f"*zero_pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_optim_states.pt")
-        saved = _load(path, mmap=True)["optimizer_state_dict"]
-        weights = saved["fp32_flat_groups" if zero_stage == 3 else "single_partition_of_fp32_groups"]
-        moments = saved["optimizer_state_dict" if zero_stage == 3 else "base_optimizer_state"]["state"]
-    else:
-        states = _load(folder / f"mp_rank_{tp_rank:02d}_model_states.pt", mmap=True)
-        saved = states["optimizer"]
-        if "fp32_groups" in saved:  # 16 bit: the optimizer has whole fp32 copies
-            weights = [weight for group in saved["fp32_groups"] for weight in group]
-            moments = saved["optimizer_state_dict"]["state"]
-        else:
-            weights = [states["module"][part["name"]] for (part,) in fragments]
-            moments = saved["state"]
-    return [{"weight": weight, **moments.get(index, {})} for index, weight in enumerate(weights)]
-
-
-def _load(path: str | Path, map_location: object = "cpu", mmap: bool = False) -> dict:
-    """A file of DeepSpeed's; memory-mapped, its tensors are read from disk when they are used. ValueError for a pickle
-    with any class but SAVED_CLASSES and torch's own: it would run code.
-    """
-    try:
-        with torch.serialization.safe_globals(SAVED_CLASSES):
-            return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
-    except pickle.UnpicklingError as error:
-        names = re.findall(r"GLOBAL (\S+)", str(error)) or ["an unknown object"]
-        raise ValueError(
-            f"{path}: refused, it holds {names[0]}, which no checkpoint of ours does and could run code"
-        ) from error

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_prep.cli import claim_output, remove_leftovers, run_cli, write_json
-from data_prep.tokenizer import add_case_arguments
+from data_prep.cli import run_cli
+from data_prep.files import claim_output, remove_leftovers, write_json
+from data_prep.text.tokenizer import add_case_arguments
+from data_prep.text.tokenizer_json import save_tokenizer, tokenizer_json
 from pretrain.data import pack_sequences
 from pretrain.layout import init_lone_layout
 from pretrain.model import BertForPreTraining, load_weights
-from pretrain.tensors import HEADS, tensor_table
-from pretrain.tokenizer_json import save_tokenizer, tokenizer_json
+from pretrain.parameter_table import HEADS, tensor_table
 from pretrain.weights import check_whole, missing_heads, open_weights, tokenizer_of, write_safetensors
 
 TOLERANCE = 1e-4  # largest difference in the check; float32 and another order of sums give about 1e-5

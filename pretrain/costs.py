@@ -12,9 +12,9 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from pretrain.config import ModelConfig
 from pretrain.deepspeed_config import num_accumulation_steps
-from pretrain.tensors import rank_shape, tensor_table
+from pretrain.model_config import ModelConfig
+from pretrain.parameter_table import rank_shape, tensor_table
 
 # Share of a link's data-sheet rate that large collectives reach. An assumption, close to what nccl-tests shows.
 LINK_EFFICIENCY = 0.8

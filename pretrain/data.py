@@ -22,10 +22,10 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from data_prep.cli import sha256_file
+from data_prep.files import sha256_file
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.shards import Records, Shards
-from data_prep.tokenizer import load_tokenizer
+from data_prep.text.tokenizer import load_tokenizer
 from pretrain.layers import Sequences
 from pretrain.layout import Layout
 from pretrain.model import PretrainingBatch

@@ -8,7 +8,7 @@ it, the rule and the way out.
 import json
 from pathlib import Path
 
-from pretrain.config import nearest, read_json
+from pretrain.model_config import nearest, read_json
 from pretrain.schedule import COMMON_KEYS, SCHEDULES, check_schedule, is_number, num_warmup_steps
 
 OPTIMIZER_DEFAULTS = {

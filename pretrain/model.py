@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.attention import self_attention
-from pretrain.config import ModelConfig
 from pretrain.layers import (
     ColumnLinear,
     LayerNorm,
@@ -41,6 +40,7 @@ from pretrain.layers import (
     whole_product,
 )
 from pretrain.layout import Layout
+from pretrain.model_config import ModelConfig
 
 RECOMPUTE = ("none", "selective", "full")
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from tabulate import tabulate
 
 from data_prep.cli import run_cli
-from pretrain.config import PRESETS, load_model_config
 from pretrain.costs import (
     DEVICES,
     LINK_EFFICIENCY,
@@ -29,7 +28,8 @@ from pretrain.costs import (
     training_flops,
 )
 from pretrain.deepspeed_config import load_deepspeed_config
-from pretrain.tensors import num_parameters
+from pretrain.model_config import PRESETS, load_model_config
+from pretrain.parameter_table import num_parameters
 
 GIB = 2**30
 RECOMPUTE = ("none", "selective", "full")  # pretrain.model's choices, which need torch to be imported

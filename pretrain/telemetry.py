@@ -25,10 +25,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data_prep.cli import finished_file, read_json, run_cli
-from pretrain.config import ModelConfig
+from data_prep.cli import run_cli
+from data_prep.files import finished_file, read_json
 from pretrain.data import StepBatch
 from pretrain.layout import Layout
+from pretrain.metrics_file import read_rows
+from pretrain.model_config import ModelConfig
 
 LOGS = ("metrics.jsonl", "tensors.jsonl", "launches.jsonl")
 EVENTS = "events.out.tfevents."
@@ -190,31 +192,6 @@ def flattened(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-def read_metrics(folder: str | Path, kind: str | None = None) -> list[dict]:
-    """Rows of a run's metrics.jsonl in order, of all kinds or of one."""
-    return [row for row in read_rows(Path(folder) / "metrics.jsonl") if kind in (None, row.get("kind"))]
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a file, one JSON object with a step a line; a last line that a kill cut short is dropped.
-
-    Raises ValueError for any other line that is none, with its number.
-    """
-    rows, lines = [], path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-        elif number < len(lines):  # a whole line ends in a newline, so nothing comes behind the last one
-            raise ValueError(
-                f"{path}, line {number} is damaged: no JSON object with a step; remove or restore the line"
-            )
-    return rows
-
-
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Replaces a file by these rows, in one piece."""
     with finished_file(path, "w") as file:
@@ -306,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="what pretrain.train made, one or more")
     plot.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for PNG files and curves.html")
     args = parser.parse_args(argv)
-    from pretrain.curves import compare_runs  # it reads metrics by this module
+    from evaluation.report_page.curves import compare_runs  # it reads metrics by this module
 
     for path in compare_runs(args.runs, args.output):
         print(path)

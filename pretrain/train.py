@@ -16,24 +16,28 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain.faults import STOP_FILE, STOP_REQUESTS, LossWatch, Watchdog, hold_stop_signals, stop_requests
+from pretrain.loss_watch import LossWatch
+from pretrain.stopping import STOP_FILE, STOP_REQUESTS, hold_stop_signals, stop_requests
+from pretrain.watchdog import Watchdog
 
 if __name__ == "__main__":
     hold_stop_signals()  # before torch, whose import takes seconds in which a signal would kill the rank
 
 import torch
 
-from data_prep.cli import run_cli, write_json
+from data_prep.cli import run_cli
+from data_prep.files import write_json
 from data_prep.shards import Shards, unigram_entropy
-from pretrain.checkpoint import list_checkpoints, load_tensors, resume, save_checkpoint
+from pretrain.checkpoint import load_tensors, resume, save_checkpoint
+from pretrain.checkpoint_reader import list_checkpoints
 from pretrain.data import StepBatch, evaluation_batches, require_undamaged, training_batches
 from pretrain.engine import initialize_engine, step_without_update, update_weights
 from pretrain.layout import Layout, init_layout, is_about_another_rank, make_deterministic, rank_environment
 from pretrain.model import BertForPreTraining, init_weights, load_weights
+from pretrain.options import Plan, claim_run_folder, dry_run, make_plan, parse_args
+from pretrain.parameter_table import HEADS
 from pretrain.schedule import learning_rate
-from pretrain.settings import Plan, claim_run_folder, dry_run, make_plan, parse_args
 from pretrain.telemetry import RunLog, Throughput, trust_ratio_summary
-from pretrain.tensors import HEADS
 from pretrain.weights import check_whole
 
 

@@ -18,15 +18,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data_prep.cli import finished_file, sha256_file
-from data_prep.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
-from data_prep.vocab_files import find_vocabularies
-from pretrain.checkpoint import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
-from pretrain.config import ModelConfig, load_model_config
-from pretrain.google import CONFIG_FILE, find_google_checkpoint, google_readers
+from data_prep.files import finished_file, sha256_file
+from data_prep.text.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
+from data_prep.text.vocab_files import find_vocabularies
+from pretrain.checkpoint_reader import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
+from pretrain.google_checkpoint import CONFIG_FILE, find_google_checkpoint, google_readers
 from pretrain.layout import Layout
 from pretrain.model import sinusoidal_positions
-from pretrain.tensors import HEADS, POSITIONS, TensorShape, is_vocabulary, tensor_table
+from pretrain.model_config import ModelConfig, load_model_config
+from pretrain.parameter_table import HEADS, POSITIONS, TensorShape, is_vocabulary, tensor_table
 
 FREE = ("initializer_range", "pair_task")  # what may change with the training data and the start
 TIED_DECODER = "cls.predictions.decoder.weight"  # Hugging Face's second name of the word embedding

@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from data_prep import build, corpus
-from pretrain.checkpoint import MOMENTS, find_checkpoint, tensor_reader
-from pretrain.telemetry import read_metrics, read_rows
+from pretrain.checkpoint_reader import MOMENTS, find_checkpoint, tensor_reader
+from pretrain.metrics_file import read_metrics, read_rows
 from tests.hosts import two_hosts, why_no_hosts
 from tests.pretrain.test_train import CONFIG
 from tests.slurm_cluster import SlurmCluster, kill, missing_programs, processes_with, slurm_cluster

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.cli import sha256_file
+from data_prep.files import sha256_file
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.corpus import Corpus
-from data_prep.tokenizer import Tokenizer, load_tokenizer
-from data_prep.vocab_files import SPECIAL_TOKENS
+from data_prep.text.tokenizer import Tokenizer, load_tokenizer
+from data_prep.text.vocab_files import SPECIAL_TOKENS
 
 VOCAB_SIZE = 500
 

@@ -13,7 +13,7 @@ import pytest
 
 from data_prep import build as build_module
 from data_prep.build import BuildConfig, build, cut_into_chunks, main
-from data_prep.cli import sole_process
+from data_prep.files import sole_process
 from data_prep.indexed_dataset import IndexedDatasetWriter
 from data_prep.instances import InstanceRule, make_instances
 from data_prep.masking import mask_sequences, masking_rule

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.cleaning import fingerprint, normalise, paragraphs, undo_wikitext
+from data_prep.text.cleaning import fingerprint, normalise, paragraphs, undo_wikitext
 
 
 @pytest.mark.parametrize(

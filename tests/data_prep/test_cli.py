@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from data_prep.cli import claim_output, finished_file, read_json, run_cli, sha256_file, sole_process, write_json
+from data_prep.cli import run_cli
+from data_prep.files import claim_output, finished_file, read_json, sha256_file, sole_process, write_json
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path):

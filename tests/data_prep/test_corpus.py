@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from data_prep import build, corpus, parts
-from data_prep.cli import sole_process
 from data_prep.corpus import open_corpus
+from data_prep.files import sole_process
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
 from data_prep.shards import Shards
-from data_prep.vocab_files import SPECIAL_TOKENS
+from data_prep.text.vocab_files import SPECIAL_TOKENS
 from tests.data_prep.killing import ROOT, finish_through_kills, hashes
 
 RANDOM = np.random.default_rng(0)

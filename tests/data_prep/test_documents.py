@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from data_prep import documents
-from data_prep.documents import (
+from data_prep.text import documents
+from data_prep.text.documents import (
     Document,
     add_input_arguments,
     count_skips,

@@ -18,7 +18,7 @@ import pytest
 
 from data_prep import download, transfer
 from data_prep.cli import run_cli
-from evaluation.glue import GLUE_TASKS
+from evaluation.tasks.glue import GLUE_TASKS
 from tests.data_prep.unruly_server import Served, serving
 
 ROOT = Path(__file__).parents[2]

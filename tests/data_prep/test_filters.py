@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_prep.filters import (
+from data_prep.text.filters import (
     NUM_PERMUTATIONS,
     Filters,
     NearDuplicates,

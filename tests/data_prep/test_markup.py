@@ -13,11 +13,11 @@ from xml.sax.saxutils import escape
 import pytest
 import zstandard
 
-from data_prep import documents, markup
 from data_prep.corpus import open_corpus
-from data_prep.documents import Document, find_files, guess_format, input_bytes, read_documents, sample_documents
-from data_prep.markup import Page, html_charset, one_variant, wiki_prose
-from data_prep.vocab_files import SPECIAL_TOKENS
+from data_prep.text import documents, markup
+from data_prep.text.documents import Document, find_files, guess_format, input_bytes, read_documents, sample_documents
+from data_prep.text.markup import Page, html_charset, one_variant, wiki_prose
+from data_prep.text.vocab_files import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[2]
 HEADER = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">
@@ -273,7 +273,7 @@ def test_other_xml_and_entity_bombs_are_refused(tmp_path, content, reason):
 PEAK = r"""
 import re, sys
 from pathlib import Path
-from data_prep.documents import read_documents
+from data_prep.text.documents import read_documents
 num_characters = sum(len(document.text) for document in read_documents(sys.argv[1:]))
 print(num_characters, re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 """  # not ru_maxrss, which a child takes over from pytest

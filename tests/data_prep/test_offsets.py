@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.text.tokenizer import load_tokenizer
 from data_prep.vocab import train_sentencepiece
 from tests.data_prep.test_tokenizer import TEXTS, every_kind_of_character
 

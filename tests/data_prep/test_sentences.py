@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cleaning import normalise, paragraphs
-from data_prep.documents import read_documents, sample_documents
-from data_prep.sentences import (
+from data_prep.text.cleaning import normalise, paragraphs
+from data_prep.text.documents import read_documents, sample_documents
+from data_prep.text.sentences import (
     _CERTAIN_ENDS,
     _ENGLISH_ENDS,
     _WIDE_STOPS,
@@ -135,7 +135,9 @@ def test_training_learns_abbreviations_and_is_saved_whole(splitter, tmp_path):
 
 def test_training_does_not_depend_on_the_hash_seed(splitter, tmp_path):
     splitter.save(tmp_path / "punkt.json")
-    program = f"from data_prep.sentences import *; train_splitter({SAMPLE!r}).save({str(tmp_path / 'other.json')!r})"
+    program = (
+        f"from data_prep.text.sentences import *; train_splitter({SAMPLE!r}).save({str(tmp_path / 'other.json')!r})"
+    )
     for seed in ("1", "2"):
         subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONHASHSEED": seed, "PATH": ""})
         assert (tmp_path / "other.json").read_bytes() == (tmp_path / "punkt.json").read_bytes()

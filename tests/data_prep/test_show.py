@@ -9,7 +9,7 @@ import pytest
 from data_prep.build import BuildConfig, build
 from data_prep.shards import Shards, make_manifest, shard_entry, unigram_entropy, write_shard
 from data_prep.show import collect_statistics, format_record, main, statistics_table
-from data_prep.tokenizer import load_tokenizer
+from data_prep.text.tokenizer import load_tokenizer
 from tests.data_prep.small_corpus import make_corpus, make_tokenizer
 
 

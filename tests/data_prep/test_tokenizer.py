@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import tokenizer as tokenizer_module
-from data_prep.cli import sha256_file
-from data_prep.tokenizer import load_tokenizer
+from data_prep.files import sha256_file
+from data_prep.text import tokenizer as tokenizer_module
+from data_prep.text.tokenizer import load_tokenizer
+from data_prep.text.vocab_files import SPECIAL_TOKENS
 from data_prep.vocab import train_sentencepiece, train_wordpiece
-from data_prep.vocab_files import SPECIAL_TOKENS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TEXTS = [

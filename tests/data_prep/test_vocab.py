@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_prep import vocab
-from data_prep.cli import read_json, sha256_file
-from data_prep.tokenizer import load_tokenizer
-from data_prep.vocab_files import SPECIAL_TOKENS
+from data_prep.files import read_json, sha256_file
+from data_prep.text.tokenizer import load_tokenizer
+from data_prep.text.vocab_files import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[2]
 

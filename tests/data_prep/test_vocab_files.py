@@ -5,9 +5,9 @@ import json
 import pytest
 
 from data_prep import build, corpus
-from data_prep.cli import read_json
-from data_prep.tokenizer import load_tokenizer
-from data_prep.vocab_files import SPECIAL_TOKENS, Folding, guess_folding
+from data_prep.files import read_json
+from data_prep.text.tokenizer import load_tokenizer
+from data_prep.text.vocab_files import SPECIAL_TOKENS, Folding, guess_folding
 
 SMALL = "abcdefghijklmnopqrstuvwxyz"
 LATIN = [*SMALL, *(f"##{c}" for c in SMALL), "the", "patient", "has", "apne", "fur"]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from evaluation.baselines import majority, ngram
-from evaluation.classification import Example
+from evaluation.tasks.classification import Example
 
 WORDS = ["red", "green"]
 TRAIN = [Example(f"the {WORDS[i % 2]} box {i}", None, i % 2) for i in range(40)]

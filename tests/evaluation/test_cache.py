@@ -8,10 +8,10 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from data_prep.tokenizer import WordPiece
+from data_prep.text.tokenizer import WordPiece
 from evaluation.cache import cached_features
-from evaluation.features import Features
 from evaluation.finetune import main
+from evaluation.tasks.features import Features
 from tests.evaluation.test_finetune import arguments, read
 from tests.evaluation.test_finetune_on_ranks import FLAGS, write_task
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.classification import (
+from evaluation.tasks.classification import (
     Example,
     TextTask,
     decode_texts,
@@ -19,7 +19,7 @@ from evaluation.classification import (
     read_examples,
     write_texts,
 )
-from evaluation.rows import read_rows, text_files
+from evaluation.tasks.rows import read_rows, text_files
 
 PAIRS = "sentence1\tsentence2\tlabel\na b\tc\tyes\nd\te f\tno\n"
 

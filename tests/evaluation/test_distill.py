@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.classification import TextTask, text_task
 from evaluation.distill import distill
-from evaluation.features import Features, gather_batch
 from evaluation.finetune import main
+from evaluation.tasks.classification import TextTask, text_task
+from evaluation.tasks.features import Features, gather_batch
 from tests.evaluation.test_finetune import MODEL, arguments, read, task
 from tests.evaluation.test_finetune_on_ranks import DRY, fine_tune_on_a_rank, losses_scores_weights
 from tests.ranks import run_ranks

@@ -5,15 +5,15 @@ import pytest
 import torch
 import transformers
 
-from data_prep.tokenizer import load_tokenizer
-from evaluation.classification import TextTask, text_task
+from data_prep.text.tokenizer import load_tokenizer
 from evaluation.export import export_model, whole_weights
-from evaluation.features import gather_batch
-from evaluation.ner import ner_task
-from evaluation.squad import squad_task
-from pretrain.config import ModelConfig
+from evaluation.tasks.classification import TextTask, text_task
+from evaluation.tasks.features import gather_batch
+from evaluation.tasks.ner import ner_task
+from evaluation.tasks.squad import squad_task
 from pretrain.layout import init_layout
 from pretrain.model import init_weights
+from pretrain.model_config import ModelConfig
 from tests.evaluation.test_heads import make_features
 
 LABELS = ("no", "yes", "perhaps")

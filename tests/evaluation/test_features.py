@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluation.classification import Example
-from evaluation.features import encode_examples, epoch_batches, gather_batch, truncate_pair
+from evaluation.tasks.classification import Example
+from evaluation.tasks.features import encode_examples, epoch_batches, gather_batch, truncate_pair
 
 
 class CountingTokenizer:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from evaluation.finetune import fine_tune, main, make_plan
-from evaluation.settings import check_numbers, parse_args
+from evaluation.options import check_numbers, parse_args
 from pretrain.layout import init_layout
 from tests.evaluation.test_finetune import MODEL, WORDS, arguments
 from tests.ranks import free_ports, run_ranks

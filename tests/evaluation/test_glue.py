@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.classification import Example, read_examples
-from evaluation.glue import GLUE_TASKS
+from evaluation.tasks.classification import Example, read_examples
+from evaluation.tasks.glue import GLUE_TASKS
 
 GLUE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "glue"
 FOLDERS = {"cola": "CoLA", "sst-2": "SST-2", "mrpc": "MRPC", "sts-b": "STS-B", "qqp": "QQP",

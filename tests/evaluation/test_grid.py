@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli import claim_output, run_cli
+from data_prep.cli import run_cli
+from data_prep.files import claim_output
 from evaluation import finetune
 from evaluation.grid import Setting, main, options, parse_args, shared_settings
 from tests.evaluation.test_finetune import arguments, read, task

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from evaluation import heads
-from evaluation.features import Features, gather_batch, split_logits
-from pretrain.config import ModelConfig
+from evaluation.tasks import heads
+from evaluation.tasks.features import Features, gather_batch, split_logits
 from pretrain.layout import init_layout
 from pretrain.model import init_weights
+from pretrain.model_config import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=256, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
                      max_position_embeddings=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.metrics import METRICS, score, spread
+from evaluation.tasks.metrics import METRICS, score, spread
 
 LABELS = np.array([1, 1, 1, 0, 0])
 PREDICTIONS = np.array([1, 1, 0, 1, 0])  # 2 true positives, 1 false negative, 1 false positive, 1 true negative

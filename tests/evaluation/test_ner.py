@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.tokenizer import load_tokenizer
-from evaluation.conll import read_conll, read_words, tell_scheme
-from evaluation.ner import Tagging, cut_between_words, find_ner_task, ner_task, score_tags
+from data_prep.text.tokenizer import load_tokenizer
+from evaluation.tasks.conll import read_conll, read_words, tell_scheme
+from evaluation.tasks.ner import Tagging, cut_between_words, find_ner_task, ner_task, score_tags
 
 CONLL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ner" / "conll2003"
 WORDS = ["John", "and", "Mary", "Ann", "saw", "New", "York"]

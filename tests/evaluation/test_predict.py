@@ -8,10 +8,10 @@ import pytest
 import transformers
 
 from data_prep.cli import run_cli
-from evaluation.classification import text_task
 from evaluation.finetune import main
-from evaluation.glue import GLUE_TASKS, MNLI_SUBMISSIONS, SUBMISSIONS, write_submission
-from evaluation.settings import restore_task
+from evaluation.tasks.by_name import restore_task
+from evaluation.tasks.classification import text_task
+from evaluation.tasks.glue import GLUE_TASKS, MNLI_SUBMISSIONS, SUBMISSIONS, write_submission
 from tests.evaluation.test_finetune import WORDS, arguments, read, task
 
 __all__ = ["task"]  # the fixture

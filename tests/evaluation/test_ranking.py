@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from evaluation.classification import Example, own_task
-from evaluation.metrics import average_precision, reciprocal_rank
-from evaluation.ranking import ranking_task, score_rankings
-from evaluation.settings import restore_task
+from evaluation.tasks.by_name import restore_task
+from evaluation.tasks.classification import Example, own_task
+from evaluation.tasks.metrics import average_precision, reciprocal_rank
+from evaluation.tasks.ranking import ranking_task, score_rankings
 
 OFFICIAL = "QuestionID\tQuestion\tDocumentID\tDocumentTitle\tSentenceID\tSentence\tLabel\n"
 

@@ -6,13 +6,13 @@ import re
 import pytest
 import transformers
 
-from evaluation.glue import GLUE_TASKS
-from evaluation.published import PUBLISHED
 from evaluation.report import main
-from evaluation.results import confusion_matrix
-from evaluation.tables import detail_scores, overview, score_table, short_names, task_groups, verdicts
-from pretrain.config import ModelConfig
-from pretrain.tensors import num_parameters
+from evaluation.report_page.published import PUBLISHED
+from evaluation.report_page.tables import detail_scores, overview, score_table, short_names, task_groups, verdicts
+from evaluation.run_folder import confusion_matrix
+from evaluation.tasks.glue import GLUE_TASKS
+from pretrain.model_config import ModelConfig
+from pretrain.parameter_table import num_parameters
 
 CONFIG = ModelConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.tokenizer import load_tokenizer
-from evaluation.answers import Answer, Span, question_word
-from evaluation.squad import Question, read_squad, squad_task, widest_context, window_starts
+from data_prep.text.tokenizer import load_tokenizer
+from evaluation.tasks.squad import Question, read_squad, squad_task, widest_context, window_starts
+from evaluation.tasks.squad_answers import Answer, Span, question_word
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 CONTEXT = "The Café de Flore, in Paris, opened in the 1880s."

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.squad_metric import answer_scores, best_threshold, normalize_answer
+from evaluation.tasks.squad_metric import answer_scores, best_threshold, normalize_answer
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import torch
 from benchmarks.work import meta_step
 from pretrain import attention
 from pretrain.attention import has_kernel, padded_attention, self_attention, unpadded_attention
-from pretrain.config import ModelConfig
 from pretrain.data import pack_sequences
 from pretrain.layers import Sequences, derive_seed, dropout
 from pretrain.layout import init_layout
+from pretrain.model_config import ModelConfig
 from tests.ranks import run_ranks
 
 CONFIG = ModelConfig(vocab_size=300, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128)

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.cli import sha256_file
+from data_prep.files import sha256_file
 from evaluation.embed import main as embed
 from evaluation.finetune import main as finetune
-from pretrain.checkpoint import CHECKSUMS, damaged_files, list_checkpoints, read_tensors
+from pretrain.checkpoint_reader import CHECKSUMS, damaged_files, list_checkpoints, read_tensors
 from pretrain.convert import main as convert
 from pretrain.layout import environment_side_by_side
-from pretrain.settings import claim_run_folder, make_plan, parse_args
-from pretrain.telemetry import read_rows
+from pretrain.metrics_file import read_rows
+from pretrain.options import claim_run_folder, make_plan, parse_args
 from pretrain.train import main
 from tests.pretrain.test_train import CONFIG, ROOT, SMALL_MODEL, arguments, losses, refusal_of, run_training, state
 from tests.ranks import free_ports, run_ranks

@@ -12,15 +12,15 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig, pipeline
 
-from data_prep.tokenizer import load_tokenizer
-from data_prep.vocab_files import SPECIAL_TOKENS
+from data_prep.text.tokenizer import load_tokenizer
+from data_prep.text.vocab_files import SPECIAL_TOKENS
 from pretrain import convert
-from pretrain.checkpoint import find_checkpoint, read_tensors
-from pretrain.config import ModelConfig
+from pretrain.checkpoint_reader import find_checkpoint, read_tensors
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining
-from pretrain.settings import make_plan, parse_args
-from pretrain.tensors import HEADS, POSITIONS, rank_shape, tensor_table
+from pretrain.model_config import ModelConfig
+from pretrain.options import make_plan, parse_args
+from pretrain.parameter_table import HEADS, POSITIONS, rank_shape, tensor_table
 from pretrain.weights import missing_heads, open_weights, start_weights, write_safetensors
 from tests.pretrain.test_train import CONFIG, arguments, run_training
 from tests.ranks import run_ranks

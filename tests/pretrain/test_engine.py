@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from data_prep.shards import Shards
-from pretrain.checkpoint import MOMENTS, save_checkpoint, tensor_reader
-from pretrain.config import ModelConfig
+from pretrain.checkpoint import save_checkpoint
+from pretrain.checkpoint_reader import MOMENTS, tensor_reader
 from pretrain.data import training_batches
 from pretrain.engine import initialize_engine, step_without_update
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
+from pretrain.model_config import ModelConfig
 from pretrain.train import accumulate_gradients
 from tests.ranks import run_ranks
 

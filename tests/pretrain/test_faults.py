@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pretrain.faults import LossWatch, lock_run_folder
-from pretrain.telemetry import read_metrics
+from pretrain.loss_watch import LossWatch
+from pretrain.metrics_file import read_metrics
+from pretrain.run_lock import lock_run_folder
 from pretrain.train import main
 from tests.pretrain.test_train import CONFIG, ROOT, arguments, losses, run_training
 from tests.ranks import free_ports, run_ranks
@@ -155,7 +156,7 @@ def test_a_rank_that_dies_takes_the_others_down_within_a_minute(shard_folders, c
 
 HANGS = """
 import ctypes, sys
-from pretrain.faults import Watchdog
+from pretrain.stopping import Watchdog
 
 with Watchdog(0) as watchdog:
     watchdog.seconds = 0.2

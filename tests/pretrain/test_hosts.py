@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import MOMENTS, list_checkpoints, tensor_reader
-from pretrain.telemetry import read_metrics, read_rows
+from pretrain.checkpoint_reader import MOMENTS, list_checkpoints, tensor_reader
+from pretrain.metrics_file import read_metrics, read_rows
 from tests.hosts import PATH, Host, two_hosts, why_no_hosts
 from tests.pretrain.test_train import ROOT, arguments, config_file, run_training  # noqa: F401 (a fixture)
 from tests.ranks import run_ranks

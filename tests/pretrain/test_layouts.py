@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from data_prep.shards import Shards
-from pretrain.checkpoint import read_tensors, save_checkpoint
-from pretrain.config import ModelConfig
+from pretrain.checkpoint import save_checkpoint
+from pretrain.checkpoint_reader import read_tensors
 from pretrain.data import training_batches
 from pretrain.engine import initialize_engine
 from pretrain.lamb import Fragment
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
+from pretrain.model_config import ModelConfig
 from pretrain.train import accumulate_gradients
 from tests.ranks import run_ranks
 

@@ -9,11 +9,11 @@ import torch
 import transformers
 
 from data_prep.shards import Shards
-from pretrain.config import ModelConfig, load_model_config
 from pretrain.data import make_batch as batch_of_records
 from pretrain.data import pack_sequences
 from pretrain.layout import init_layout, make_deterministic
 from pretrain.model import BertForPreTraining, PretrainingBatch, init_weights, load_weights, whole_shape
+from pretrain.model_config import ModelConfig, load_model_config
 from tests.ranks import run_ranks
 
 CONFIG = ModelConfig(

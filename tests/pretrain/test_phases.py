@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from data_prep import build
-from pretrain.checkpoint import list_checkpoints
+from pretrain.checkpoint_reader import list_checkpoints
 from pretrain.convert import main as convert
-from pretrain.settings import make_plan, parse_args
-from pretrain.telemetry import read_metrics
+from pretrain.metrics_file import read_metrics
+from pretrain.options import make_plan, parse_args
 from pretrain.train import main
 from tests.pretrain.test_train import (
     CONFIG,

@@ -13,7 +13,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BertConfig
 from transformers import BertForPreTraining as HuggingFaceBert
 
-from pretrain.config import ModelConfig, load_model_config
 from pretrain.costs import (
     DEVICES,
     Job,
@@ -27,8 +26,9 @@ from pretrain.costs import (
 from pretrain.engine import initialize_engine
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
+from pretrain.model_config import ModelConfig, load_model_config
+from pretrain.parameter_table import num_parameters
 from pretrain.plan import main, make_job, parse_args
-from pretrain.tensors import num_parameters
 from tests.pretrain.test_model import make_batch
 from tests.ranks import run_ranks
 

@@ -14,8 +14,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.layout import Layout
-from pretrain.settings import claim_run_folder, make_plan, parse_args
-from pretrain.telemetry import LOGS, RunLog, read_rows
+from pretrain.metrics_file import read_rows
+from pretrain.options import claim_run_folder, make_plan, parse_args
+from pretrain.telemetry import LOGS, RunLog
 from tests.pretrain.test_train import ROOT, arguments, config_file  # noqa: F401 (a fixture)
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from data_prep.shards import make_manifest
-from pretrain.checkpoint import MOMENTS, find_checkpoint, read_tensors, tensor_reader
-from pretrain.faults import Watchdog
+from pretrain.checkpoint_reader import MOMENTS, find_checkpoint, read_tensors, tensor_reader
 from pretrain.layout import init_layout
-from pretrain.settings import claim_run_folder, make_plan, parse_args
-from pretrain.telemetry import read_metrics
+from pretrain.metrics_file import read_metrics
+from pretrain.options import claim_run_folder, make_plan, parse_args
 from pretrain.train import train
+from pretrain.watchdog import Watchdog
 from tests.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]

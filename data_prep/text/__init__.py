@@ -1,0 +1,1 @@
+"""From a file of a corpus to token ids: readers, cleaning, filters, sentences, tokenizer."""

@@ -1,0 +1,1 @@
+"""The parts of the report: tables, plots, curves and the HTML page."""

@@ -1,0 +1,105 @@
+"""Where a fine-tuning starts: the newest or a named checkpoint of a pretraining run, a Hugging Face folder, or random
+weights.
+
+All that can be wrong with it is found by `find_start`, before anything is written; weights are read later, by
+`read_encoder`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from data_prep.text.tokenizer import Tokenizer, load_tokenizer
+from pretrain.model import init_weights, load_weights
+from pretrain.model_config import ModelConfig, load_model_config
+from pretrain.weights import Weights, check_whole, open_weights, tokenizer_of
+
+EMBEDDINGS = tuple(f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
+
+
+@dataclass(frozen=True)
+class Start:
+    """An encoder to start from. Without `weights` it is drawn at random from each seed."""
+
+    weights: Weights | None
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
+def find_start(
+    checkpoint: str,
+    model: str | None,
+    vocab: Path | None,
+    dropout: float | None = None,
+    cased: bool | None = None,
+) -> Start:
+    """Resolve `--checkpoint`: a run folder, one of its checkpoints, a Hugging Face folder, or "random" with a model and
+    a vocabulary. A vocabulary is needed, too, for a folder that has none; `cased` as in `load_tokenizer`.
+
+    Raises ValueError for a folder that is none of these, a vocabulary that is not the checkpoint's, and what is
+    missing or superfluous for the kind of start.
+    """
+    if checkpoint == "random":
+        if model is None or vocab is None:
+            raise ValueError("--checkpoint random needs --model (preset or config.json) and --vocab (file or folder)")
+        tokenizer = load_tokenizer(vocab, cased)
+        return Start(None, load_model_config(model, tokenizer.vocab_size).with_dropout(dropout), tokenizer)
+    if model is not None:
+        raise ValueError(f"--model {model} goes with --checkpoint random; {checkpoint} has its own, leave --model out")
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise ValueError(
+            f"--checkpoint {checkpoint}: no such folder; name a pretraining run, one of its checkpoints or a "
+            "Hugging Face folder, or random, majority or ngram"
+        )
+    weights = open_weights(folder)
+    check_whole(weights)
+    tokenizer = tokenizer_of(weights, vocab, cased)
+    return Start(weights, weights.config.with_dropout(dropout), tokenizer)
+
+
+def read_encoder(start: Start) -> dict[str, Tensor]:
+    """All `bert.*` tensors of the start, whole and float32, by Hugging Face's names; none for random weights.
+
+    Raises ValueError if there is none: the folder holds no BERT.
+    """
+    if start.weights is None:
+        return {}
+    encoder = {name: start.weights[name] for name in start.weights if name.startswith("bert.")}
+    if "bert.embeddings.word_embeddings.weight" not in encoder:
+        raise ValueError(
+            f"{start.weights.path} holds no bert.embeddings.word_embeddings.weight: it is no checkpoint of a BERT"
+        )
+    return encoder
+
+
+def rescale_embeddings(encoder: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The encoder with its three embedding tables times one factor, so that the words' values are as large as drawn
+    ones. It is the same function, since LayerNorm reads nothing but their sum.
+
+    Large steps of LAMB make weights grow (its step is a share of the weights), and AdamW's steps, which are not, then
+    move them too little. Raises ValueError for a model without that LayerNorm, and for positions that are not learnt.
+    """
+    if config.pre_layer_norm:
+        raise ValueError("--rescale-embeddings: this model has no LayerNorm behind its embeddings; leave it out")
+    if config.position_embedding_type == "sinusoidal":
+        raise ValueError("--rescale-embeddings: sinusoidal positions are not scaled with the words; leave it out")
+    factor = config.initializer_range / encoder["bert.embeddings.word_embeddings.weight"].std()
+    return {name: tensor * factor if name in EMBEDDINGS else tensor for name, tensor in encoder.items()}
+
+
+def fill_model(model: nn.Module, encoder: dict[str, Tensor], seed: int) -> list[str]:
+    """Fill a model whose encoder is `model.bert`: from `encoder` where it has the tensor, else drawn from (seed, name).
+
+    Returns the names that were drawn: the head, the pooler if pretraining had none, all of them for random weights. A
+    pooler is left out where the model has none: heads on tokens. Raises ValueError for another tensor that the model
+    has not, or has in another shape.
+    """
+    init_weights(model, seed)
+    parameters = dict(model.named_parameters())
+    encoder = {name: encoder[name] for name in encoder if name in parameters or not name.startswith("bert.pooler.")}
+    drawn = {name: tensor.detach().clone() for name, tensor in parameters.items() if name not in encoder}
+    if encoder:
+        load_weights(model, encoder | drawn)
+    return list(drawn)

@@ -1,0 +1,43 @@
+"""Judging each step by its loss: not finite, a spike, or overflow after overflow in fp16."""
+
+import math
+
+SPIKE_MEMORY = 0.99  # of the running mean of the loss: about the last hundred steps
+DEFAULT_SCALE_POWER = 16  # DeepSpeed's first fp16 loss scale is 2 to this
+
+
+class LossWatch:
+    """Judges every step by its loss, and by whether fp16 left out its update because a gradient overflowed.
+
+    `mean` is the running mean of the loss that was saved with the checkpoint, if there is one.
+    """
+
+    def __init__(self, fp16: dict, spike_factor: float | None, mean: float | None = None):
+        self.max_overflows = fp16.get("initial_scale_power", DEFAULT_SCALE_POWER)
+        self.min_scale = fp16.get("min_loss_scale", 1)
+        self.spike_factor = spike_factor
+        self.mean = mean
+        self.num_overflows = 0  # in a row
+
+    def fault(self, loss: float, overflowed: bool, loss_scale: float) -> str | None:
+        """Why the run cannot go on, or None.
+
+        Each overflow halves the loss scale; when it has gone down from its first value to 1, or to its minimum, a
+        smaller scale is no cure.
+        """
+        self.num_overflows = self.num_overflows + 1 if overflowed else 0
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if overflowed and (self.num_overflows >= self.max_overflows or loss_scale <= self.min_scale):
+            return f"the gradients overflowed {self.num_overflows} times in a row, loss scale {loss_scale:g}"
+        return None
+
+    def spike(self, loss: float) -> float | None:
+        """The running mean of the loss if `loss` is above `spike_factor` times it, else None; then learns `loss`.
+
+        It learns from spikes too: a loss that stays high is one for a hundred steps or so, not for ever.
+        """
+        before = self.mean
+        self.mean = loss if before is None else SPIKE_MEMORY * before + (1 - SPIKE_MEMORY) * loss
+        is_spike = self.spike_factor is not None and before is not None and loss > self.spike_factor * before
+        return before if is_spike else None
