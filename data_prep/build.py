@@ -25,7 +25,16 @@ from tqdm import tqdm
 
 from data_prep.cli import add_slice_arguments, run_cli
 from data_prep.corpus import Corpus, open_corpus
-from data_prep.files import claim_output, finished_file, read_json, remove_leftovers, sole_process, write_json
+from data_prep.files import (
+    FINISHED_FILE,
+    claim_output,
+    finished_file,
+    mark_finished,
+    read_json,
+    remove_leftovers,
+    sole_process,
+    write_json,
+)
 from data_prep.instances import (
     PAIR_TASKS,
     InstanceRule,
@@ -139,7 +148,7 @@ def build(
     check_size(np.diff(bounds[1]), config.pair_task)
     chunks = cut_into_chunks(*bounds, config.duplicates)
     prepared = output / "plan" / "prepared.json"
-    if (slice or finish) and not (prepared.exists() or (output / MANIFEST).exists()):
+    if (slice or finish) and not (prepared.exists() or (output / FINISHED_FILE).exists()):
         raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
     with worker_pool(workers) as ordered_map:  # its processes start while this one counts
         counts = read_json(prepared) if prepared.exists() else _count(*bounds, chunks, config.instance_rule)
@@ -151,7 +160,7 @@ def build(
         identity = {"vocab": _describe_vocab(tokenizer), "corpus": _describe_corpus(corpus)}
         with sole_process(output, shared=slice is not None):
             claim = asdict(config) | {"num_shards": num_shards} | identity
-            if claim_output(output, claim, done_file=MANIFEST) == "done":
+            if claim_output(output, "data_prep.build", claim) == "done":
                 shutil.rmtree(output / "plan", ignore_errors=True)  # killed between its last two acts
                 return
             job = _make_job(corpus, tokenizer, output, config, counts, num_shards)
@@ -171,6 +180,7 @@ def build(
                 entries = _finished_entries(job, ordered_map)
                 remove_leftovers(output)
                 write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
+                mark_finished(output)
                 shutil.rmtree(output / "plan")
 
 

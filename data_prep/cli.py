@@ -170,7 +170,12 @@ class SliceOptions:
 
     prepare: bool = option("only the first step, in one process", default=False, group=HOSTS, one_of="step")
     slice: tuple[int, int] | None = option(
-        "only slice I of N (0 to N-1), after --prepare", default=None, type=part, metavar="I/N", group=HOSTS, one_of="step"
+        "only slice I of N (0 to N-1), after --prepare",
+        default=None,
+        type=part,
+        metavar="I/N",
+        group=HOSTS,
+        one_of="step",
     )
     finish: bool = option(
         "only the last step, in one process, after all slices", default=False, group=HOSTS, one_of="step"

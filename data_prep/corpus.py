@@ -7,7 +7,7 @@ Tokenising is done once; shards of any sequence length are built from it. DIR th
     corpus.bin corpus.idx    the tokens (see indexed_dataset.py)
     punkt.json               the sentence model, trained on a sample of the same input
     spm.model or vocab.txt   the vocabulary
-    config.json              the resolved options
+    run.json                 the resolved options
     manifest.json            counts, what each filter dropped, and the sha256 of every file
 
 Three steps: prepare (the sentence model, from a sample of everything), tokenise part by part (see parts.py), finish
@@ -29,7 +29,15 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.cli import add_slice_arguments, run_cli
-from data_prep.files import claim_output, read_json, remove_leftovers, sha256_file, sole_process, write_json
+from data_prep.files import (
+    claim_output,
+    mark_finished,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    sole_process,
+    write_json,
+)
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
 from data_prep.parts import (
     Part,
@@ -287,14 +295,14 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.vocab, args.cased)
     require_text(files, args.format, args.text_key)
     vocab = tokenizer.describe()
-    config = {"command": "data_prep.corpus", **input_settings, "vocab": vocab}
+    config = {**input_settings, "vocab": vocab}
     config |= {**filters._asdict(), "punkt_mb": args.punkt_mb}
     output = Path(args.output)
     splitter = output / "punkt.json"
     if (args.slice or args.finish) and not splitter.exists():
         raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
     with sole_process(output, shared=args.slice is not None):
-        if claim_output(output, config) == "done":
+        if claim_output(output, "data_prep.corpus", config) == "done":
             shutil.rmtree(output / "parts", ignore_errors=True)  # killed between its last two acts
             return
         all_steps = not (args.prepare or args.slice or args.finish)
@@ -309,6 +317,7 @@ def main(argv: list[str] | None = None) -> None:
             sha256 = {name: sha256_file(output / name) for name in names}
             manifest = {"format": "megatron-indexed-dataset", "config": config, "vocab": vocab}
             write_json(output / "manifest.json", manifest | counts | {"sha256": sha256})
+            mark_finished(output)
             shutil.rmtree(output / "parts")
             totals = ", ".join(f"{counts[f'num_{what}']:,} {what}" for what in ("documents", "sentences", "tokens"))
             print(f"{totals} in {output}")

@@ -11,42 +11,50 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+RUN_FILE, FINISHED_FILE = "run.json", "finished.json"
 
-def claim_output(folder: str | Path, config: dict, name: str = "config", done_file: str = "manifest.json") -> str:
-    """Make `folder` this run's own: create it and write the resolved configuration to `folder/<name>.json`.
 
-    Returns "new" (the folder was missing or empty), "resume" (the same configuration began here and has no
-    `done_file` yet) or "done" (it has one; this is printed, since the command then has nothing to do).
-    `config` is what determines the output's content: leave out the number of workers and the folder itself.
-    Raises ValueError where the folder holds other files or a run of another configuration. Nothing is overwritten.
+def claim_output(folder: str | Path, command: str, identity: dict, part: str = "") -> str:
+    """Reserve an output folder for one run: create it and write run.json, which says what the run is.
+
+    `identity` holds everything that determines the output, so not the number of workers nor the folder's own name.
+    Returns "new" (the folder was missing or empty), "resume" (the same run began here and is not finished) or "done"
+    (it is finished, or this `part` of it, a subfolder, is; that is printed). A finished folder holds finished.json.
+
+    Raises ValueError if the folder holds other files or another run. Nothing is overwritten.
     """
-    folder, config = Path(folder), json.loads(json.dumps(config))
+    folder, asked = Path(folder), json.loads(json.dumps({"command": command, **identity}))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder} is a file; give the name of a folder that is empty or does not exist")
-    claim = folder / f"{name}.json"
-    if not claim.exists():
+    run_file = folder / RUN_FILE
+    if not run_file.exists():
         foreign = sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp")) if folder.exists() else []
         if foreign:
             raise ValueError(
-                f"output folder {folder} already holds {foreign[0]!r} and no {claim.name}, "
+                f"output folder {folder} already holds {foreign[0]!r} and no {RUN_FILE}, "
                 "so it is not this command's; choose another folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(claim, config)
+        write_json(run_file, asked)
         return "new"
-    held = read_json(claim)
-    if held != config and not [p for p in folder.iterdir() if p != claim]:
-        write_json(claim, config)  # a run that failed at once left nothing that could be lost
+    held = read_json(run_file)
+    if held != asked and not [path for path in folder.iterdir() if path != run_file]:
+        write_json(run_file, asked)  # a run that failed at once left nothing that could be lost
         return "new"
-    if held != config:
+    if held != asked:
         raise ValueError(
-            f"output folder {folder} holds another run ({_difference(held, config)}); "
+            f"output folder {folder} holds another run ({_difference(held, asked)}); "
             "choose another folder or remove that one"
         )
-    if (folder / done_file).exists():
-        print(f"{folder} is complete and made by the same configuration: reused")
+    if (folder / part / FINISHED_FILE).exists():
+        print(f"{folder / part} is complete and made by the same configuration: reused")
         return "done"
     return "resume"
+
+
+def mark_finished(folder: str | Path, **facts: object) -> None:
+    """Write finished.json, with a few facts about the result: the last file of a run, or of a part of one."""
+    write_json(Path(folder) / FINISHED_FILE, facts)
 
 
 @contextmanager
@@ -77,7 +85,7 @@ def _difference(held: object, asked: object, name: str = "") -> str:
     if isinstance(held, dict) and isinstance(asked, dict):
         keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
         return "; ".join(_difference(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
-    return f"{name}: {held!r} there, {asked!r} asked for" if name else "its configuration is no JSON object"
+    return f"{name}: {held!r} there, {asked!r} asked for" if name else f"its {RUN_FILE} is not a JSON object"
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.cli import run_cli
-from data_prep.files import claim_output, finished_file, sha256_file, write_json
+from data_prep.files import claim_output, finished_file, mark_finished, sha256_file, write_json
 
 # Import name -> distribution name. All come with this project's own requirements; one that is missing is left out.
 PACKAGES = {
@@ -330,7 +330,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.max_mb is not None and not args.max_mb > 0:
         raise ValueError(f"--max-mb {args.max_mb:g} must be above 0; leave it out to read all documentation")
-    if claim_output(args.output, {"versions": installed_versions(), "max_mb": args.max_mb}) == "done":
+    identity = {"versions": installed_versions(), "max_mb": args.max_mb}
+    if claim_output(args.output, "data_prep.python_docs", identity) == "done":
         return
     documents = collect_documents(find_modules(), max_bytes=1e6 * args.max_mb if args.max_mb else math.inf)
     train, heldout = split_by_module(documents)
@@ -348,6 +349,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append({"file": name, "rows": len(content), "bytes": path.stat().st_size, "sha256": sha256_file(path)})
         print(f"{path}: {len(content):,} rows, {path.stat().st_size / 1e6:.2f} MB")
     write_json(args.output / "manifest.json", rows)
+    mark_finished(args.output)
 
 
 if __name__ == "__main__":

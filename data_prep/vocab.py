@@ -7,7 +7,7 @@ Several corpora or languages, each an --input, can be weighted: with an exponent
 sample (Devlin et al., multilingual BERT, 0.7; Conneau and Lample 2019, section 3.1, 0.5), so that small ones get more
 than their size. A corpus smaller than its share is taken whole.
 
-Leaves DIR/spm.model or DIR/vocab.txt, beside config.json (the options) and manifest.json (what came out). Beside a
+Leaves DIR/spm.model or DIR/vocab.txt, beside run.json (the options) and manifest.json (what came out). Beside a
 vocab.txt tokenizer_config.json says whether it is cased; a SentencePiece model says it itself.
 The same input and options give the same bytes.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.cli import run_cli
-from data_prep.files import claim_output, finished_file, write_json
+from data_prep.files import claim_output, finished_file, mark_finished, write_json
 from data_prep.text.cleaning import normalise, paragraphs
 from data_prep.text.documents import (
     Document,
@@ -182,9 +182,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     files, input_settings = input_config(args)
     require_text(files, args.format, args.text_key)
-    config = {"command": "data_prep.vocab", **input_settings, "type": args.type, "size": args.size}
+    config = {**input_settings, "type": args.type, "size": args.size}
     config |= {"cased": args.cased, "sample_mb": args.sample_mb, "smoothing": args.smoothing}
-    if claim_output(args.output, config) == "done":
+    if claim_output(args.output, "data_prep.vocab", config) == "done":
         return
     sample = _read_sample(args, files)
     num_bytes = sum(len(text.encode()) for text in sample)
@@ -202,6 +202,7 @@ def main(argv: list[str] | None = None) -> None:
         file.write(content)
     tokenizer = load_tokenizer(path)
     write_json(path.with_name("manifest.json"), {"vocab": tokenizer.describe(), "num_sampled_bytes": num_bytes})
+    mark_finished(args.output)
     print(f"{path}: {tokenizer.vocab_size} tokens")
 
 

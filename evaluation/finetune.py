@@ -121,8 +121,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def claim_run_folder(plan: Plan, todo: list[int]) -> None:
     """Make --output this run's own, and say which seeds need no work."""
     args = plan.args
-    done_file = seed_result_file(Path(), todo[0] if todo else args.seeds[0])
-    claim_output(args.output, plan.settings, "finetune", str(done_file))
+    seed = todo[0] if todo else args.seeds[0]
+    claim_output(args.output, "evaluation.finetune", plan.settings, seed_folder(Path(), seed).name)
     if "draw" in plan.settings:
         print(plan.settings["draw"])
     if len(todo) < len(args.seeds):

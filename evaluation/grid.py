@@ -6,7 +6,7 @@ seed, and which setting is best.
 
 All other options are those of `evaluation.finetune`, which does the work: OUTPUT/rate-5e-05_batch-16_epochs-2/ is a run
 of it, whose seeds may run at the same time; OUTPUT/cache keeps what they tokenise, unless --cache names a folder. The
-same command again, also after kill -9, goes on where it was. OUTPUT/grid.json holds what all runs share, so that rates,
+same command again, also after kill -9, goes on where it was. OUTPUT/run.json holds what all runs share, so that rates,
 batch sizes, epochs and seeds may be added later, and anything else that changed is refused by name. A setting is chosen
 by the median of the first metric over the seeds, after the last epoch (Devlin et al. 2019, A.3: on dev).
 """
@@ -28,7 +28,15 @@ from data_prep.cli import run_cli
 from data_prep.files import claim_output, read_json
 from evaluation import finetune
 from evaluation.options import check_numbers
-from evaluation.run_folder import RESULTS_FILE, mean_and_spread, percent, read_seeds, seed_result_file, summarize
+from evaluation.run_folder import (
+    RESULTS_FILE,
+    mean_and_spread,
+    percent,
+    read_seeds,
+    seed_folder,
+    seed_result_file,
+    summarize,
+)
 from pretrain.layout import environment_side_by_side
 
 
@@ -50,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     runs = [(setting, seed) for setting in settings for seed in args.seeds]
     todo = [run for run in runs if not seed_result_file(args.output / run[0].name, run[1]).exists()]
     setting, seed = (todo or runs)[0]
-    done_file = seed_result_file(Path(setting.name), seed)
-    claim_output(args.output, shared_settings(args, rest, settings), "grid", str(done_file))
+    part = str(seed_folder(Path(setting.name), seed))
+    claim_output(args.output, "evaluation.grid", shared_settings(args, rest, settings), part)
     (args.output / "logs").mkdir(exist_ok=True)
     if len(todo) < len(runs):
         print(f"finished before and kept: {len(runs) - len(todo)} of {len(runs)} runs")
@@ -75,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def shared_settings(args: argparse.Namespace, rest: list[str], settings: list[Setting]) -> dict:
-    """What finetune.json has of all the grid's runs alike. Raises ValueError for what any of them would refuse."""
+    """What run.json has of all the grid's runs alike. Raises ValueError for what any of them would refuse."""
     for setting in settings:
         run = finetune.parse_args(options(args, rest, setting, args.seeds))
         check_numbers(run, num_ranks=1)

@@ -207,7 +207,7 @@ def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
 
 
 def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, train: list, dev: list) -> dict:
-    """All that determines the results of a seed, as finetune.json has it; checks what depends on the model."""
+    """All that determines the results of a seed, as run.json has it; checks what depends on the model."""
     paths = {"train": args.data_dir / task.train_file, "dev": args.data_dir / task.dev_file}
     data = {split: {"file": str(path), "sha256": sha256_of(path)} for split, path in paths.items()}
     settings = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.files import claim_output, read_json, write_json
+from data_prep.files import FINISHED_FILE, RUN_FILE, claim_output, mark_finished, read_json
 from data_prep.text.tokenizer import load_tokenizer
 from evaluation.options import sha256_of
 from evaluation.run_folder import RESULTS_FILE, percent, scores_of, seed_folder
@@ -55,6 +55,9 @@ def apply_model(
     return torch.cat(losses).mean().item() if losses else None, [logits[place] for place in np.argsort(order)]
 
 
+COMMAND = "evaluation.predict"
+
+
 def mean_logits(weights: list[Weights], task: Task, features: Features, layout: Layout) -> list[Tensor]:
     """The logits of each sequence, the mean over fine-tuned models; collective."""
     sums: list[Tensor] = []
@@ -76,9 +79,9 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
     """
     settings, rows = find_seeds(run)
     epoch = settings.get("keep_weights")
-    if epoch is None:  # made before finetune.json said so
+    if epoch is None:  # made before run.json said so
         raise ValueError(
-            f"{run}/finetune.json does not say which epoch's weights were kept; add the run's --keep-weights to it: "
+            f"{run}/run.json does not say which epoch's weights were kept; add the run's --keep-weights to it: "
             '"keep_weights": "last" or "best"'
         )
     rows = _answering(run, rows, seeds, epoch)
@@ -89,13 +92,13 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
     output, answering = run / "predictions" / file.name, ", ".join(str(row["seed"]) for row in rows)
     identity = {"file": file.name, "sha256": sha256_of(file), "seed": answering, "epoch": epoch}
     identity["weights"] = [one.identity() for one in weights]
-    if (output / "done.json").exists() and (held := read_json(output / "predict.json")) != identity:
+    if (output / FINISHED_FILE).exists() and (held := read_json(output / RUN_FILE)) != {"command": COMMAND} | identity:
         other = ", ".join(key for key in identity if held.get(key) != identity[key])
         raise ValueError(
             f"{output} holds the answers to another file of this name, or of other seeds ({other} differs); rename "
             "that folder to keep them, or remove it"
         )
-    if claim_output(output, identity, "predict", "done.json") == "done":
+    if claim_output(output, COMMAND, identity) == "done":
         return
     layout = init_lone_layout()
     features = task.encode(tokenizer, examples, settings["max_seq_length"], file.name)
@@ -104,7 +107,7 @@ def predict_file(run: Path, file: Path, seeds: list[int] | None) -> None:
     if note := write_submission(output, task, file.stem, predictions):
         print(note)
     layout.close()
-    write_json(output / "done.json", {"num_examples": len(examples)})
+    mark_finished(output, num_examples=len(examples))
     print(f"{file}: {len(examples):,} examples ({features.note}), answered by seed {answering}: {output}")
 
 
@@ -117,15 +120,15 @@ def _mean_scores(rows: list[dict], epoch: str) -> dict[str, float | None]:
 
 
 def find_seeds(run: Path) -> tuple[dict, list[dict]]:
-    """finetune.json of a run, and the results of the seeds that kept their weights; ValueError if there is none."""
-    for name in ("finetune.json", RESULTS_FILE):
+    """run.json of a run, and the results of the seeds that kept their weights; ValueError if there is none."""
+    for name in ("run.json", RESULTS_FILE):
         if not (run / name).is_file():
             raise ValueError(f"{run} has no {name}; the --output folder of a finished fine-tuning is due")
     rows = read_json(run / RESULTS_FILE)["seeds"]
     kept = [row for row in rows if (seed_folder(run, row["seed"]) / "model/model.safetensors").is_file()]
     if not kept:
         raise ValueError(f"{run}: no seed has kept its weights; fine-tune into another folder with --keep-weights last")
-    return read_json(run / "finetune.json"), kept
+    return read_json(run / "run.json"), kept
 
 
 def seed_weights(run: Path, rows: list[dict]) -> list[Weights]:

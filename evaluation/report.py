@@ -62,7 +62,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     runs = Runs({}, {}, {})
     for name, folder in zip(short_names(folders), folders, strict=True):
         if (folder / RESULTS_FILE).is_file():
-            train = read_json(folder / "finetune.json")["train"]
+            train = read_json(folder / "run.json")["train"]
             run = read_json(folder / RESULTS_FILE) | {"train_sha256": train["sha256"]}
             runs.finetuning[name] = run | {"confusion": confusion_matrix(folder)}
         elif (folder / "run.json").is_file():

@@ -1,10 +1,10 @@
 """The results of a fine-tuning run: what its folder holds, its summary over seeds, and the table that is printed.
 
-    OUTPUT/finetune.json           the resolved configuration: task, files and their sha256, start, model, DeepSpeed;
+    OUTPUT/run.json           the resolved configuration: task, files and their sha256, start, model, DeepSpeed;
                                    not the number of ranks, nor how they cut a batch
     OUTPUT/seed_0/metrics.jsonl    {kind: "train", step, loss, learning_rate} a step, {kind: "dev", epoch, ...} an epoch
     OUTPUT/seed_0/predictions.*    each dev row's after the last epoch, in the task's own files
-    OUTPUT/seed_0/result.json      {seed, best_epoch, epochs: [{epoch, step, losses, scores, examples_per_s}]},
+    OUTPUT/seed_0/finished.json      {seed, best_epoch, epochs: [{epoch, step, losses, scores, examples_per_s}]},
                                    written last: a seed that has it is finished and is not run again
     OUTPUT/results.json            all finished seeds; mean, median, std, min and max of each metric, after the last
                                    epoch and at each seed's best epoch
@@ -35,7 +35,7 @@ def seed_folder(output: Path, seed: int) -> Path:
 
 def seed_result_file(output: Path, seed: int) -> Path:
     """The file that says that a seed is finished."""
-    return seed_folder(output, seed) / "result.json"
+    return seed_folder(output, seed) / "finished.json"
 
 
 def best_epoch(epochs: Sequence[dict], metric: str) -> int:
@@ -45,7 +45,7 @@ def best_epoch(epochs: Sequence[dict], metric: str) -> int:
 
 
 def finish_seed(output: Path, seed: int, task: Task, epochs: list[dict], examples: Sequence, predictions) -> None:
-    """Write the predictions after the last epoch, then the seed's result.json."""
+    """Write the predictions after the last epoch, then the seed's finished.json."""
     folder = seed_folder(output, seed)
     folder.mkdir(exist_ok=True)
     task.write(folder, examples, predictions)
@@ -54,8 +54,8 @@ def finish_seed(output: Path, seed: int, task: Task, epochs: list[dict], example
 
 
 def read_seeds(output: Path) -> list[dict]:
-    """The result.json of every finished seed of a run folder, in the order of the seeds."""
-    return sorted((read_json(path) for path in output.glob("seed_*/result.json")), key=lambda row: row["seed"])
+    """The finished.json of every finished seed of a run folder, in the order of the seeds."""
+    return sorted((read_json(path) for path in output.glob("seed_*/finished.json")), key=lambda row: row["seed"])
 
 
 def summarize(seeds: Sequence[dict], head: dict) -> dict:

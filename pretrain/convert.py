@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data_prep.cli import run_cli
-from data_prep.files import claim_output, remove_leftovers, write_json
+from data_prep.files import claim_output, mark_finished, remove_leftovers, write_json
 from data_prep.text.tokenizer import add_case_arguments
 from data_prep.text.tokenizer_json import save_tokenizer, tokenizer_json
 from pretrain.data import pack_sequences
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer_json(tokenizer)  # a vocabulary that does not convert is refused before anything is written
     identity = {"weights": weights.identity(), "checkpoint": weights.path.name, "vocab": tokenizer.sha256}
     identity |= {} if args.cased is None else {"cased": args.cased}
-    if claim_output(args.output, identity, name="convert", done_file="model.safetensors") == "done":
+    if claim_output(args.output, "pretrain.convert", identity) == "done":
         return
     unchecked = args.output / "unchecked"  # what has not passed every check has no final name
     unchecked.mkdir(exist_ok=True)
@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in sorted(unchecked.iterdir(), key=lambda path: path.name == "model.safetensors"):
         path.rename(args.output / path.name)
     unchecked.rmdir()
+    mark_finished(args.output)
     num_parameters = sum(
         math.prod(whole.shape) for name, whole in tensor_table(weights.config).items() if name in weights
     )

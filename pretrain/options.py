@@ -344,7 +344,7 @@ def claim_run_folder(plan: Plan) -> IO[str]:
     lock that keeps other jobs out while it is open.
     """
     output = plan.args.output
-    claim_output(output, plan.identity(), name="run", done_file="finished.json")
+    claim_output(output, "pretrain.train", plan.identity())
     lock = lock_run_folder(output)
     for name in LOGS:
         if (output / name).exists():

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import torch
 
 from data_prep.cli import run_cli
-from data_prep.files import write_json
+from data_prep.files import FINISHED_FILE, mark_finished, write_json
 from data_prep.shards import Shards, unigram_entropy
 from pretrain.checkpoint import load_tensors, resume, save_checkpoint
 from pretrain.checkpoint_reader import list_checkpoints
@@ -241,7 +241,7 @@ def finish(log: RunLog, last: int, requests: list[str], plan: Plan, layout: Layo
     if layout.rank == 0:
         (plan.args.output / STOP_FILE).unlink(missing_ok=True)
         if last == plan.total_steps:
-            write_json(plan.args.output / "finished.json", {"step": last})
+            mark_finished(plan.args.output, step=last)
 
 
 def describe(plan: Plan, layout: Layout) -> str:
@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         if ranks["LOCAL_RANK"] == 0:
             raise
         sys.exit(2)  # the first rank of this host says why
-    if (args.output / "finished.json").exists():
+    if (args.output / FINISHED_FILE).exists():
         return
     if args.deterministic:
         make_deterministic()

@@ -52,7 +52,7 @@ def find_task(args: argparse.Namespace) -> Task:
 
 
 def restore_task(settings: dict, scores: dict) -> Task:
-    """The task that finetune.json describes, for a model with these dev scores: SQuAD 2.0's threshold is among them."""
+    """The task that run.json describes, for a model with these dev scores: SQuAD 2.0's threshold is among them."""
     if settings["name"] in SQUAD_TASKS:
         return squad_task(**settings, null_threshold=scores.get("null_threshold"))
     if settings["name"] == "ner":

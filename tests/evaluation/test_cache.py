@@ -21,7 +21,7 @@ FEATURES = Features(np.arange(90), np.array([0, 40, 90]), np.array([20, 50]), np
 def fine_tune(folder, output, **changes):
     """Train losses and dev scores of a run with a cache."""
     main(arguments(folder, output, **{"seeds": [0], "epochs": 1, "cache": folder / "cache"} | changes))
-    (epoch,) = read(folder / output / "seed_0/result.json")["epochs"]
+    (epoch,) = read(folder / output / "seed_0/finished.json")["epochs"]
     return epoch["train_loss"], epoch["dev_loss"], epoch["scores"]
 
 

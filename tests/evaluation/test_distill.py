@@ -62,7 +62,7 @@ def test_a_smaller_model_learns_from_its_teacher_alone(task, capsys):
     taught = flags | {"teacher": task / "teacher", "distill-weight": 1}
     main(arguments(task, "taught", **taught))
     assert read(task / "taught/results.json")["last"]["accuracy"]["mean"] == 1.0
-    settings = read(task / "taught/finetune.json")["distillation"]
+    settings = read(task / "taught/run.json")["distillation"]
     assert (len(settings["teacher"]), settings["weight"], settings["temperature"]) == (2, 1.0, 2.0)
 
     (task / "dry.json").write_text(json.dumps(MODEL | SMALL | DRY), encoding="utf-8")
@@ -77,7 +77,7 @@ def test_a_smaller_model_learns_from_its_teacher_alone(task, capsys):
 
 MISFITS = [
     ({"temperature": 2}, "--temperature goes with --teacher; name a run"),
-    ({"teacher": "nowhere"}, "nowhere has no finetune.json"),
+    ({"teacher": "nowhere"}, "nowhere has no run.json"),
     ({"teacher": "teacher", "distill-weight": 1.5}, r"--distill-weight 1.5: a number above 0 and up to 1 is due"),
     ({"teacher": "teacher", "temperature": 0}, r"--temperature 0: a number above 0 is due"),
     (

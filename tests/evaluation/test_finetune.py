@@ -64,12 +64,12 @@ def test_a_run_learns_and_keeps_finished_seeds(task, capsys):
     assert lines[1].startswith("0\tred\tred\t0.0")
 
     # A seed lost to a kill is run again to the same end, the other one is kept, a further one is added.
-    kept = (task / "run/seed_0/result.json").stat().st_mtime_ns
+    kept = (task / "run/seed_0/finished.json").stat().st_mtime_ns
     losses = [epoch["train_loss"] for epoch in results["seeds"][1]["epochs"]]
-    (task / "run/seed_1/result.json").unlink()
+    (task / "run/seed_1/finished.json").unlink()
     main(arguments(task, seeds=[0, 1, 2]))
     assert "finished before and kept: seed 0" in capsys.readouterr().out
-    assert (task / "run/seed_0/result.json").stat().st_mtime_ns == kept
+    assert (task / "run/seed_0/finished.json").stat().st_mtime_ns == kept
     again = read(task / "run/results.json")
     assert [row["seed"] for row in again["seeds"]] == [0, 1, 2]
     assert [epoch["train_loss"] for epoch in again["seeds"][1]["epochs"]] == losses
@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_ends_the_run(task, capsys):
         main(arguments(task, checkpoint=task / "hf", seeds=[0]))
     assert exit_info.value.code == 1
     assert "error: seed 0, step 1: the loss is nan; lower --learning-rate\n" in capsys.readouterr().err
-    assert not (task / "run/seed_0/result.json").exists()
+    assert not (task / "run/seed_0/finished.json").exists()
 
 
 def test_a_part_of_the_training_set_has_every_label_and_is_told(task, capsys):
@@ -140,7 +140,7 @@ def test_a_part_of_the_training_set_has_every_label_and_is_told(task, capsys):
         main(arguments(task, f"from_{train_file}", "ngram", **flags))
         draw = "20 of 160 training examples, drawn by chance by label: 10 green, 10 red"
         assert capsys.readouterr().out.startswith(draw)
-        assert read(task / f"from_{train_file}/finetune.json")["draw"] == draw
+        assert read(task / f"from_{train_file}/run.json")["draw"] == draw
         assert read(task / f"from_{train_file}/results.json")["last"]["accuracy"]["mean"] == 1.0
 
 

@@ -35,12 +35,12 @@ def test_killed_and_restarted_it_gives_the_same_table(task, capsys):
     command = [sys.executable, "-m", "evaluation.grid", *grid(task, "killed")]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(task.glob("killed/*/seed_*/result.json")):
+    while not list(task.glob("killed/*/seed_*/finished.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    num_done = len(list(task.glob("killed/*/seed_*/result.json")))
+    num_done = len(list(task.glob("killed/*/seed_*/finished.json")))
     assert 0 < num_done < 4
     main(grid(task, "killed"))
     again = capsys.readouterr().out

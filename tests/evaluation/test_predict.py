@@ -178,7 +178,7 @@ def test_zero_3_keeps_its_weights(task, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--output", "nowhere"], "nowhere has no finetune.json; the --output folder of a finished fine-tuning"),
+        (["--output", "nowhere"], "nowhere has no run.json; the --output folder of a finished fine-tuning"),
         (["--seeds", "7"], "--seeds 7: .* has the weights of seed 0; name one of them"),
         (["--predict", "no.tsv"], "no.tsv does not exist"),
         (["--predict", "bad.tsv"], r"bad.tsv:2: column 'sentence' is missing"),

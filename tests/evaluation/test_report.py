@@ -71,7 +71,7 @@ def runs(tmp_path):
         write(tmp_path / f"ft/pretrained/seed_{seed}/predictions.tsv", "\n".join([header, *lines]) + "\n")
     write(tmp_path / "ft/majority/results.json", results("majority", [0.53], [0.53]))
     for start in ("pretrained", "majority"):
-        write(tmp_path / f"ft/{start}/finetune.json", {"train": {"file": "train.tsv", "sha256": "t"}})
+        write(tmp_path / f"ft/{start}/run.json", {"train": {"file": "train.tsv", "sha256": "t"}})
     manifest = {"format": "bert-masked-shards", "config": {"seq_length": 128}, "vocab": {"size": 50}}
     write(
         tmp_path / "shards/manifest.json", {**manifest, "num_sequences": 1234, "num_tokens": 99, "num_predictions": 7}

@@ -100,7 +100,7 @@ def test_tools_of_one_process_ignore_the_job_around_them(job, stopped_run, tmp_p
     embed(["--checkpoint", str(stopped_run), "--input", f"{tmp_path}/lines.txt", "--output", f"{tmp_path}/vectors.npy"])
     convert(["--checkpoint", str(stopped_run), "--output", str(tmp_path / "hf")])
     assert (tmp_path / "hf/model.safetensors").is_file() and (tmp_path / "vectors.npy").is_file()
-    with pytest.raises(ValueError, match="has no finetune.json"):
+    with pytest.raises(ValueError, match="has no run.json"):
         finetune(["--predict", f"{tmp_path}/lines.txt", "--output", str(tmp_path)])
     alone = environment_side_by_side(0, 1)
     assert not {*JOB, "MASTER_ADDR", "MASTER_PORT"} - {"SLURM_NTASKS"} & alone.keys() and "PATH" in alone
