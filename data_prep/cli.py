@@ -219,3 +219,11 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
+
+
+def add_slice_arguments(parser: argparse.ArgumentParser, prepared: str) -> None:
+    """The same options on a parser of argparse; goes as soon as corpus and build declare theirs."""
+    steps = parser.add_argument_group(HOSTS).add_mutually_exclusive_group()
+    steps.add_argument("--prepare", action="store_true", help=f"only the first step, in one process: {prepared}")
+    steps.add_argument("--slice", type=part, metavar="I/N", help="only slice I of N (0 to N-1), after --prepare")
+    steps.add_argument("--finish", action="store_true", help="only the last step, in one process, after all slices")
