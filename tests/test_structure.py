@@ -69,6 +69,24 @@ def test_every_file_keeps_the_house_rules(source):
     assert (ROOT / source).read_text(encoding="utf-8").count("\n") <= MAX_LINES, "two rooms: split the file"
 
 
+def test_no_circle_of_imports():
+    """Following imports from any module of the library never leads back to it, wherever the imports stand."""
+    modules = {
+        source.removesuffix(".py").removesuffix("/__init__").replace("/", "."): source for source in sources(*LIBRARIES)
+    }
+    imports = {name: imported_modules(parse(source)) & modules.keys() - {name} for name, source in modules.items()}
+    while leaves := [name for name, needed in imports.items() if not needed & imports.keys()]:
+        for name in leaves:
+            del imports[name]
+    assert not imports, f"circles among {sorted(imports)}"
+
+
+@pytest.mark.parametrize("source", sources(*LIBRARIES))
+def test_options_are_typed(source):
+    """argparse and its untyped namespace stay in one file; commands declare frozen dataclasses."""
+    assert source == "data_prep/cli.py" or not knows(parse(source), "argparse")
+
+
 @pytest.mark.parametrize("source", sources(*LIBRARIES, "examples", "benchmarks"))
 def test_an_option_with_several_values_may_be_given_twice(source):
     """`--seeds 0 --seeds 1` is `--seeds 0 1`. A default would be extended too, so it is put in after parsing."""
