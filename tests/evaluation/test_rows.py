@@ -7,7 +7,7 @@ from evaluation.tasks.rows import read_rows, text_files
 
 def write(folder, name, content):
     path = folder / name
-    path.write_bytes(content.encode())
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 
