@@ -232,7 +232,10 @@ def test_named_entities(task, capsys):
         ({"epochs": 0}, r"--epochs 0: at least 1 is due"),
         ({"seeds": [1, 1]}, r"--seeds 1 1: different whole numbers from 0 on are due"),
         ({"tag-scheme": "iob1"}, r"--tag-scheme goes with --task ner; leave it out"),
-        ({"task": "squad1", "checkpoint": "ngram"}, r"--checkpoint ngram answers with one label or score a row, which"),
+        (
+            {"task": "squad1", "checkpoint": "ngram"},
+            r"--checkpoint ngram predicts one label or score per",
+        ),
         ({"doc-stride": 4}, r"--doc-stride goes with --task squad1 or squad2; leave it out"),
         ({"learning-rate": 5}, r"--learning-rate 5: a number above 0 and below 1"),
         ({"rescale-embeddings": []}, r"--rescale-embeddings goes with a pretrained --checkpoint; leave it out"),

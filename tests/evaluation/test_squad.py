@@ -35,7 +35,7 @@ def tokenizer(tmp_path_factory):
 
 
 def gold_logits(features):
-    """What a perfect model says: 10 at the first and the last token of the answer, or at [CLS]; -10 elsewhere."""
+    """The logits of a perfect model: 10 at the first and the last token of the answer, or at [CLS]; -10 elsewhere."""
     logits = []
     for length, (first, last) in zip(features.lengths, features.labels, strict=True):
         scores = torch.full((int(length), 2), -10.0)
@@ -90,7 +90,7 @@ def test_an_answer_is_found_in_its_window_and_too_long_ones_are_not(tmp_path, to
     assert found[1].text != "Café de Flore, in"
 
 
-def test_squad_2_leaves_questions_open_above_the_threshold(tmp_path, tokenizer):
+def test_squad_2_gives_no_answer_above_the_threshold(tmp_path, tokenizer):
     entries = [
         entry("yes", is_impossible=False),
         entry("no", is_impossible=True, answers=[], plausible_answers=[{"text": "Flore", "answer_start": 12}]),
@@ -120,7 +120,7 @@ def test_squad_2_leaves_questions_open_above_the_threshold(tmp_path, tokenizer):
     assert fixed.score(questions, found)["f1"] == pytest.approx(2 / 3)
 
 
-def test_exact_match_has_a_threshold_of_its_own():
+def test_exact_match_has_its_own_threshold():
     """As in the official evaluation. Answering all three costs the first question and gives the others F1 2/3 each."""
     asked = {"Flore": (), "in Paris": ("Paris",), "the Café": ("Café de",)}
     questions = [Question(text, "Where?", CONTEXT, answers, None) for text, answers in asked.items()]
@@ -141,8 +141,8 @@ def test_the_question_word(question, word):
 
 @pytest.mark.parametrize("context", ["", "   ", "\u200b", "\n\t\u2060", "\x00"])
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_passage_without_a_word_is_answered_with_nothing(tmp_path, tokenizer, context, version):
-    """Beside another one, whose answer it made unreadable."""
+def test_a_passage_without_words_gives_no_answer(tmp_path, tokenizer, context, version):
+    """Nor does it change the answer on another passage."""
     task = squad_task(f"squad{version}")
     record = {"id": "q0", "question": "Where?", "is_impossible": True, "answers": []}
     write(tmp_path, record, context=context)
@@ -173,7 +173,7 @@ def test_half_a_character_is_refused(tmp_path, key):
 @pytest.mark.parametrize("value", ["false", "true", 0, 1, None, [], "no"])
 def test_is_impossible_is_true_or_false(tmp_path, value):
     path = write(tmp_path, entry(is_impossible=value))
-    with pytest.raises(ValueError, match=r"qas\[0\]: 'is_impossible' is .*, true or false is due"):
+    with pytest.raises(ValueError, match=r"qas\[0\]: 'is_impossible' is .* instead of true or false"):
         read_squad(path, True, 2)
     assert read_squad(write(tmp_path, entry(is_impossible=False)), True, 2)[0].answers == ("Paris",)
 
@@ -197,7 +197,7 @@ def test_a_file_without_answers(tmp_path, tokenizer):
         ('{"data": []}', "holds no question"),
         ('{"data": [{}]}', r"data\[0\] has no 'paragraphs'"),
         ('{"data": [{"paragraphs": [{"qas": []}]}]}', r"data\[0\].paragraphs\[0\] has no 'context'"),
-        ('{"data": {"a": 1}}', r"the file: 'data' is \{\"a\": 1\}, a list is due"),
+        ('{"data": {"a": 1}}', r"the file: 'data' is \{\"a\": 1\} instead of a list"),
     ],
 )
 def test_a_file_of_another_shape(tmp_path, content, message):
@@ -213,13 +213,13 @@ def test_a_file_of_another_shape(tmp_path, content, message):
         ([entry(start=21)], "question q1: the passage has ' Pari' at answer_start 21, not the answer 'Paris'; correct"),
         ([entry(start=-5)], "at answer_start -5, not the answer"),
         ([entry(text="", start=3)], "not the answer ''"),
-        ([entry(start="22")], r"qas\[0\].answers\[0\]: 'answer_start' is \"22\", a whole number is due"),
+        ([entry(start="22")], r"qas\[0\].answers\[0\]: 'answer_start' is \"22\" instead of an integer"),
         ([entry(answers=[])], "question q1 has no answer; .*--task squad2"),
         ([entry(is_impossible=True)], "question q1 has no answer; .*--task squad2"),
         ([entry(), entry()], "question q1 occurs 2 times"),
         ([{"id": "q1", "answers": []}], r"data\[0\].paragraphs\[0\].qas\[0\] has no 'question'"),
         ([{"id": "q1", "question": "?"}], r"qas\[0\] has no 'answers'"),
-        ([entry(identity=5)], r"qas\[0\]: 'id' is 5, a text is due"),
+        ([entry(identity=5)], r"qas\[0\]: 'id' is 5 instead of a text"),
     ],
 )
 def test_a_bad_question_is_named(tmp_path, entries, message):
