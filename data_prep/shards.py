@@ -58,7 +58,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.files import finished_file, read_json, sha256_file
+from data_prep.files import finished_file, read_json, safetensors_header, sha256_file
 
 FORMAT, VERSION = "bert-masked-shards", 1
 MANIFEST = "manifest.json"
@@ -169,15 +169,10 @@ def write_shard(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(f"a shard of {len(tokens):,} tokens exceeds the format's {1 << 32:,}; raise --num-shards")
     dtypes = dict(zip(_ARRAYS, ("<u4", "<u4", tokens.dtype, tokens.dtype, "<u2", "<u2", "i1"), strict=True))
     columns = {name: np.ascontiguousarray(arrays[name], np.dtype(dtype)) for name, dtype in dtypes.items()}
-    header, end = {"__metadata__": {"format": FORMAT, "version": str(VERSION)}}, 0
-    for name, column in columns.items():
-        begin, end = end, end + column.nbytes
-        header[name] = {"dtype": _NAMES[column.dtype], "shape": list(column.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    tensors = {name: (_NAMES[column.dtype], column.shape, column.nbytes) for name, column in columns.items()}
     path = Path(path)
     with finished_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(safetensors_header(tensors, {"format": FORMAT, "version": str(VERSION)}))
         for column in columns.values():
             file.write(column.data)
 

@@ -1,18 +1,20 @@
 """BERT with its masked-language-model and pair heads (Devlin et al. 2019), split over tensor-parallel ranks as Megatron
 splits a transformer (Shoeybi et al. 2019, section 3). At tp 1 the same code is an ordinary BERT.
 
+Read this file from the bottom up: `BertForPreTraining.forward` computes the losses, and what it calls stands above it.
+
 Shape legend, used everywhere: B batch, S sequence, P predicted positions, T tokens of an unpadded batch, H hidden, N
 heads, D head, F feed-forward, V vocabulary; `/tp` marks a dimension split over the tensor-parallel ranks. Between
 tensor-parallel products, activations written [T, H] are [T/tp, H] under sequence parallelism.
 
 Parameters are named as in Hugging Face's `BertForPreTraining`, with pre-LayerNorm as in `MegatronBertForPreTraining`,
-so a conversion only merges slices. Q, K and V are parameters of their own (one LAMB trust ratio each) and are
-concatenated in the forward pass: one product, one all-reduce of the input's gradient.
+so a conversion only merges slices. Query, key and value are separate parameters, each with its own trust ratio in LAMB,
+and are concatenated in the forward pass: one product, one all-reduce of the input's gradient.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,51 +33,109 @@ from pretrain.layers import (
     embedding,
     is_split,
     join_tokens,
-    joined_product,
+    joined_linear,
+    linear,
     local_shape,
     mark_split,
     prediction_loss,
     split_tokens,
     sub_seed,
-    whole_product,
 )
 from pretrain.layout import Layout
 from pretrain.model_config import ModelConfig
+from pretrain.parameter_table import is_vocabulary
+from pretrain.positions import sinusoidal_positions
 
-RECOMPUTE = ("none", "selective", "full")
+
+@torch.no_grad()
+def init_weights(module: nn.Module, seed: int) -> None:
+    """Truncated normal with `initializer_range` (google-research/bert, `create_initializer`), LayerNorm 1, biases 0.
+
+    Each tensor is drawn whole from (seed, name) and then sliced, so every layout starts from the same model, bit for
+    bit.
+    """
+    config, layout = module.bert.config, module.bert.layout
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif len(local_shape(parameter)) == 1:
+            parameter.fill_(1.0)
+        else:
+            generator = torch.Generator().manual_seed(derive_seed(seed, name))
+            whole = torch.empty(whole_shape(parameter, name, config, layout))
+            std = config.initializer_range
+            nn.init.trunc_normal_(whole, std=std, a=-2 * std, b=2 * std, generator=generator)
+            parameter.copy_(slice_tensor(whole, parameter, layout))
+
+
+@torch.no_grad()
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], optional: tuple[str, ...] = ()) -> list[str]:
+    """Fill a module from whole tensors by name, sliced for this rank.
+
+    Parameters whose names begin with one of `optional` may be missing: they stay as they are, and their names are
+    returned. Raises ValueError, by name, for tensors that are missing, superfluous or of another shape.
+    """
+    config, layout = module.bert.config, module.bert.layout
+    parameters = dict(module.named_parameters())
+    constants = {name for name, _ in module.named_buffers()}  # sinusoidal positions: a file may hold them
+    absent = [name for name in parameters if name not in tensors]
+    missing = [name for name in absent if not name.startswith(optional)]
+    extra = sorted(tensors.keys() - parameters.keys() - constants)
+    if missing or extra:
+        raise ValueError(f"the checkpoint does not fit the model: missing {missing[:5]}, left over {extra[:5]}")
+    for name in parameters.keys() - absent:
+        parameter, tensor = parameters[name], tensors[name]
+        expected = whole_shape(parameter, name, config, layout)
+        if list(tensor.shape) != expected:
+            raise ValueError(
+                f"the checkpoint does not fit the model: {name} is {list(tensor.shape)}, expected {expected}"
+            )
+        parameter.copy_(slice_tensor(tensor, parameter, layout))
+    return absent
+
+
+def whole_shape(parameter: Tensor, name: str, config: ModelConfig, layout: Layout) -> list[int]:
+    """The shape of the tensor that `parameter` is a slice of, without the rows that pad the vocabulary."""
+    shape = local_shape(parameter)
+    if is_split(parameter):
+        shape[parameter.partition_dim] *= layout.tp_size
+    if is_vocabulary(name):
+        shape[0] = config.vocab_size
+    return shape
+
+
+def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
+    """This rank's slice of a whole tensor, the vocabulary padded with rows of zeros."""
+    if not is_split(parameter):
+        return whole
+    dim, size = parameter.partition_dim, local_shape(parameter)[parameter.partition_dim]
+    missing = size * layout.tp_size - whole.shape[dim]
+    if missing:
+        whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])])
+    return whole.narrow(dim, layout.tp_rank * size, size)
 
 
 def activation(x: Tensor, name: str) -> Tensor:
-    """GELU exact or by tanh (Hendrycks and Gimpel 2016), or ReLU."""
+    """GELU, exact or approximated by tanh (Hendrycks and Gimpel 2016), or ReLU."""
     return F.relu(x) if name == "relu" else F.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
 
 
-def call(function, *args, recompute: bool):
-    """function(*args); with `recompute` what its backward pass needs is not kept but computed again (Chen et al. 2016).
+def recomputed(function: Callable) -> Callable:
+    """The same function, whose intermediate results are computed again in the backward pass instead of being kept (Chen
+    et al. 2016).
 
-    Dropout seeds itself, so no generator's state has to be kept either, and the gradients are the same bit for bit.
+    Dropout seeds itself, so no generator's state has to be kept, and the gradients are the same bit for bit.
     """
-    if not recompute:
-        return function(*args)
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 def layer_norm(config: ModelConfig, layout: Layout, here: bool) -> nn.Module:
-    """LayerNorm if it stands `here` in this kind of BERT, else nothing."""
+    """LayerNorm if this kind of BERT has one `here`, else the identity."""
     return LayerNorm(config.hidden_size, config.layer_norm_eps, layout) if here else nn.Identity()
 
 
-def sinusoidal_positions(num_positions: int, hidden_size: int) -> Tensor:
-    """[num_positions, H] Sine and cosine by turns (Vaswani et al. 2017, section 3.5), divided by sqrt(H): the paper
-    multiplies the words by it (3.4), but here they are the decoder's weights too.
-    """
-    rates = 10000.0 ** (-torch.arange(0, hidden_size, 2, dtype=torch.float64) / hidden_size)  # [H/2]
-    angles = torch.arange(num_positions)[:, None] * rates  # [num_positions, H/2]
-    return (torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1) / math.sqrt(hidden_size)).float()
-
-
 class SinusoidalPositions(nn.Module):
-    """Positions that are not learned, in the place of those that are."""
+    """Constant positions, with the interface of the learned ones."""
 
     def __init__(self, num_positions: int, hidden_size: int):
         super().__init__()
@@ -86,22 +146,22 @@ class SinusoidalPositions(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Words, positions and segments -> [T, H]."""
+    """The sum of word, position and segment embeddings, LayerNorm and dropout: [T] -> [T, H]."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
         self.config, self.layout = config, layout
-        self.word_embeddings = embedding(
-            config.padded_vocab_size(layout.tp_size), config.hidden_size, layout
-        )  # [V/tp, H]
+        vocab_size, hidden_size = config.padded_vocab_size(layout.tp_size), config.hidden_size
         positions = SinusoidalPositions if config.position_embedding_type == "sinusoidal" else nn.Embedding
-        self.position_embeddings = positions(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = embedding(vocab_size, hidden_size, layout)  # [V/tp, H]
+        self.position_embeddings = positions(config.max_position_embeddings, hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden_size)
         self.LayerNorm = layer_norm(config, layout, here=not config.pre_layer_norm)
 
     def forward(self, sequences: Sequences, seed: tuple | None) -> Tensor:
         words = self.word_embeddings(sequences.token_ids)
-        positions = self.position_embeddings(sequences.position_ids).type_as(words)  # DeepSpeed casts weights alone
+        # DeepSpeed casts parameters only, so sinusoidal positions are float32.
+        positions = self.position_embeddings(sequences.position_ids).type_as(words)
         segments = self.token_type_embeddings(sequences.segment_ids)
         hidden = split_tokens(words + positions + segments, self.layout)  # [T, H]
         return dropout(self.LayerNorm(hidden), self.config.hidden_dropout_prob, sub_seed(seed, "embeddings"))
@@ -119,15 +179,15 @@ class SelfAttention(nn.Module):
         self.recompute = False
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
-        qkv = joined_product(hidden, (self.query, self.key, self.value))  # [T, 3 * H/tp]
-        seed = sub_seed(seed, "attention", self.layout.tp_rank)
+        qkv = joined_linear(hidden, (self.query, self.key, self.value))  # [T, 3 * H/tp]
         num_heads = self.config.num_attention_heads // self.layout.tp_size
-        probability = self.config.attention_probs_dropout_prob
-        return call(self_attention, qkv, num_heads, sequences, probability, seed, recompute=self.recompute)  # [T, H/tp]
+        seed = sub_seed(seed, "attention", self.layout.tp_rank)
+        attend = recomputed(self_attention) if self.recompute else self_attention
+        return attend(qkv, num_heads, sequences, self.config.attention_probs_dropout_prob, seed)  # [T, H/tp]
 
 
 class ResidualOutput(nn.Module):
-    """Row-parallel projection back to H, dropout, residual, and LayerNorm where it comes last (as in the paper)."""
+    """Row-parallel projection back to H, dropout, residual sum and, in post-LayerNorm models, LayerNorm."""
 
     def __init__(self, in_size: int, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -141,7 +201,7 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention and its output, under Hugging Face's names."""
+    """Self-attention and its output, by Hugging Face's names."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -167,7 +227,7 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: [T, H] -> [T, H]."""
+    """One transformer layer, attention and feed-forward: [T, H] -> [T, H]."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -178,11 +238,12 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         hidden = self.attention(hidden, sequences, seed)
-        return self.output(self.intermediate(self.ln(hidden)), hidden, sub_seed(seed, "output"))
+        expanded = self.intermediate(self.ln(hidden))  # [T, F/tp]
+        return self.output(expanded, hidden, sub_seed(seed, "output"))
 
 
 class Encoder(nn.Module):
-    """The stack of layers."""
+    """The stack of layers and, in pre-LayerNorm models, a last LayerNorm."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -192,12 +253,13 @@ class Encoder(nn.Module):
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         for index, layer in enumerate(self.layer):
-            hidden = call(layer, hidden, sequences, sub_seed(seed, index), recompute=self.recompute)
+            run = recomputed(layer) if self.recompute else layer
+            hidden = run(hidden, sequences, sub_seed(seed, index))
         return self.ln(hidden)
 
 
 class Pooler(nn.Module):
-    """tanh of a projection of each sequence's [CLS]."""
+    """tanh of a projection of the first token, [CLS], of each sequence."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -208,7 +270,7 @@ class Pooler(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings, encoder, and a pooler if something reads it: without a gradient, weight decay would shrink it."""
+    """Embeddings, encoder and, if something reads it, a pooler: without a gradient, weight decay would shrink it."""
 
     def __init__(self, config: ModelConfig, layout: Layout, add_pooling_layer: bool = True):
         super().__init__()
@@ -219,7 +281,7 @@ class BertModel(nn.Module):
         self.pooler = Pooler(config) if add_pooling_layer else None
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
-        """Hidden states of the last layer, [T, H]. `dropout_seed` makes the masks; None switches dropout off."""
+        """Hidden states of the last layer, [T, H]. `dropout_seed` decides the masks; None switches dropout off."""
         if self.layout.sequence_parallel:
             dropout_seed = sub_seed(dropout_seed, self.layout.tp_rank)  # ranks hold different tokens
         hidden = self.embeddings(sequences, dropout_seed)
@@ -232,7 +294,7 @@ class BertModel(nn.Module):
 
 
 class PredictionTransform(nn.Module):
-    """Dense, activation and LayerNorm before the decoder."""
+    """Dense layer, activation and LayerNorm before the decoder."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -245,7 +307,7 @@ class PredictionTransform(nn.Module):
 
 
 class Predictions(nn.Module):
-    """The masked-language-model head; its decoder is the word embedding, its bias is split like it."""
+    """The masked-language-model head. Its decoder is the word embedding; its bias is split in the same way."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -255,8 +317,8 @@ class Predictions(nn.Module):
         mark_split(self.bias, dim=0)
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        """[P, H] and [V/tp, H] -> logits [P, V/tp]; what only pads the vocabulary is -inf, out of the softmax."""
-        logits = whole_product(self.transform(hidden), word_embeddings, self.bias, self.layout)
+        """[P, H] and [V/tp, H] -> logits [P, V/tp]. Rows that pad the vocabulary get -inf, so softmax ignores them."""
+        logits = linear(self.transform(hidden), word_embeddings, self.bias, self.layout)
         num_real = self.config.vocab_size - self.layout.tp_rank * logits.shape[1]
         if num_real < logits.shape[1]:
             padding = torch.arange(logits.shape[1], device=logits.device) >= num_real
@@ -265,7 +327,7 @@ class Predictions(nn.Module):
 
 
 class PretrainingHeads(nn.Module):
-    """Masked-language-model head and, if there is a pair task, its head."""
+    """The masked-language-model head and, if there is a pair task, its head."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -275,22 +337,24 @@ class PretrainingHeads(nn.Module):
 
 @dataclass
 class PretrainingBatch:
-    """A micro-batch with its targets. A batch without a pair task has -1 in every pair label."""
+    """A micro-batch with its targets."""
 
     sequences: Sequences
-    masked_lm_positions: Tensor  # [P] int64, places in T
+    masked_lm_rows: Tensor  # [P] int64, the predicted tokens' rows in [T, H]
     masked_lm_labels: Tensor  # [P] int64
-    pair_labels: Tensor  # [B] int64: 1 random next or swapped, 0 in order, -1 none
+    pair_labels: Tensor  # [B] int64: 1 random next or swapped, 0 in order, -1 no pair task
 
     def to(self, device: torch.device) -> "PretrainingBatch":
-        tensors = (self.masked_lm_positions, self.masked_lm_labels, self.pair_labels)
         return PretrainingBatch(
-            self.sequences.to(device), *(tensor.to(device, non_blocking=True) for tensor in tensors)
+            self.sequences.to(device),
+            self.masked_lm_rows.to(device, non_blocking=True),
+            self.masked_lm_labels.to(device, non_blocking=True),
+            self.pair_labels.to(device, non_blocking=True),
         )
 
 
 class PretrainingOutput(NamedTuple):
-    """Losses in nats and hits, not reduced. Without a pair label, or without a pair head, a pair loss is 0."""
+    """Losses in nats and correct predictions, not reduced. A pair loss is 0 without a pair label or a pair head."""
 
     mlm_loss: Tensor  # [P] float32
     mlm_correct: Tensor  # [P] bool: the label has the highest logit
@@ -299,9 +363,9 @@ class PretrainingOutput(NamedTuple):
 
 
 class BertForPreTraining(nn.Module):
-    """BERT with its heads; the MLM head runs on the masked positions alone.
+    """BERT with its pretraining heads; the MLM head runs on the masked positions only.
 
-    `recompute` trades time for memory: "selective" computes the attention core again in the backward pass (Korthikanti
+    `recompute` trades time for memory. "selective" computes the attention core again in the backward pass (Korthikanti
     et al. 2022, section 5), "full" whole layers.
     """
 
@@ -315,85 +379,17 @@ class BertForPreTraining(nn.Module):
             layer.attention.self.recompute = recompute == "selective"
 
     def forward(self, batch: PretrainingBatch, dropout_seed: tuple | None = None) -> PretrainingOutput:
-        """Losses and hits of a micro-batch. `dropout_seed` makes the dropout masks; None switches dropout off.
+        """Losses and correct predictions of a micro-batch. `dropout_seed` decides the masks; None switches dropout off.
 
-        The caller sums and divides: by the counts of the whole step when training, of the whole set when evaluating.
+        The caller sums and divides: by the counts of the whole step in training, of the whole set in evaluation.
         """
         hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
-        masked = hidden[batch.masked_lm_positions]  # [P, H]
+        masked = hidden[batch.masked_lm_rows]  # [P, H]
         logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight).float()  # [P, V/tp]
         mlm_loss, mlm_correct = prediction_loss(logits, batch.masked_lm_labels, self.layout)
         if self.cls.seq_relationship is None:
-            nothing = torch.zeros_like(batch.pair_labels)
-            return PretrainingOutput(mlm_loss, mlm_correct, nothing.float(), nothing.bool())
+            zeros = torch.zeros_like(batch.pair_labels)
+            return PretrainingOutput(mlm_loss, mlm_correct, zeros.float(), zeros.bool())
         pair_logits = self.cls.seq_relationship(self.bert.pool(hidden, batch.sequences.cu_seqlens)).float()  # [B, 2]
         pair_loss = F.cross_entropy(pair_logits, batch.pair_labels, ignore_index=-1, reduction="none")
         return PretrainingOutput(mlm_loss, mlm_correct, pair_loss, pair_logits.argmax(-1) == batch.pair_labels)
-
-
-@torch.no_grad()
-def init_weights(module: nn.Module, seed: int) -> None:
-    """Truncated normal with `initializer_range` (google-research/bert, `create_initializer`), LayerNorm 1, biases 0.
-
-    Each tensor is drawn whole from (seed, name) and then sliced, so every layout starts from the same model, bit for
-    bit.
-    """
-    config, layout = module.bert.config, module.bert.layout
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-        elif parameter.ndim == 1:
-            parameter.fill_(1.0)
-        else:
-            generator = torch.Generator().manual_seed(derive_seed(seed, name))
-            whole = torch.empty(whole_shape(parameter, name, config, layout))
-            std = config.initializer_range
-            nn.init.trunc_normal_(whole, std=std, a=-2 * std, b=2 * std, generator=generator)
-            parameter.copy_(slice_tensor(whole, parameter, layout))
-
-
-def whole_shape(parameter: Tensor, name: str, config: ModelConfig, layout: Layout) -> list[int]:
-    """Shape of the tensor that `parameter` is a slice of, without the rows that pad the vocabulary."""
-    shape = local_shape(parameter)
-    if is_split(parameter):
-        shape[parameter.partition_dim] *= layout.tp_size
-    if name.endswith(("word_embeddings.weight", "predictions.bias")):
-        shape[0] = config.vocab_size
-    return shape
-
-
-def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
-    """This rank's slice of a whole tensor, the vocabulary padded with zero rows."""
-    if not is_split(parameter):
-        return whole
-    dim, size = parameter.partition_dim, local_shape(parameter)[parameter.partition_dim]
-    missing = size * layout.tp_size - whole.shape[dim]
-    if missing:
-        whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])])
-    return whole.narrow(dim, layout.tp_rank * size, size)
-
-
-@torch.no_grad()
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], optional: tuple[str, ...] = ()) -> list[str]:
-    """Fills a module from whole tensors by name, sliced for this rank; ValueError names what is missing, left over or
-    of another shape.
-
-    Parameters whose names begin with one of `optional` may be missing: they stay as they are, and are returned.
-    """
-    config, layout = module.bert.config, module.bert.layout
-    parameters = dict(module.named_parameters())
-    constants = {name for name, _ in module.named_buffers()}  # sinusoidal positions: a file may hold them
-    absent = [name for name in parameters if name not in tensors]
-    missing = [name for name in absent if not name.startswith(optional)]
-    extra = sorted(tensors.keys() - parameters.keys() - constants)
-    if missing or extra:
-        raise ValueError(f"the checkpoint does not fit the model: missing {missing[:5]}, left over {extra[:5]}")
-    for name in parameters.keys() - absent:
-        parameter, tensor = parameters[name], tensors[name]
-        expected = whole_shape(parameter, name, config, layout)
-        if list(tensor.shape) != expected:
-            raise ValueError(
-                f"the checkpoint does not fit the model: {name} is {list(tensor.shape)}, expected {expected}"
-            )
-        parameter.copy_(slice_tensor(tensor, parameter, layout))
-    return absent

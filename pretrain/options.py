@@ -27,8 +27,7 @@ from pretrain.deepspeed_config import (
 )
 from pretrain.layout import check_layout
 from pretrain.metrics_file import read_rows
-from pretrain.model import RECOMPUTE
-from pretrain.model_config import PRESETS, ModelConfig, load_model_config
+from pretrain.model_config import PRESETS, RECOMPUTE, ModelConfig, load_model_config
 from pretrain.plan import report
 from pretrain.run_lock import lock_run_folder
 from pretrain.telemetry import LOGS

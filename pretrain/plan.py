@@ -28,11 +28,10 @@ from pretrain.costs import (
     training_flops,
 )
 from pretrain.deepspeed_config import load_deepspeed_config
-from pretrain.model_config import PRESETS, load_model_config
+from pretrain.model_config import PRESETS, RECOMPUTE, load_model_config
 from pretrain.parameter_table import num_parameters
 
 GIB = 2**30
-RECOMPUTE = ("none", "selective", "full")  # pretrain.model's choices, which need torch to be imported
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
