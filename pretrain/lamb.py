@@ -84,8 +84,8 @@ def _is_split(tensor: Tensor) -> bool:
 def _stage12_fragments(optimizer, group: int, size: int, names: dict) -> list[Fragment]:
     """The fragments of a group under ZeRO 1 and 2, from each tensor's offset in the concatenated group.
 
-    With `round_robin_gradients` the order of the tensors is another. The offsets follow it; the addresses that DeepSpeed
-    links to the tensors do not.
+    `round_robin_gradients` changes the order of the tensors. The offsets follow it; the addresses that DeepSpeed links
+    to the tensors do not.
     """
     start = dist.get_rank(optimizer.real_dp_process_group[group]) * size
     tensors, offsets = optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group]

@@ -71,7 +71,7 @@ class Sequences:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of all parts: randomness depends on its place and time, not on what ran before."""
+    """A 63-bit seed that is a function of all parts and does not depend on what ran before."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 

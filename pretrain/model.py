@@ -12,6 +12,7 @@ so a conversion only merges slices. Query, key and value are separate parameters
 and are concatenated in the forward pass: one product, one all-reduce of the input's gradient.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -115,9 +116,14 @@ def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
     return whole.narrow(dim, layout.tp_rank * size, size)
 
 
-def activation(x: Tensor, name: str) -> Tensor:
+def activation(name: str) -> nn.Module:
     """GELU, exact or approximated by tanh (Hendrycks and Gimpel 2016), or ReLU."""
-    return F.relu(x) if name == "relu" else F.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
+    return nn.ReLU() if name == "relu" else nn.GELU(approximate="tanh" if name == "gelu_new" else "none")
+
+
+def in_order(**modules: nn.Module) -> nn.Sequential:
+    """Modules that are applied one after the other; their names become part of the parameters' names."""
+    return nn.Sequential(OrderedDict(modules))
 
 
 def recomputed(function: Callable) -> Callable:
@@ -214,18 +220,6 @@ class Attention(nn.Module):
         return self.output(context, hidden, sub_seed(seed, "attention output"))  # [T, H]
 
 
-class Intermediate(nn.Module):
-    """Column-parallel expansion to F and the activation."""
-
-    def __init__(self, config: ModelConfig, layout: Layout):
-        super().__init__()
-        self.config = config
-        self.dense = ColumnLinear(config.hidden_size, config.intermediate_size, layout)  # [F/tp, H]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return activation(self.dense(hidden), self.config.hidden_act)  # [T, H] -> [T, F/tp]
-
-
 class Layer(nn.Module):
     """One transformer layer, attention and feed-forward: [T, H] -> [T, H]."""
 
@@ -233,12 +227,15 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = Attention(config, layout)
         self.ln = layer_norm(config, layout, here=config.pre_layer_norm)
-        self.intermediate = Intermediate(config, layout)
+        self.intermediate = in_order(
+            dense=ColumnLinear(config.hidden_size, config.intermediate_size, layout),  # [F/tp, H]
+            activation=activation(config.hidden_act),
+        )
         self.output = ResidualOutput(config.intermediate_size, config, layout)
 
     def forward(self, hidden: Tensor, sequences: Sequences, seed: tuple | None) -> Tensor:
         hidden = self.attention(hidden, sequences, seed)
-        expanded = self.intermediate(self.ln(hidden))  # [T, F/tp]
+        expanded = self.intermediate(self.ln(hidden))  # [T, H] -> [T, F/tp]
         return self.output(expanded, hidden, sub_seed(seed, "output"))
 
 
@@ -258,17 +255,6 @@ class Encoder(nn.Module):
         return self.ln(hidden)
 
 
-class Pooler(nn.Module):
-    """tanh of a projection of the first token, [CLS], of each sequence."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, first_tokens: Tensor) -> Tensor:
-        return torch.tanh(self.dense(first_tokens))  # [B, H]
-
-
 class BertModel(nn.Module):
     """Embeddings, encoder and, if something reads it, a pooler: without a gradient, weight decay would shrink it."""
 
@@ -278,7 +264,8 @@ class BertModel(nn.Module):
         self.config, self.layout = config, layout
         self.embeddings = Embeddings(config, layout)
         self.encoder = Encoder(config, layout)
-        self.pooler = Pooler(config) if add_pooling_layer else None
+        if add_pooling_layer:
+            self.pooler = in_order(dense=nn.Linear(config.hidden_size, config.hidden_size), activation=nn.Tanh())
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
         """Hidden states of the last layer, [T, H]. `dropout_seed` decides the masks; None switches dropout off."""
@@ -289,21 +276,8 @@ class BertModel(nn.Module):
         return join_tokens(hidden, len(sequences.token_ids), self.layout)
 
     def pool(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """[T, H] -> [B, H]: the pooled [CLS] of each sequence."""
+        """[T, H] -> [B, H]: tanh of a projection of the first token, [CLS], of each sequence."""
         return self.pooler(hidden[cu_seqlens[:-1].long()])
-
-
-class PredictionTransform(nn.Module):
-    """Dense layer, activation and LayerNorm before the decoder."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.LayerNorm(activation(self.dense(hidden), self.config.hidden_act))
 
 
 class Predictions(nn.Module):
@@ -312,7 +286,11 @@ class Predictions(nn.Module):
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
         self.config, self.layout = config, layout
-        self.transform = PredictionTransform(config)
+        self.transform = in_order(
+            dense=nn.Linear(config.hidden_size, config.hidden_size),
+            activation=activation(config.hidden_act),
+            LayerNorm=nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
+        )
         self.bias = nn.Parameter(torch.zeros(config.padded_vocab_size(layout.tp_size) // layout.tp_size))  # [V/tp]
         mark_split(self.bias, dim=0)
 
@@ -324,15 +302,6 @@ class Predictions(nn.Module):
             padding = torch.arange(logits.shape[1], device=logits.device) >= num_real
             logits = logits.masked_fill(padding, float("-inf"))
         return logits
-
-
-class PretrainingHeads(nn.Module):
-    """The masked-language-model head and, if there is a pair task, its head."""
-
-    def __init__(self, config: ModelConfig, layout: Layout):
-        super().__init__()
-        self.predictions = Predictions(config, layout)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2) if config.has_pair_head else None
 
 
 @dataclass
@@ -371,9 +340,11 @@ class BertForPreTraining(nn.Module):
 
     def __init__(self, config: ModelConfig, layout: Layout, recompute: str = "none"):
         super().__init__()
-        self.layout = layout
+        self.layout, self.has_pair_head = layout, config.has_pair_head
         self.bert = BertModel(config, layout, add_pooling_layer=config.has_pair_head)
-        self.cls = PretrainingHeads(config, layout)
+        self.cls = nn.ModuleDict({"predictions": Predictions(config, layout)})
+        if config.has_pair_head:
+            self.cls["seq_relationship"] = nn.Linear(config.hidden_size, 2)
         self.bert.encoder.recompute = recompute == "full"
         for layer in self.bert.encoder.layer:
             layer.attention.self.recompute = recompute == "selective"
@@ -387,7 +358,7 @@ class BertForPreTraining(nn.Module):
         masked = hidden[batch.masked_lm_rows]  # [P, H]
         logits = self.cls.predictions(masked, self.bert.embeddings.word_embeddings.weight).float()  # [P, V/tp]
         mlm_loss, mlm_correct = prediction_loss(logits, batch.masked_lm_labels, self.layout)
-        if self.cls.seq_relationship is None:
+        if not self.has_pair_head:
             zeros = torch.zeros_like(batch.pair_labels)
             return PretrainingOutput(mlm_loss, mlm_correct, zeros.float(), zeros.bool())
         pair_logits = self.cls.seq_relationship(self.bert.pool(hidden, batch.sequences.cu_seqlens)).float()  # [B, 2]

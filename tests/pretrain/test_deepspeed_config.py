@@ -147,7 +147,7 @@ def test_offload_to_a_disk_needs_its_place(tmp_path):
 def test_a_key_given_twice_is_refused(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text('{"bf16": {"enabled": true, "enabled": false}}')
-    with pytest.raises(ValueError, match="ds.json: .*the key 'enabled' is given twice"):
+    with pytest.raises(ValueError, match="ds.json .*the key 'enabled' is given twice"):
         load_deepspeed_config(path)
 
 
@@ -170,7 +170,8 @@ def test_the_known_keys_kinds_and_defaults_are_deepspeeds(tmp_path):
             assert defaults.get(alias, default) == default, alias
             if not isinstance(rule, dict | tuple) and alias != "overlap_comm":
                 kind = rule if isinstance(rule, type) else type(rule)
-                assert isinstance(default, kind) and isinstance(default, bool) == (kind is bool), alias
+                kinds = (int, float) if kind is float else (kind,)  # a default of 0.0 is written as 0
+                assert isinstance(default, kinds) and isinstance(default, bool) == (kind is bool), alias
     for block in ("offload_param", "offload_optimizer"):
         (model,) = [
             kind for kind in DeepSpeedZeroConfig.model_fields[block].annotation.__args__ if kind is not type(None)
