@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -166,21 +166,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in values if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} is given twice; leave one out")
     return values
-
-
-def safetensors_header(tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: dict[str, str]) -> bytes:
-    """The start of a safetensors file, up to the first tensor: name -> (dtype as the format spells it, shape, bytes).
-
-    It is 8 bytes of header length and a JSON header, padded with spaces to a multiple of 8. The tensors follow in the
-    same order, without gaps (the format's own specification).
-    """
-    header, end = {"__metadata__": metadata}, 0
-    for name, (dtype, shape, num_bytes) in tensors.items():
-        begin, end = end, end + num_bytes
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def sha256_file(path: str | Path) -> str:

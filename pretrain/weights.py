@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data_prep.files import finished_file, safetensors_header, sha256_file
+from data_prep.files import finished_file, sha256_file
+from data_prep.shards import safetensors_header
 from data_prep.text.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
 from data_prep.text.vocab_files import find_vocabularies
 from pretrain.checkpoint_reader import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
@@ -159,14 +161,13 @@ def write_safetensors(path: Path, weights: Weights) -> None:
     """Write the file that `safetensors` would, with one tensor in memory at a time; whole or not at all."""
     config = weights.config
     table = {POSITIONS: WholeTensor((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
-    shapes = {name: table[name].shape for name in weights}
-    tensors = {name: ("F32", shape, 4 * torch.Size(shape).numel()) for name, shape in shapes.items()}
+    tensors = {name: (np.dtype(np.float32), table[name].shape) for name in weights}
     with finished_file(path) as file:
         file.write(safetensors_header(tensors, {"format": "pt"}))
         for name in weights:
             tensor = weights[name].contiguous()
-            if tuple(tensor.shape) != shapes[name]:
-                raise ValueError(f"{weights.path}: {name} is {list(tensor.shape)}, expected {list(shapes[name])}")
+            if tuple(tensor.shape) != table[name].shape:
+                raise ValueError(f"{weights.path}: {name} is {list(tensor.shape)}, expected {list(table[name].shape)}")
             file.write(tensor.numpy().data)
 
 
