@@ -11,14 +11,12 @@ finished.json is there. Exit code 1: the run cannot go on (its loss is no number
 """
 
 import math
-import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.loss_watch import LossWatch
 from pretrain.stopping import STOP_FILE, STOP_REQUESTS, hold_stop_signals, stop_requests
-from pretrain.watchdog import Watchdog
 
 if __name__ == "__main__":
     hold_stop_signals()  # before torch, whose import takes seconds in which a signal would kill the rank
@@ -32,12 +30,13 @@ from pretrain.checkpoint import load_tensors, resume, save_checkpoint
 from pretrain.checkpoint_reader import list_checkpoints
 from pretrain.data import StepBatch, evaluation_batches, require_undamaged, training_batches
 from pretrain.engine import initialize_engine, step_without_update, update_weights
-from pretrain.layout import Layout, init_layout, is_about_another_rank, make_deterministic, rank_environment
+from pretrain.layout import Layout, init_layout, make_deterministic, rank_environment
 from pretrain.model import BertForPreTraining, init_weights, load_weights
 from pretrain.options import Plan, claim_run_folder, dry_run, make_plan, parse_args
 from pretrain.parameter_table import HEADS
 from pretrain.schedule import learning_rate
 from pretrain.telemetry import RunLog, Throughput, trust_ratio_summary
+from pretrain.watchdog import Watchdog, watch_rank
 from pretrain.weights import check_whole
 
 
@@ -277,21 +276,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.deterministic:
         make_deterministic()
     layout = init_layout(args.tensor_parallel, args.sequence_parallel, args.timeout)
-    watchdog = Watchdog(args.timeout)
-    try:
-        with watchdog:
-            train(plan, layout, watchdog)
-    except FloatingPointError as error:
-        if layout.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        if is_about_another_rank(error):
-            error.add_note(
-                f"rank {layout.rank} on {platform.node()}, in {watchdog.place}: another rank died, or stood still for"
-                f" --timeout {args.timeout:g} minutes. Ranks that no longer answer: {layout.silent_ranks() or 'none'}"
-            )
-        raise
+    with watch_rank(layout, args.timeout) as watchdog:
+        train(plan, layout, watchdog)
     layout.close()
 
 
