@@ -98,10 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     mark_finished(options.output)
     table = tensor_table(weights.config)
     num_parameters = sum(math.prod(whole.shape) for name, whole in table.items() if name in weights)
+    result = f"{num_parameters:,} parameters, outputs within {difference:.1e}"
     lacking = f"; it has no {', '.join(missing)}" if missing else ""
-    print(
-        f"{weights.path} -> {options.output}: {num_parameters:,} parameters, outputs within {difference:.1e}{lacking}"
-    )
+    print(f"{weights.path} -> {options.output}: {result}{lacking}")
 
 
 if __name__ == "__main__":
