@@ -49,7 +49,7 @@ from pretrain.model import slice_tensor, whole_shape
 def save_checkpoint(
     engine,
     layout: Layout,
-    run: Path,
+    run_folder: Path,
     step: int,
     keep: int,
     keep_every: int | None = None,
@@ -60,7 +60,7 @@ def save_checkpoint(
     Keeps the newest `keep` checkpoints and those of every `keep_every`-th step, and removes the others. Returns the
     finished folder. Raises OSError, naming the folder, if it cannot be written.
     """
-    parent = run / "checkpoints"
+    parent = run_folder / "checkpoints"
     name = f"step_{step:08d}"
     unfinished, finished = parent / f"{name}.tmp", parent / name
     try:
@@ -82,13 +82,13 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise  # that text is how torch reports a full disk
-        free = shutil.disk_usage(run).free
+        free = shutil.disk_usage(run_folder).free
         raise OSError(
             f"{finished} could not be written ({describe_error(error).splitlines()[0]}); {free:,} bytes are free there,"
             " the checkpoints before it are whole. Make room and run the same command again: it resumes from the newest"
         ) from error
     if layout.rank == 0:
-        for old in list_checkpoints(run)[:-keep]:
+        for old in list_checkpoints(run_folder)[:-keep]:
             if not keep_every or int(old.name.removeprefix("step_")) % keep_every:
                 _remove(old)
     layout.barrier()
