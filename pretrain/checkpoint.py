@@ -234,7 +234,7 @@ def load_tensors(engine, layout: Layout, folder: Path) -> None:
             for flat, part in places[name]:
                 target = flat if kind == "weight" else optimizer.state[flat][kind]
                 source = tensor.reshape(-1)[part.tensor_start :][: part.numel]
-                target.view(-1)[part.start :][: part.numel].copy_(source)
+                part.of(target).copy_(source)
             if kind == "weight" and stage < 3:
                 parameter.copy_(tensor)
     if stage == 3:

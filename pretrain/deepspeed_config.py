@@ -44,6 +44,18 @@ PRECISION_DEFAULTS = {
     },
     "fp32": {},
 }
+ZERO_SWITCHES = """
+    contiguous_gradients reduce_scatter allgather_partitions overlap_comm use_multi_rank_bucket_allreduce
+    round_robin_gradients parameter_alignment load_from_fp32_weights elastic_checkpoint pipeline_loading_checkpoint
+    ignore_unused_parameters memory_efficient_linear override_module_apply log_trace_cache_warnings enable_sanity_checks
+    stage3_gather_16bit_weights_on_model_save stage3_allgather_sequential stage3_use_all_reduce_for_fetch_params
+    zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients
+"""
+ZERO_SIZES = """
+    allgather_bucket_size sub_group_size zero_hpz_partition_size stage3_prefetch_bucket_size
+    stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_module_granularity_threshold
+    stage3_max_live_parameters stage3_max_reuse_distance
+"""
 # What may stand in the file beside the required keys, and what each value must be: a tuple lists the choices, an int is
 # the lowest value of a whole number, a float that of any number, and a dict is a block of further keys. Left out are
 # deprecated keys, those that need one of DeepSpeed's optimizers, and `compute_grad_norm`.
@@ -62,36 +74,26 @@ ENGINE_SETTINGS = {
     },
     "zero_optimization": {
         "stage": (0, 1, 2, 3),
+        "reduce_bucket_size": 1,
+        **dict.fromkeys(ZERO_SIZES.split(), 0),
+        **dict.fromkeys(ZERO_SWITCHES.split(), bool),
         "offload_param": {
-            **dict.fromkeys(("buffer_count", "buffer_size", "max_in_cpu"), 0),
             "device": DEVICES,
             "nvme_path": str,
             "pin_memory": bool,
+            **dict.fromkeys(("buffer_count", "buffer_size", "max_in_cpu"), 0),
         },
         "offload_optimizer": {
-            **dict.fromkeys(("pin_memory", "pipeline_read", "pipeline_write", "fast_init"), bool),
             "device": DEVICES,
             "nvme_path": str,
             "buffer_count": 0,
+            **dict.fromkeys(("pin_memory", "pipeline_read", "pipeline_write", "fast_init"), bool),
         },
-        "reduce_bucket_size": 1,
-        **dict.fromkeys(("allgather_bucket_size", "sub_group_size", "zero_hpz_partition_size"), 0),
-        **dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"), 0),
-        **dict.fromkeys(("stage3_model_persistence_threshold", "stage3_module_granularity_threshold"), 0),
-        **dict.fromkeys(("stage3_max_live_parameters", "stage3_max_reuse_distance"), 0),
-        **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "allgather_partitions", "overlap_comm"), bool),
-        **dict.fromkeys(("use_multi_rank_bucket_allreduce", "round_robin_gradients", "parameter_alignment"), bool),
-        **dict.fromkeys(("load_from_fp32_weights", "elastic_checkpoint", "pipeline_loading_checkpoint"), bool),
-        **dict.fromkeys(("ignore_unused_parameters", "memory_efficient_linear", "override_module_apply"), bool),
-        **dict.fromkeys(("stage3_gather_16bit_weights_on_model_save", "stage3_allgather_sequential"), bool),
-        **dict.fromkeys(("stage3_use_all_reduce_for_fetch_params", "zero_quantized_gradients"), bool),
-        **dict.fromkeys(("zero_quantized_weights", "zero_quantized_nontrainable_weights"), bool),
-        **dict.fromkeys(("log_trace_cache_warnings", "enable_sanity_checks"), bool),
     },
     "steps_per_print": 0,
     **dict.fromkeys(("wall_clock_breakdown", "dump_state", "memory_breakdown"), bool),
     **dict.fromkeys(("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), bool),
-    "comms_logger": {**dict.fromkeys(("enabled", "prof_all", "verbose", "debug"), bool), "prof_ops": list},
+    "comms_logger": {"prof_ops": list, **dict.fromkeys(("enabled", "prof_all", "verbose", "debug"), bool)},
     "flops_profiler": {
         **dict.fromkeys(("enabled", "detailed"), bool),
         **dict.fromkeys(("profile_step", "top_modules"), 0),
