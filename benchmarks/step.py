@@ -38,11 +38,11 @@ def full_batch(config: ModelConfig, length: int, size: int, seed: int) -> Pretra
     lengths = np.full(size, length)
     token_ids = torch.randint(config.vocab_size, (size * length,), generator=generator)
     places = torch.arange(round(20 * length / 128)) * (length // round(20 * length / 128))
-    positions = (torch.arange(size)[:, None] * length + places).flatten()
+    rows = (torch.arange(size)[:, None] * length + places).flatten()
     return PretrainingBatch(
         sequences=pack_sequences(token_ids.numpy(), lengths, lengths // 2),
-        masked_lm_rows=positions,
-        masked_lm_labels=torch.randint(config.vocab_size, positions.shape, generator=generator),
+        masked_lm_rows=rows,
+        masked_lm_labels=torch.randint(config.vocab_size, rows.shape, generator=generator),
         pair_labels=torch.randint(2, (size,), generator=generator),
     )
 

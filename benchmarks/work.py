@@ -195,11 +195,11 @@ def random_batch(config: ModelConfig) -> PretrainingBatch:
     lengths = torch.tensor(LENGTHS)
     token_ids = torch.randint(config.vocab_size, (int(lengths.sum()),), generator=generator)
     starts = torch.cumsum(lengths, 0) - lengths
-    positions = torch.cat([start + torch.arange(_predictions(n)) for start, n in zip(starts, LENGTHS, strict=True)])
+    rows = torch.cat([start + torch.arange(_predictions(n)) for start, n in zip(starts, LENGTHS, strict=True)])
     return PretrainingBatch(
         sequences=pack_sequences(token_ids.numpy(), lengths.numpy(), (lengths // 2).numpy()),
-        masked_lm_rows=positions,
-        masked_lm_labels=torch.randint(config.vocab_size, positions.shape, generator=generator),
+        masked_lm_rows=rows,
+        masked_lm_labels=torch.randint(config.vocab_size, rows.shape, generator=generator),
         pair_labels=torch.zeros(len(LENGTHS), dtype=torch.int64),
     )
 
@@ -259,8 +259,8 @@ def meta_step(layout: Layout, config: ModelConfig, dtype: torch.dtype, lengths, 
     model = BertForPreTraining(config, layout, recompute).to("meta", dtype)
     lengths = np.array(lengths)
     sequences = pack_sequences(np.zeros(lengths.sum(), np.int64), lengths, lengths // 2)
-    positions, labels = torch.zeros(len(lengths), dtype=torch.int64), torch.zeros(len(lengths), dtype=torch.int64)
-    batch = PretrainingBatch(sequences, positions, labels, labels).to(torch.device("meta"))
+    rows, labels = torch.zeros(len(lengths), dtype=torch.int64), torch.zeros(len(lengths), dtype=torch.int64)
+    batch = PretrainingBatch(sequences, rows, labels, labels).to(torch.device("meta"))
 
     def step() -> None:
         output = model(batch, (0,))

@@ -154,10 +154,7 @@ def check_ids(records: Records, samples: np.ndarray, shards: Shards) -> None:
     would silently return zeros for it.
     """
     vocab_size = shards.manifest["vocab"]["size"]
-    for ids, counts in (
-        (records.token_ids, records.lengths),
-        (records.masked_lm_labels, records.num_predictions),
-    ):
+    for ids, counts in ((records.token_ids, records.lengths), (records.masked_lm_labels, records.num_predictions)):
         if ids.max(initial=0) < vocab_size:
             continue
         first = np.argmax(ids >= vocab_size)

@@ -241,13 +241,9 @@ def _build_grid(
     if parallel_state.model_parallel_is_initialized():
         _leave_grid()
     if not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            timeout=datetime.timedelta(minutes=timeout_min),
-            store=store,
-            rank=ranks["RANK"],
-            world_size=ranks["WORLD_SIZE"],
-        )
+        place = {"store": store, "rank": ranks["RANK"], "world_size": ranks["WORLD_SIZE"]}
+        timeout = datetime.timedelta(minutes=timeout_min)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **place)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
         create_gloo_process_groups=False,

@@ -139,7 +139,7 @@ def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_
 
 
 def count_predictions(folders, num_steps):
-    """(what the loader says of each step, what this rank holds of it, the sum of its labels)."""
+    """Per step: the loader's count over all ranks, this rank's count, and the sum of this rank's labels."""
     data = [(Shards(folder), Fraction(1)) for folder in folders]
     batches = training_batches(data, 0, 16, 4, init_layout(), range(num_steps), dynamic_masks=True)
     rows = []
@@ -158,9 +158,9 @@ def test_every_rank_knows_how_many_words_were_masked_on_all(shard_folders, tmp_p
         build.main(["--corpus", str(corpus), "--output", str(folder), *options])
     num_steps = 3 * Shards(folders[0]).num_sequences // 16
     ((alone, _, labels),) = run_ranks(count_predictions, 1, folders, num_steps)
-    (told, *first), (also_told, *second) = run_ranks(count_predictions, 2, folders, num_steps)
+    (total, *first), (same_total, *second) = run_ranks(count_predictions, 2, folders, num_steps)
     numbers, sums = np.add(first, second)
-    assert told == also_told == alone == numbers.tolist() and labels == sums.tolist()
+    assert total == same_total == alone == numbers.tolist() and labels == sums.tolist()
     data = [(Shards(folder), Fraction(1)) for folder in folders]
     stored = training_batches(data, 0, 16, 16, Layout(1, 1, 0, 0, CPU), range(num_steps))
     same = [

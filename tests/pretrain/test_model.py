@@ -33,9 +33,9 @@ def make_batch(lengths: list[int], config: ModelConfig, seed: int = 0) -> Pretra
     lengths = np.array(lengths)
     num_tokens = lengths.sum()
     sequences = pack_sequences(rng.integers(5, config.vocab_size, num_tokens), lengths, lengths // 2)
-    positions = np.sort(rng.choice(num_tokens, num_tokens // 7, replace=False))
-    labels = rng.integers(5, config.vocab_size, len(positions))
-    return PretrainingBatch(sequences, *map(torch.from_numpy, (positions, labels, rng.integers(0, 2, len(lengths)))))
+    rows = np.sort(rng.choice(num_tokens, num_tokens // 7, replace=False))
+    labels = rng.integers(5, config.vocab_size, len(rows))
+    return PretrainingBatch(sequences, *map(torch.from_numpy, (rows, labels, rng.integers(0, 2, len(lengths)))))
 
 
 def loss_and_gradients(
