@@ -23,6 +23,7 @@ import dataclasses
 import inspect
 import math
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -154,6 +155,17 @@ def number(above: float | None = None, low: float = -math.inf, high: float = mat
 
 
 share = number(low=0, high=1)
+
+
+def matching(pattern: str, description: str) -> Callable[[str], str]:
+    """A `type` of an option: a text that the regular expression `pattern` matches to its end."""
+
+    def matched(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return text
+
+    return matched
 
 
 def part(text: str) -> tuple[int, int]:

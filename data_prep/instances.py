@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.randomness import INSTANCES, below, compiled, next_bits, start_stream, uniform
-from data_prep.shards import Records
+from data_prep.shards import Records, starts_of
 
 NO_PAIR, IN_ORDER, RANDOM_OR_SWAPPED = -1, 0, 1  # values of pair_label
 PAIR_TASKS = {"nsp": 0, "sop": 1, "none": 2}
@@ -156,13 +156,18 @@ def assemble(token_ids: np.ndarray, instances: np.ndarray, *, cls_id: int, sep_i
     `token_ids` are those of the whole corpus.
     """
     segment_b_start = instances["a_length"].astype(np.int64) + 2
-    lengths = segment_b_start + instances["b_length"] + (instances["b_length"] > 0)
-    tokens = np.empty(lengths.sum(), dtype)
+    sequence_start = starts_of(segment_b_start + instances["b_length"] + (instances["b_length"] > 0))
+    tokens = np.empty(sequence_start[-1], dtype)
     _assemble(np.asarray(token_ids), instances, cls_id, sep_id, tokens)
-    nothing = np.empty(0, np.int64)
-    num_predictions = np.zeros(len(instances), np.int64)
-    labels = np.empty(0, dtype)
-    return Records(tokens, lengths, segment_b_start, instances["pair_label"], num_predictions, nothing, labels)
+    return Records(
+        sequence_start=sequence_start,
+        prediction_start=np.zeros(len(sequence_start), np.int64),
+        token_ids=tokens,
+        masked_lm_labels=np.empty(0, dtype),
+        masked_lm_positions=np.empty(0, np.int64),
+        segment_b_start=segment_b_start,
+        pair_labels=instances["pair_label"],
+    )
 
 
 @compiled
