@@ -23,6 +23,7 @@ import dataclasses
 import inspect
 import math
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -192,6 +193,17 @@ def _require_range(value: float, low: float, high: float) -> Any:
     if math.isinf(low) or math.isinf(high):
         raise argparse.ArgumentTypeError(f"{value} is below {low}" if value < low else f"{value} is above {high}")
     raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+
+
+def matching(pattern: str, description: str) -> Callable[[str], str]:
+    """A `type` of an option: a text that the regular expression `pattern` matches to its end."""
+
+    def matched(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return text
+
+    return matched
 
 
 def part(text: str) -> tuple[int, int]:

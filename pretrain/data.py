@@ -16,7 +16,7 @@ set's own sequence of epochs. With weights 3 and 1 and batches of 6:
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -24,7 +24,7 @@ import torch
 
 from data_prep.files import sha256_file
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
-from data_prep.shards import Records, Shards
+from data_prep.shards import Records, Shards, join_records
 from data_prep.text.tokenizer import load_tokenizer
 from pretrain.layers import Sequences
 from pretrain.layout import Layout
@@ -111,12 +111,10 @@ def pack_sequences(token_ids: np.ndarray, lengths: np.ndarray, segment_b_start: 
 
 
 def make_batch(records: Records) -> PretrainingBatch:
-    """Records as tensors. Positions inside a sequence become rows of the micro-batch's T tokens."""
-    starts = np.cumsum(records.lengths) - records.lengths
-    rows = records.masked_lm_positions + np.repeat(starts, records.num_predictions)
+    """Records as a micro-batch of tensors."""
     return PretrainingBatch(
         sequences=pack_sequences(records.token_ids, records.lengths, records.segment_b_start),
-        masked_lm_rows=torch.from_numpy(rows),
+        masked_lm_rows=torch.from_numpy(records.masked_lm_rows()),
         masked_lm_labels=torch.from_numpy(records.masked_lm_labels),
         pair_labels=torch.from_numpy(records.pair_labels),
     )
@@ -130,17 +128,8 @@ def read_records(
     check_ids(records, samples, shards)
     if rule is not None:
         seed = shards.manifest["config"]["seed"]
-        masked = mask_sequences(records.original_token_ids(), records.lengths, samples, rule, seed=seed, epoch=epochs)
-        records = replace(records, **masked._asdict())
+        records = mask_sequences(records, samples, rule, seed=seed, epoch=epochs)
     return records
-
-
-def join_records(parts: list[Records]) -> Records:
-    """Concatenated records."""
-    if len(parts) == 1:
-        return parts[0]
-    names = [field.name for field in fields(Records)]
-    return Records(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def rule_of_shards(shards: Shards) -> MaskingRule:
