@@ -69,11 +69,11 @@ def test_each_data_set_of_a_mixture_has_its_own_whole_epochs():
     whole = draw_samples(7, 0, 5000, sizes, WEIGHTS)
     batches = np.concatenate([draw_samples(7, start, 40, sizes, WEIGHTS) for start in range(0, 5000, 40)], axis=1)
     for data_set, size in enumerate(sizes):
-        _, indices, epochs = whole[:, whole[0] == data_set]
-        assert np.array_equal(batches[1:, batches[0] == data_set], [indices, epochs])
-        assert np.array_equal(indices, samples_at(7, 0, len(indices), size))
-        for epoch in range(len(indices) // size):
-            assert sorted(indices[epochs == epoch]) == list(range(size))
+        _, samples, epochs = whole[:, whole[0] == data_set]
+        assert np.array_equal(batches[1:, batches[0] == data_set], [samples, epochs])
+        assert np.array_equal(samples, samples_at(7, 0, len(samples), size))
+        for epoch in range(len(samples) // size):
+            assert sorted(samples[epochs == epoch]) == list(range(size))
     assert max(whole[2, whole[0] == 1]) > 5  # it has been read several times
     alone = draw_samples(7, 1234, 900, [700], [Fraction(2)])
     assert np.array_equal(alone[1], samples_at(7, 1234, 900, 700)) and not alone[0].any()
@@ -101,11 +101,11 @@ def test_every_layout_sees_the_same_global_batch(dp_size, weights, shard_folders
 
 def test_a_batch_is_what_the_records_say(shard_folders):
     shards = Shards(shard_folders[0])
-    indices = np.array([3, 0, 7])
-    records = shards.gather(indices)
+    samples = np.array([3, 0, 7])
+    records = shards.gather(samples)
     batch = make_batch(records)
     starts = batch.sequences.cu_seqlens
-    for row, index in enumerate(indices):
+    for row, index in enumerate(samples):
         alone = shards.gather(np.array([index]))
         part = slice(starts[row], starts[row + 1])
         assert batch.sequences.token_ids[part].tolist() == alone.token_ids.tolist()
@@ -119,9 +119,9 @@ def test_a_batch_is_what_the_records_say(shard_folders):
 def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_folders):
     shards = Shards(shard_folders[0])
     rule = rule_of_shards(shards)
-    indices = np.array([3, 0, 7, 12, 40])
+    samples = np.array([3, 0, 7, 12, 40])
     stored, first, second = (
-        make_batch(read_records(shards, indices, *more))
+        make_batch(read_records(shards, samples, *more))
         for more in ((), (np.zeros(5, np.int64), rule), (np.array([1, 0, 1, 0, 1]), rule))
     )
     for name in ("masked_lm_rows", "masked_lm_labels"):
@@ -173,13 +173,13 @@ def test_every_rank_knows_how_many_words_were_masked_on_all(shard_folders, tmp_p
 @pytest.mark.parametrize("column", ["token_ids", "masked_lm_labels"])
 def test_an_id_beyond_the_vocabulary_is_named_by_its_sample(column, shard_folders):
     shards = Shards(shard_folders[0])
-    indices = np.array([3, 0, 7])
-    records = shards.gather(indices)
+    samples = np.array([3, 0, 7])
+    records = shards.gather(samples)
     size = shards.manifest["vocab"]["size"]
-    check_ids(records, indices, shards)
+    check_ids(records, samples, shards)
     getattr(records, column)[-1] = size
     with pytest.raises(ValueError, match=f"sample 7 of .*train holds token id {size}, but the vocabulary has {size} e"):
-        check_ids(records, indices, shards)
+        check_ids(records, samples, shards)
 
 
 @pytest.mark.parametrize("dp_size", [1, 3])
