@@ -22,8 +22,8 @@ from benchmarks.measure import copy_bandwidth, parser, report
 from data_prep.cli import run_cli
 from data_prep.shards import Shards
 from pretrain.data import make_batch, pack_sequences
-from pretrain.model import RECOMPUTE, PretrainingBatch
-from pretrain.model_config import PRESETS, ModelConfig, load_model_config
+from pretrain.model import PretrainingBatch
+from pretrain.model_config import PRESETS, RECOMPUTE, ModelConfig, load_model_config
 from pretrain.parameter_table import num_parameters
 from pretrain.telemetry import peak_flops
 
@@ -38,11 +38,11 @@ def full_batch(config: ModelConfig, length: int, size: int, seed: int) -> Pretra
     lengths = np.full(size, length)
     token_ids = torch.randint(config.vocab_size, (size * length,), generator=generator)
     places = torch.arange(round(20 * length / 128)) * (length // round(20 * length / 128))
-    positions = (torch.arange(size)[:, None] * length + places).flatten()
+    rows = (torch.arange(size)[:, None] * length + places).flatten()
     return PretrainingBatch(
         sequences=pack_sequences(token_ids.numpy(), lengths, lengths // 2),
-        masked_lm_positions=positions,
-        masked_lm_labels=torch.randint(config.vocab_size, positions.shape, generator=generator),
+        masked_lm_rows=rows,
+        masked_lm_labels=torch.randint(config.vocab_size, rows.shape, generator=generator),
         pair_labels=torch.randint(2, (size,), generator=generator),
     )
 

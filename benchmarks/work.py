@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import parser, report
 from data_prep.cli import run_cli
-from pretrain.costs import DEVICES, Job, communication
+from pretrain.costs import DEVICES, PlannedRun, communication
 from pretrain.data import pack_sequences
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, init_layout
@@ -195,11 +195,11 @@ def random_batch(config: ModelConfig) -> PretrainingBatch:
     lengths = torch.tensor(LENGTHS)
     token_ids = torch.randint(config.vocab_size, (int(lengths.sum()),), generator=generator)
     starts = torch.cumsum(lengths, 0) - lengths
-    positions = torch.cat([start + torch.arange(_predictions(n)) for start, n in zip(starts, LENGTHS, strict=True)])
+    rows = torch.cat([start + torch.arange(_predictions(n)) for start, n in zip(starts, LENGTHS, strict=True)])
     return PretrainingBatch(
         sequences=pack_sequences(token_ids.numpy(), lengths.numpy(), (lengths // 2).numpy()),
-        masked_lm_positions=positions,
-        masked_lm_labels=torch.randint(config.vocab_size, positions.shape, generator=generator),
+        masked_lm_rows=rows,
+        masked_lm_labels=torch.randint(config.vocab_size, rows.shape, generator=generator),
         pair_labels=torch.zeros(len(LENGTHS), dtype=torch.int64),
     )
 
@@ -259,8 +259,8 @@ def meta_step(layout: Layout, config: ModelConfig, dtype: torch.dtype, lengths, 
     model = BertForPreTraining(config, layout, recompute).to("meta", dtype)
     lengths = np.array(lengths)
     sequences = pack_sequences(np.zeros(lengths.sum(), np.int64), lengths, lengths // 2)
-    positions, labels = torch.zeros(len(lengths), dtype=torch.int64), torch.zeros(len(lengths), dtype=torch.int64)
-    batch = PretrainingBatch(sequences, positions, labels, labels).to(torch.device("meta"))
+    rows, labels = torch.zeros(len(lengths), dtype=torch.int64), torch.zeros(len(lengths), dtype=torch.int64)
+    batch = PretrainingBatch(sequences, rows, labels, labels).to(torch.device("meta"))
 
     def step() -> None:
         output = model(batch, (0,))
@@ -289,7 +289,7 @@ def planned_bytes(case: Case) -> dict[str, float]:
     """Bytes that a rank sends in a step along each axis, by the plan; without what comes in collectives of SMALL bytes
     or less: what is a number a prediction, and LAMB's norms.
     """
-    job = Job(
+    run = PlannedRun(
         model=CONFIG,
         deepspeed=deepspeed_config(case.stage, case.num_ranks // case.tensor_parallel, case.optimizer),
         num_nodes=1,
@@ -302,9 +302,9 @@ def planned_bytes(case: Case) -> dict[str, float]:
         sequence_parallel=case.sequence_parallel,
         on_gpu=False,
     )
-    planned = communication(job)
+    planned = communication(run)
     assert planned["LAMB's norms"] <= 4 * SMALL
-    losses = NUM_MICRO_BATCHES * (job.tp_size - 1) / job.tp_size * 2 * num_predictions() * 20
+    losses = NUM_MICRO_BATCHES * (run.tp_size - 1) / run.tp_size * 2 * num_predictions() * 20
     apart = {"tensor parallel": losses, "data parallel": 0}
     return {axis: sum(planned[name] for name in planned if name.startswith(axis)) - apart[axis] for axis in apart}
 

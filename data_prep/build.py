@@ -48,7 +48,7 @@ from data_prep.instances import (
 )
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.randomness import shuffled_positions
-from data_prep.shards import MANIFEST, make_manifest, shard_entry, write_shard
+from data_prep.shards import MANIFEST, Records, join_records, make_manifest, shard_entry, write_shard
 from data_prep.text.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
 from data_prep.workers import worker_pool
 
@@ -265,10 +265,7 @@ def fill_shard(job: Job, shard: int) -> int:
         _mask_block(job, token_ids, instances[first : first + BLOCK_SEQUENCES])
         for first in range(0, len(instances), BLOCK_SEQUENCES)
     ]
-    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    for counts, starts in (("lengths", "sequence_start"), ("num_predictions", "prediction_start")):
-        columns[starts] = np.concatenate([[0], np.cumsum(columns.pop(counts))])
-    write_shard(path, columns)
+    write_shard(path, join_records(blocks))
     return job.shard_size(shard)
 
 
@@ -283,21 +280,9 @@ def _instances_of_shard(job: Job, shard: int) -> np.ndarray:
     return instances[np.argsort(instances["position"])]
 
 
-def _mask_block(job: Job, token_ids: np.ndarray, instances: np.ndarray) -> dict[str, np.ndarray]:
-    tokens, sequence_start, segment_b_start = assemble(
-        token_ids, instances, cls_id=job.cls_id, sep_id=job.sep_id, dtype=job.shard_dtype
-    )
-    lengths = np.diff(sequence_start)
-    masked = mask_sequences(tokens, lengths, instances["position"], job.masking, seed=job.config.seed)
-    return {
-        "tokens": masked.token_ids,
-        "lengths": lengths,
-        "segment_b_start": segment_b_start.astype(np.uint16),
-        "pair_labels": instances["pair_label"],
-        "num_predictions": masked.num_predictions,
-        "masked_lm_positions": masked.masked_lm_positions.astype(np.uint16),
-        "masked_lm_labels": masked.masked_lm_labels,
-    }
+def _mask_block(job: Job, token_ids: np.ndarray, instances: np.ndarray) -> Records:
+    records = assemble(token_ids, instances, cls_id=job.cls_id, sep_id=job.sep_id, dtype=job.shard_dtype)
+    return mask_sequences(records, instances["position"], job.masking, seed=job.config.seed)
 
 
 def check_config(config: BuildConfig) -> None:

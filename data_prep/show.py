@@ -91,8 +91,7 @@ def collect_statistics(shards: Shards) -> dict[str, np.ndarray]:
         }
         for name, values in block.items():
             columns.setdefault(name, []).append(values)
-        sequence_start = np.cumsum(records.lengths) - records.lengths
-        hidden = records.token_ids[np.repeat(sequence_start, records.num_predictions) + records.masked_lm_positions]
+        hidden = records.token_ids[records.masked_lm_rows()]
         is_mask, is_kept = hidden == mask_id, hidden == records.masked_lm_labels
         fate += (is_mask.sum(), is_kept.sum(), (~is_mask & ~is_kept).sum())
     joined = {name: np.concatenate(values) for name, values in columns.items()}

@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -50,8 +49,9 @@ from evaluation.tasks.classification import draw_examples
 from evaluation.tasks.features import Features, epoch_batches, gather_batch
 from evaluation.tasks.task import Scores, Task
 from pretrain.engine import initialize_engine
-from pretrain.layout import LONE_RANK, Layout, init_layout, is_about_another_rank, rank_environment
+from pretrain.layout import LONE_RANK, Layout, init_layout, rank_environment
 from pretrain.schedule import learning_rate
+from pretrain.watchdog import one_report_per_host, watch_rank
 from pretrain.weights import Weights
 
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     """Check everything, claim the output folder, run the seeds that are not finished, print the table."""
     args = parse_args(argv)
     ranks = LONE_RANK if args.predict else rank_environment()
-    try:
+    with one_report_per_host(ranks["LOCAL_RANK"]):
         check_numbers(args, ranks["WORLD_SIZE"])
         if args.predict:
             predict_file(args.output, args.predict, args.seeds)
@@ -80,10 +80,6 @@ def main(argv: list[str] | None = None) -> None:
         todo = [seed for seed in args.seeds if not seed_result_file(args.output, seed).exists()]
         if ranks["RANK"] == 0:
             claim_run_folder(plan, todo)
-    except (ValueError, OSError):
-        if ranks["LOCAL_RANK"] == 0:
-            raise
-        sys.exit(2)  # the first rank of this host says why
     if plan.start is None:
         run_baseline(args.checkpoint, plan.task, plan.train, plan.dev, todo, args.output)
     elif todo:
@@ -163,19 +159,10 @@ class Split(NamedTuple):
 
 
 def run_seeds(plan: Plan, seeds: list[int]) -> None:
-    """Fine-tune on all ranks; a loss that is no number ends them with exit code 1."""
+    """Fine-tune on all ranks; a loss that is not finite ends them with exit code 1."""
     layout = init_layout()
-    try:
+    with watch_rank(layout, place="fine-tuning"):
         fine_tune(plan, seeds, layout)
-    except FloatingPointError as error:
-        if layout.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        if is_about_another_rank(error):
-            silent = layout.silent_ranks() or "none"
-            error.add_note(f"rank {layout.rank}: another rank died. Ranks that no longer answer: {silent}")
-        raise
     layout.close()
 
 

@@ -6,7 +6,7 @@ import math
 import sys
 from pathlib import Path
 
-from data_prep.files import sha256_file
+from data_prep.files import read_json, sha256_file
 from data_prep.text.tokenizer import add_case_arguments
 from evaluation.baselines import BASELINES
 from evaluation.start import Start
@@ -15,7 +15,6 @@ from evaluation.tasks.conll import SCHEMES
 from evaluation.tasks.rows import text_files
 from evaluation.tasks.task import Task
 from pretrain.deepspeed_config import check_engine_settings
-from pretrain.model_config import read_json
 
 CHECKPOINT_HELP = (
     "a pretraining run or one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
@@ -259,7 +258,7 @@ def deepspeed_settings(args: argparse.Namespace) -> dict:
     """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say. How a batch is cut up is
     not in it: that changes nothing but dropout's masks.
     """
-    own = {} if args.deepspeed_config is None else read_json(args.deepspeed_config)
+    own = {} if args.deepspeed_config is None else read_json(args.deepspeed_config, dict)
     for key in KEYS_OF_FLAGS:
         if key in own:
             raise ValueError(f"{args.deepspeed_config}: {key!r} is set by a flag here (see --help); leave it out")

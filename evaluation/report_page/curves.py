@@ -8,8 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from data_prep.files import finished_file, read_json
-from pretrain.metrics_file import read_metrics
-from pretrain.telemetry import flattened
+from pretrain.metrics_file import flattened, read_metrics
 
 # (kind of row, key, what the axis says); those that no run has are left out.
 CURVES = (

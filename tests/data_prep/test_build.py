@@ -75,11 +75,11 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(source, tmp_path, small_
     make(source, tmp_path / "whole", num_shards=5)
     calls = []
 
-    def stop_at_the_third(path, columns, write=build_module.write_shard):
+    def stop_at_the_third(path, records, write=build_module.write_shard):
         calls.append(path)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        write(path, columns)
+        write(path, records)
 
     monkeypatch.setattr(build_module, "write_shard", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -246,7 +246,7 @@ def test_stored_masks_are_those_of_epoch_0(source, tmp_path, whole_word):
     indices = np.array([40, 3, 200])
     records = shards.gather(indices)
     rule = masking_rule(source[1], masked_lm_prob=0.15, max_predictions=10, whole_word=whole_word)
-    masked = mask_sequences(records.original_token_ids(), records.lengths, indices, rule, seed=5, epoch=0)
+    masked = mask_sequences(records, indices, rule, seed=5, epoch=0)
     assert (masked.token_ids == records.token_ids).all()
     assert masked.num_predictions.tolist() == records.num_predictions.tolist()
     assert masked.masked_lm_positions.tolist() == records.masked_lm_positions.tolist()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep.build import BuildConfig, build
-from data_prep.shards import Shards, make_manifest, shard_entry, unigram_entropy, write_shard
+from data_prep.shards import Records, Shards, make_manifest, shard_entry, unigram_entropy, write_shard
 from data_prep.show import collect_statistics, format_record, main, statistics_table
 from data_prep.text.tokenizer import load_tokenizer
 from tests.data_prep.small_corpus import make_corpus, make_tokenizer
@@ -27,16 +27,16 @@ def test_a_record_is_readable_and_marked(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     tokenizer = load_tokenizer(tmp_path)
     # [CLS] the [MASK] walk##s [SEP] the home [SEP]: cat hidden, ##ed replaced by ##s, home kept
-    arrays = {
-        "sequence_start": [0, 9],
-        "prediction_start": [0, 3],
-        "tokens": np.array([2, 5, 4, 7, 9, 3, 5, 10, 3], np.uint16),
-        "masked_lm_labels": [6, 8, 10],
-        "masked_lm_positions": [2, 4, 7],
-        "segment_b_start": [6],
-        "pair_labels": [1],
-    }
-    write_shard(tmp_path / "shard-0.safetensors", arrays)
+    records = Records(
+        sequence_start=np.array([0, 9]),
+        prediction_start=np.array([0, 3]),
+        token_ids=np.array([2, 5, 4, 7, 9, 3, 5, 10, 3], np.uint16),
+        masked_lm_labels=np.array([6, 8, 10]),
+        masked_lm_positions=np.array([2, 4, 7]),
+        segment_b_start=np.array([6]),
+        pair_labels=np.array([1]),
+    )
+    write_shard(tmp_path / "shard-0.safetensors", records)
     entry = shard_entry(tmp_path / "shard-0.safetensors")
     vocab = {"file": "vocab.txt", "sha256": tokenizer.sha256}
     (tmp_path / "manifest.json").write_text(json.dumps(make_manifest({"pair_task": "nsp"}, vocab, {}, [entry])))

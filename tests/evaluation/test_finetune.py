@@ -239,7 +239,7 @@ def test_named_entities(task, capsys):
         ({"doc-stride": 4}, r"--doc-stride goes with --task squad1 or squad2; leave it out"),
         ({"learning-rate": 5}, r"--learning-rate 5: a number above 0 and below 1"),
         ({"rescale-embeddings": []}, r"--rescale-embeddings goes with a pretrained --checkpoint; leave it out"),
-        ({"dropout": 1.5}, r"hidden_dropout_prob=1.5 is not a probability in \[0, 1\)"),
+        ({"dropout": 1.5}, r"hidden_dropout_prob=1.5 must be a number from 0 to 1, but not 1"),
         ({"warmup-proportion": 2}, r"--warmup-proportion 2: a share between 0 and 1"),
         ({"deepspeed_config": "no.json"}, r"no.json: no such file"),
     ],

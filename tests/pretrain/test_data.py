@@ -17,7 +17,7 @@ from pretrain.data import (
     num_drawn,
     read_records,
     rule_of_shards,
-    sample_indices,
+    samples_at,
     training_batches,
 )
 from pretrain.layout import Layout, init_layout
@@ -28,15 +28,15 @@ CPU = torch.device("cpu")
 
 def test_an_epoch_visits_every_sample_once_in_blocks():
     num_samples = 5 * BLOCK_SIZE + 17
-    order = sample_indices(seed=3, start=0, count=num_samples, num_samples=num_samples)
+    order = samples_at(seed=3, start=0, count=num_samples, num_samples=num_samples)
     assert sorted(order) == list(range(num_samples))
     assert (np.diff(order) == 1).mean() > 0.95
-    assert not np.array_equal(order, sample_indices(3, num_samples, num_samples, num_samples))
+    assert not np.array_equal(order, samples_at(3, num_samples, num_samples, num_samples))
 
 
 def test_any_part_of_the_endless_sequence_is_the_same_part():
-    whole = sample_indices(seed=3, start=0, count=2000, num_samples=700)
-    assert np.array_equal(sample_indices(3, 650, 200, 700), whole[650:850])
+    whole = samples_at(seed=3, start=0, count=2000, num_samples=700)
+    assert np.array_equal(samples_at(3, 650, 200, 700), whole[650:850])
 
 
 @pytest.mark.parametrize("num_samples", [1, BLOCK_SIZE - 1, BLOCK_SIZE, 3 * BLOCK_SIZE + 1, 9 * BLOCK_SIZE])
@@ -44,7 +44,7 @@ def test_the_order_is_that_of_whole_blocks_put_behind_one_another(num_samples):
     for epoch in range(4):
         blocks = np.random.default_rng((3, epoch)).permutation(-(-num_samples // BLOCK_SIZE))
         order = (blocks[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)
-        found = sample_indices(3, epoch * num_samples, num_samples, num_samples)
+        found = samples_at(3, epoch * num_samples, num_samples, num_samples)
         assert np.array_equal(found, order[order < num_samples])
 
 
@@ -69,14 +69,14 @@ def test_each_data_set_of_a_mixture_has_its_own_whole_epochs():
     whole = draw_samples(7, 0, 5000, sizes, WEIGHTS)
     batches = np.concatenate([draw_samples(7, start, 40, sizes, WEIGHTS) for start in range(0, 5000, 40)], axis=1)
     for data_set, size in enumerate(sizes):
-        _, indices, epochs = whole[:, whole[0] == data_set]
-        assert np.array_equal(batches[1:, batches[0] == data_set], [indices, epochs])
-        assert np.array_equal(indices, sample_indices(7, 0, len(indices), size))
-        for epoch in range(len(indices) // size):
-            assert sorted(indices[epochs == epoch]) == list(range(size))
+        _, samples, epochs = whole[:, whole[0] == data_set]
+        assert np.array_equal(batches[1:, batches[0] == data_set], [samples, epochs])
+        assert np.array_equal(samples, samples_at(7, 0, len(samples), size))
+        for epoch in range(len(samples) // size):
+            assert sorted(samples[epochs == epoch]) == list(range(size))
     assert max(whole[2, whole[0] == 1]) > 5  # it has been read several times
     alone = draw_samples(7, 1234, 900, [700], [Fraction(2)])
-    assert np.array_equal(alone[1], sample_indices(7, 1234, 900, 700)) and not alone[0].any()
+    assert np.array_equal(alone[1], samples_at(7, 1234, 900, 700)) and not alone[0].any()
 
 
 @pytest.mark.parametrize("weights", [[1], [3, 1]], ids=["one set", "two sets"])
@@ -101,30 +101,30 @@ def test_every_layout_sees_the_same_global_batch(dp_size, weights, shard_folders
 
 def test_a_batch_is_what_the_records_say(shard_folders):
     shards = Shards(shard_folders[0])
-    indices = np.array([3, 0, 7])
-    records = shards.gather(indices)
+    samples = np.array([3, 0, 7])
+    records = shards.gather(samples)
     batch = make_batch(records)
     starts = batch.sequences.cu_seqlens
-    for row, index in enumerate(indices):
+    for row, index in enumerate(samples):
         alone = shards.gather(np.array([index]))
         part = slice(starts[row], starts[row + 1])
         assert batch.sequences.token_ids[part].tolist() == alone.token_ids.tolist()
         assert batch.sequences.position_ids[part].tolist() == list(range(len(alone.token_ids)))
         assert int(batch.sequences.segment_ids[part].sum()) == len(alone.token_ids) - alone.segment_b_start[0]
     manifest = shards.manifest["vocab"]
-    masked = batch.sequences.token_ids[batch.masked_lm_positions]
+    masked = batch.sequences.token_ids[batch.masked_lm_rows]
     assert 0.6 < (masked == manifest["mask_id"]).float().mean() <= 1.0
 
 
 def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_folders):
     shards = Shards(shard_folders[0])
     rule = rule_of_shards(shards)
-    indices = np.array([3, 0, 7, 12, 40])
+    samples = np.array([3, 0, 7, 12, 40])
     stored, first, second = (
-        make_batch(read_records(shards, indices, *more))
+        make_batch(read_records(shards, samples, *more))
         for more in ((), (np.zeros(5, np.int64), rule), (np.array([1, 0, 1, 0, 1]), rule))
     )
-    for name in ("masked_lm_positions", "masked_lm_labels"):
+    for name in ("masked_lm_rows", "masked_lm_labels"):
         assert torch.equal(getattr(stored, name), getattr(first, name))
     assert torch.equal(stored.sequences.token_ids, first.sequences.token_ids)
     starts = stored.sequences.cu_seqlens
@@ -134,12 +134,12 @@ def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_
     ]
     assert differs == [True, False, True, False, True]
     for batch in (stored, second):  # the text behind the masks is the same
-        batch.sequences.token_ids[batch.masked_lm_positions] = batch.masked_lm_labels
+        batch.sequences.token_ids[batch.masked_lm_rows] = batch.masked_lm_labels
     assert torch.equal(stored.sequences.token_ids, second.sequences.token_ids)
 
 
 def count_predictions(folders, num_steps):
-    """(what the loader says of each step, what this rank holds of it, the sum of its labels)."""
+    """Per step: the loader's count over all ranks, this rank's count, and the sum of this rank's labels."""
     data = [(Shards(folder), Fraction(1)) for folder in folders]
     batches = training_batches(data, 0, 16, 4, init_layout(), range(num_steps), dynamic_masks=True)
     rows = []
@@ -158,9 +158,9 @@ def test_every_rank_knows_how_many_words_were_masked_on_all(shard_folders, tmp_p
         build.main(["--corpus", str(corpus), "--output", str(folder), *options])
     num_steps = 3 * Shards(folders[0]).num_sequences // 16
     ((alone, _, labels),) = run_ranks(count_predictions, 1, folders, num_steps)
-    (told, *first), (also_told, *second) = run_ranks(count_predictions, 2, folders, num_steps)
+    (total, *first), (same_total, *second) = run_ranks(count_predictions, 2, folders, num_steps)
     numbers, sums = np.add(first, second)
-    assert told == also_told == alone == numbers.tolist() and labels == sums.tolist()
+    assert total == same_total == alone == numbers.tolist() and labels == sums.tolist()
     data = [(Shards(folder), Fraction(1)) for folder in folders]
     stored = training_batches(data, 0, 16, 16, Layout(1, 1, 0, 0, CPU), range(num_steps))
     same = [
@@ -173,13 +173,13 @@ def test_every_rank_knows_how_many_words_were_masked_on_all(shard_folders, tmp_p
 @pytest.mark.parametrize("column", ["token_ids", "masked_lm_labels"])
 def test_an_id_beyond_the_vocabulary_is_named_by_its_sample(column, shard_folders):
     shards = Shards(shard_folders[0])
-    indices = np.array([3, 0, 7])
-    records = shards.gather(indices)
+    samples = np.array([3, 0, 7])
+    records = shards.gather(samples)
     size = shards.manifest["vocab"]["size"]
-    check_ids(records, indices, shards)
+    check_ids(records, samples, shards)
     getattr(records, column)[-1] = size
     with pytest.raises(ValueError, match=f"sample 7 of .*train holds token id {size}, but the vocabulary has {size} e"):
-        check_ids(records, indices, shards)
+        check_ids(records, samples, shards)
 
 
 @pytest.mark.parametrize("dp_size", [1, 3])

@@ -33,9 +33,9 @@ def make_batch(lengths: list[int], config: ModelConfig, seed: int = 0) -> Pretra
     lengths = np.array(lengths)
     num_tokens = lengths.sum()
     sequences = pack_sequences(rng.integers(5, config.vocab_size, num_tokens), lengths, lengths // 2)
-    positions = np.sort(rng.choice(num_tokens, num_tokens // 7, replace=False))
-    labels = rng.integers(5, config.vocab_size, len(positions))
-    return PretrainingBatch(sequences, *map(torch.from_numpy, (positions, labels, rng.integers(0, 2, len(lengths)))))
+    rows = np.sort(rng.choice(num_tokens, num_tokens // 7, replace=False))
+    labels = rng.integers(5, config.vocab_size, len(rows))
+    return PretrainingBatch(sequences, *map(torch.from_numpy, (rows, labels, rng.integers(0, 2, len(lengths)))))
 
 
 def loss_and_gradients(
@@ -93,7 +93,7 @@ def hugging_face_run(config: ModelConfig, batch: PretrainingBatch):
     padded = {}
     for name, tokens in (("input_ids", batch.sequences.token_ids), ("token_type_ids", batch.sequences.segment_ids)):
         padded[name] = torch.zeros(shape, dtype=torch.int64).masked_scatter(real, tokens)
-    labels = torch.full((int(lengths.sum()),), -100).scatter(0, batch.masked_lm_positions, batch.masked_lm_labels)
+    labels = torch.full((int(lengths.sum()),), -100).scatter(0, batch.masked_lm_rows, batch.masked_lm_labels)
     if config.has_pair_head:
         padded["next_sentence_label"] = batch.pair_labels
     output = model(
