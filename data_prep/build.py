@@ -39,7 +39,7 @@ from data_prep.instances import (
 )
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.randomness import shuffled_positions
-from data_prep.shards import MANIFEST, Records, make_manifest, shard_entry, write_shard
+from data_prep.shards import MANIFEST, join_records, make_manifest, shard_entry, write_shard
 from data_prep.slices import SliceOptions, require_made
 from data_prep.text.tokenizer import Tokenizer, load_tokenizer
 from data_prep.workers import worker_pool
@@ -249,13 +249,16 @@ def write_chunk(task: BuildTask, numbered_chunk: tuple[int, range]) -> np.ndarra
 def fill_shard(task: BuildTask, shard: int) -> int:
     """Write one shard, unless it exists, and return the number of its sequences."""
     path = task.shard_file(shard)
-    if not path.exists():
-        instances = _instances_of_shard(task, shard)
-        token_ids = np.memmap(task.token_file, task.token_dtype, mode="r")
-        starts = range(0, len(instances), BLOCK_SEQUENCES)
-        blocks = [_mask_block(task, token_ids, instances[first : first + BLOCK_SEQUENCES]) for first in starts]
-        columns = [field.name for field in fields(Records)]
-        write_shard(path, Records(*(np.concatenate([getattr(block, name) for block in blocks]) for name in columns)))
+    if path.exists():
+        return task.shard_size(shard)
+    instances = _instances_of_shard(task, shard)
+    token_ids = np.memmap(task.token_file, task.token_dtype, mode="r")
+    blocks = []
+    for first in range(0, len(instances), BLOCK_SEQUENCES):
+        block = instances[first : first + BLOCK_SEQUENCES]
+        records = assemble(token_ids, block, cls_id=task.cls_id, sep_id=task.sep_id, dtype=task.shard_dtype)
+        blocks.append(mask_sequences(records, block["position"], task.masking, seed=task.rule.seed))
+    write_shard(path, join_records(blocks))
     return task.shard_size(shard)
 
 
@@ -269,17 +272,6 @@ def _instances_of_shard(task: BuildTask, shard: int) -> np.ndarray:
         slices.append(instances[bisect_left(positions, first) : bisect_left(positions, last)])
     instances = np.concatenate(slices)
     return instances[np.argsort(instances["position"])]
-
-
-def _mask_block(task: BuildTask, token_ids: np.ndarray, instances: np.ndarray) -> Records:
-    tokens, sequence_start, segment_b_start = assemble(
-        token_ids, instances, cls_id=task.cls_id, sep_id=task.sep_id, dtype=task.shard_dtype
-    )
-    lengths = np.diff(sequence_start)
-    masked = mask_sequences(tokens, lengths, instances["position"], task.masking, seed=task.rule.seed)
-    return Records(
-        lengths=lengths, segment_b_start=segment_b_start, pair_labels=instances["pair_label"], **masked._asdict()
-    )
 
 
 def check_vocabulary(corpus: Corpus, tokenizer: Tokenizer) -> None:

@@ -105,8 +105,7 @@ def collect_statistics(shards: Shards) -> dict[str, np.ndarray]:
                 "fingerprints": _fingerprints(records),
             }
         )
-        sequence_start = np.cumsum(records.lengths) - records.lengths
-        shown = records.token_ids[np.repeat(sequence_start, records.num_predictions) + records.masked_lm_positions]
+        shown = records.token_ids[records.masked_lm_rows()]
         is_mask, is_kept = shown == mask_id, shown == records.masked_lm_labels
         fate += (is_mask.sum(), is_kept.sum(), (~is_mask & ~is_kept).sum())
     columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

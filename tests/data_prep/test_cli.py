@@ -58,7 +58,7 @@ def test_annotations_decide_how_flags_are_read():
 def test_help_shows_what_is_required_first_and_the_defaults():
     text = build_parser(BakeOptions, "kitchen.bake").format_help()
     assert text.startswith("usage: python -m kitchen.bake DISH --flour FLOUR [options]\n\nBake a cake.\n\nIt is served")
-    assert text.index("required:") < text.index("--flour") < text.index("options:") < text.index("--help")
+    assert text.index("required:") < text.index("  --flour") < text.index("options:") < text.index("--help")
     assert text.index("--served-by") < text.index("--cased, --uncased") < text.index("tin:") < text.index("--lid")
     assert "--minutes N" in text and "time in the oven (default: 40)" in text and "(default: 2 3)" in text
     assert text.count("(default") == 4 and "--secret" not in text
@@ -99,12 +99,8 @@ def test_a_wrong_command_line_is_a_value_error(argv, message):
 def test_validators_name_the_rule(read, text, rule):
     with pytest.raises(Exception, match=f"^{rule}"):
         read(text)
-    assert (between(8, 9)("9"), number(low=0)("0"), number(above=0, below=1)("0.15"), part("3/4")) == (
-        9,
-        0,
-        0.15,
-        (3, 4),
-    )
+    assert (between(8, 9)("9"), number(low=0)("0"), number(above=0, below=1)("0.15")) == (9, 0, 0.15)
+    assert part("3/4") == (3, 4)
 
 
 def test_the_input_may_be_given_in_several_places():
