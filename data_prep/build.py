@@ -59,11 +59,7 @@ class BuildConfig:
         "masked tokens per sequence at most; 20 is usual for 128 and 80 for 512", default=20, type=at_least(1)
     )
     duplicates: int = option("passes over the corpus, each with other masks", default=5, type=at_least(1))
-    pair_task: str = option(
-        "what segment B is for: next-sentence prediction, sentence order, or no segment B",
-        default="nsp",
-        choices=tuple(PAIR_TASKS),
-    )
+    pair_task: str = option("next sentence, sentence order or none", default="nsp", choices=tuple(PAIR_TASKS))
     masked_lm_prob: float = option("share of the tokens that are masked", default=0.15, type=number(above=0, below=1))
     whole_word: bool = option("mask all pieces of a word together", default=False)
     max_ngram: int = option("mask runs of up to this many tokens or whole words", default=1, type=between(1, 10))
@@ -72,10 +68,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         if self.max_predictions >= self.seq_length:
-            raise ValueError(
-                f"--max-predictions {self.max_predictions} must be less than --seq-length {self.seq_length}; "
-                "20 is usual for 128 and 80 for 512"
-            )
+            raise ValueError(f"--max-predictions {self.max_predictions} is not below --seq-length {self.seq_length}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +84,7 @@ class BuildOptions(BuildConfig, CaseOptions, SliceOptions):
     output: Path = option("a new folder for the shards", metavar="DIR")
     vocab: Path | None = option("the vocabulary of a corpus that another program made; ours contain it", default=None)
     num_shards: int | None = option(
-        "number of files to write; by default each has 32 MB of tokens, and there are at least 8",
-        default=None,
-        type=at_least(1),
+        "number of files; by default one per 32 MB of tokens, but at least 8", default=None, type=at_least(1)
     )
     workers: int = option("number of processes", default=1, type=at_least(1))
 

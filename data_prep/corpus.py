@@ -65,7 +65,7 @@ from data_prep.text.sentences import SentenceSplitter, load_splitter, train_spli
 from data_prep.text.tokenizer import Tokenizer, load_tokenizer
 from data_prep.workers import worker_pool
 
-FILTERS = "filters (manifest.json counts what each one drops)"
+FILTERS = "filters (a document outside of these is dropped and counted in manifest.json)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +79,10 @@ class CorpusOptions(InputOptions, CaseOptions, SliceOptions):
     vocab: Path = option("vocab.txt, a SentencePiece model, tokenizer.json, or a folder with one of them")
     output: Path = option("a new folder for the corpus", metavar="DIR")
     workers: int = option("number of processes", default=1, type=at_least(1))
-    punkt_mb: float = option(
-        "train the sentence splitter on this much text, at most 8",
-        default=4.0,
-        type=number(above=0, high=8),
-        metavar="MB",
-    )
-    min_characters: int = option("drop documents with fewer characters", default=1, group=FILTERS)
-    min_letters: float = option(
-        "drop documents with a smaller share of letters", default=0.0, type=share, metavar="SHARE", group=FILTERS
-    )
-    max_repeated: float = option(
-        "drop documents that repeat more of their text", default=1.0, type=share, metavar="SHARE", group=FILTERS
-    )
+    punkt_mb: float = option("MB of text to train the sentence model on", default=4.0, type=number(above=0, high=8))
+    min_characters: int = option("smallest number of characters in a document", default=1, group=FILTERS)
+    min_letters: float = option("smallest share of letters in a document", default=0.0, type=share, group=FILTERS)
+    max_repeated: float = option("largest share of repeated text in it", default=1.0, type=share, group=FILTERS)
     scrub: tuple[str, ...] = option(
         "replace these by [URL], [EMAIL], [PHONE]", default=(), choices=tuple(SCRUBBERS), group=FILTERS
     )
@@ -100,7 +91,6 @@ class CorpusOptions(InputOptions, CaseOptions, SliceOptions):
         "then takes some 6 kB of memory per document",
         default=None,
         type=number(low=0.5, below=1),
-        metavar="SIMILARITY",
         group=FILTERS,
     )
 
@@ -232,7 +222,7 @@ def tokenise_slice(options: CorpusOptions, files: list[Path], recipe: Recipe, sl
     recipe.parts.mkdir(exist_ok=True)
     bar = tqdm(desc="tokenise", total=input_bytes(files), unit="B", unit_scale=True)
     with bar, worker_pool(options.workers) as ordered_map:
-        sources = missing_sources(recipe.parts, files, options.format, options.text_key, slice, bar.write, bar.update)
+        sources = missing_sources(recipe.parts, files, options, slice, bar)
         for _ in ordered_map(partial(tokenise_part, recipe), sources):
             pass
 

@@ -14,14 +14,16 @@ makes every N-th part. Slices that share a volume compare its digest: a host tha
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from tqdm import tqdm
 
+from data_prep.cli import InputOptions
 from data_prep.files import finished_file, read_json, write_json
 from data_prep.slices import require_made
 from data_prep.text.documents import Document, count_skips, input_bytes, read_documents
@@ -83,17 +85,11 @@ def _volume_file(folder: Path, volume: int) -> Path:
 
 
 def missing_sources(
-    folder: Path,
-    files: list[Path],
-    format: str,
-    text_key: str,
-    slice: tuple[int, int],
-    tell: Callable[[str], object],
-    progress: Callable[[int], object],
+    folder: Path, files: list[Path], options: InputOptions, slice: tuple[int, int], bar: tqdm
 ) -> Iterator[Source]:
     """The documents of each part of slice (I, N) that has no file yet, in order.
 
-    `tell` gets a message for each document that is skipped (see `count_skips`), `progress` the bytes read.
+    `bar` counts the bytes of the files, and the first skipped documents are reported above it.
     """
     index, count = slice
     groups = volumes(files)
@@ -102,10 +98,10 @@ def missing_sources(
         if by_volume and volume % count != index:
             continue
         if by_volume and _is_complete(folder, volume):
-            progress(input_bytes(group))
+            bar.update(input_bytes(group))
             continue
         num_parts, digest = 0, hashlib.blake2b(digest_size=16)
-        for source in _sources(volume, group, format, text_key, tell, progress):
+        for source in _sources(volume, group, options, bar):
             num_parts += 1
             for document in source.documents:
                 digest.update(document.text.encode())
@@ -124,11 +120,12 @@ def _write_end(path: Path, end: dict) -> None:
     write_json(path, end)
 
 
-def _sources(volume: int, files: list[Path], format: str, text_key: str, tell, progress) -> Iterator[Source]:
+def _sources(volume: int, files: list[Path], options: InputOptions, bar: tqdm) -> Iterator[Source]:
     skipped: Counter[str] = Counter()
     documents: list[Document] = []
     number, size = 0, 0
-    for document in read_documents(files, format, text_key, count_skips(skipped, tell), progress):
+    skip = count_skips(skipped, bar.write)
+    for document in read_documents(files, options.format, options.text_key, skip, bar.update):
         documents.append(document)
         size += len(document.text)
         if size >= PART_CHARACTERS or len(documents) == PART_DOCUMENTS:

@@ -46,22 +46,15 @@ class VocabOptions(InputOptions):
     """Train a vocabulary on a sample of a corpus."""
 
     output: Path = option("a new folder for spm.model or vocab.txt", metavar="DIR")
-    type: str = option(
-        "SentencePiece's unigram model, its byte-pair encoding, or BERT's WordPiece",
-        default="sentencepiece",
-        choices=tuple(TYPES),
-    )
+    type: str = option("unigram, BPE or WordPiece model", default="sentencepiece", choices=tuple(TYPES))
     size: int = option("number of tokens", default=30_000, type=between(100, 1_000_000))
     cased: bool = option("keep capital letters and accents, which are folded away by default", default=False)
-    sample_mb: float = option(
-        "train on an even sample of this much text", default=32.0, type=number(above=0), metavar="MB"
-    )
+    sample_mb: float = option("MB of text to train on, an even sample", default=32.0, type=number(above=0))
     smoothing: float = option(
-        "sample each --input in proportion to its size to the power of S: 1 leaves the proportions as they are, 0.7 is "
-        "usual for many languages, 0 gives all of them the same share",
+        "sample each --input in proportion to its size to the power of X: 1 keeps the proportions, 0.7 is usual for "
+        "many languages, 0 gives all of them the same share",
         default=1.0,
         type=share,
-        metavar="S",
     )
 
 

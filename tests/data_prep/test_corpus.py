@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from data_prep import build, corpus, parts
+from data_prep.cli import InputOptions
 from data_prep.corpus import open_corpus
 from data_prep.files import sole_process
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
@@ -157,7 +159,7 @@ def test_slices_that_read_different_text_are_refused(inputs, tmp_path, small_par
 def test_tiny_documents_are_bounded_by_their_number(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PART_DOCUMENTS", 9)
     files = [inputs / "text.jsonl"]
-    sources = parts.missing_sources(tmp_path, files, "auto", "text", (0, 1), print, lambda num_bytes: None)
+    sources = parts.missing_sources(tmp_path, files, InputOptions(input=()), (0, 1), tqdm(disable=True))
     assert [len(source.documents) for source in sources] == [9] * 11 + [3]
 
 
