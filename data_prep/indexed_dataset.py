@@ -1,9 +1,10 @@
 """Megatron's indexed dataset (.bin and .idx), written in constant memory and read by memory map.
 
-Bit for bit what megatron.core.datasets.indexed_dataset.IndexedDatasetBuilder writes, without importing torch and
-without lists that grow with the corpus. Little-endian; with S sequences (for us, sentences) and D documents:
+The files are bit for bit those of megatron.core.datasets.indexed_dataset.IndexedDatasetBuilder, but this module does
+not import torch and keeps no lists that grow with the corpus. All numbers are little-endian. With S sequences, which
+are our sentences, and D documents:
 
-    PREFIX.bin   the token ids of all sequences, one after the other
+    PREFIX.bin   the token ids of all sequences, concatenated
     PREFIX.idx   9 bytes    b"MMIDIDX\\0\\0"
                  uint64     version, 1
                  uint8      token type: 4 = int32, 8 = uint16 (Megatron takes uint16 below 65,500 tokens)
@@ -23,6 +24,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +35,19 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 _CHUNK = 1 << 20  # bytes
-_PARTS = ("bin", "lengths", "bounds")
+
+
+class IndexedDataset(NamedTuple):
+    """A corpus of T tokens, S sequences and D documents.
+
+    token_ids       [T], a memory map
+    sequence_start  int64 [S + 1] in tokens
+    document_start  int64 [D + 1] in sequences
+    """
+
+    token_ids: np.ndarray
+    sequence_start: np.ndarray
+    document_start: np.ndarray
 
 
 def token_type(vocab_size: int) -> type[np.integer]:
@@ -41,29 +56,27 @@ def token_type(vocab_size: int) -> type[np.integer]:
 
 
 class IndexedDatasetWriter:
-    """Appends documents; nothing bears its final name before `finish`.
+    """Appends documents. The files get their final names in `finish`.
 
-    Holds files, not lists: the lengths and the document bounds wait in temporary files beside the .bin.
+    The tokens, the lengths and the document bounds are kept in temporary files beside them, not in memory.
     """
 
     def __init__(self, prefix: str | Path, dtype: type[np.integer]) -> None:
-        self.prefix, self.dtype = Path(prefix), dtype
+        self.bin_path, self.idx_path, self.dtype = Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), dtype
         self.num_sequences = self.num_documents = self.num_tokens = 0
+        self._partial = Path(f"{prefix}.bin.tmp")
         with ExitStack() as files:
-            self._tokens = files.enter_context(open(self._partial("bin"), "wb+"))
-            self._lengths = files.enter_context(open(self._partial("lengths"), "wb+"))
-            self._bounds = files.enter_context(open(self._partial("bounds"), "wb+"))
+            self._tokens = files.enter_context(open(self._partial, "wb"))
+            self._lengths = files.enter_context(TemporaryFile(dir=self._partial.parent))
+            self._bounds = files.enter_context(TemporaryFile(dir=self._partial.parent))
             self._files = files.pop_all()
         self._bounds.write(np.int64(0).tobytes())
 
-    def _partial(self, part: str) -> str:
-        return f"{self.prefix}.{part}.tmp"
-
     def add_documents(self, token_ids: np.ndarray, lengths: np.ndarray, num_sequences: np.ndarray) -> None:
-        """Append D documents: the token ids [T] of all their sequences, the sequences' lengths [S], which sum to T, and
-        the number of sequences of each document [D], which sum to S.
+        """Append D documents: the token ids [T] of all their sequences, the length of each sequence [S], which sum to
+        T, and the number of sequences of each document [D], which sum to S.
         """
-        with naming(f"{self.prefix}.bin"):
+        with naming(self.bin_path):
             self._tokens.write(token_ids.astype(self.dtype, copy=False).tobytes())
             self._lengths.write(lengths.astype(np.int32, copy=False).tobytes())
             self._bounds.write((self.num_sequences + np.cumsum(num_sequences, dtype=np.int64)).tobytes())
@@ -71,28 +84,25 @@ class IndexedDatasetWriter:
         self.num_sequences += len(lengths)
         self.num_documents += len(num_sequences)
 
-    def finish(self) -> tuple[Path, Path]:
-        """Write the index, fsync, rename; returns the paths of .bin and .idx."""
-        bin_path, idx_path = Path(f"{self.prefix}.bin"), Path(f"{self.prefix}.idx")
-        with naming(bin_path):
+    def finish(self) -> None:
+        """Write the index, sync both files to the disk and give them their names."""
+        with naming(self.bin_path):
             self._tokens.flush()
             os.fsync(self._tokens.fileno())
-        with finished_file(idx_path) as file:
+        with finished_file(self.idx_path) as file:
             code = next(code for code, known in _TYPES.items() if known is self.dtype)
             file.write(_HEADER.pack(_MAGIC, 1, code, self.num_sequences, self.num_documents + 1))
             self._lengths.seek(0)
             shutil.copyfileobj(self._lengths, file)
-            for starts in self._starts():
-                file.write(starts.tobytes())
+            file.writelines(starts.tobytes() for starts in self._starts())
             self._bounds.seek(0)
             shutil.copyfileobj(self._bounds, file)
-        os.replace(self._partial("bin"), bin_path)
-        sync_folder(bin_path.parent)
+        os.replace(self._partial, self.bin_path)
+        sync_folder(self.bin_path.parent)
         self.close()
-        return bin_path, idx_path
 
     def _starts(self) -> Iterator[np.ndarray]:
-        """The sequences' first bytes [S], chunk by chunk."""
+        """The first byte of each sequence in the .bin, int64 [S], chunk by chunk."""
         self._lengths.seek(0)
         offset = 0
         while raw := self._lengths.read(_CHUNK):
@@ -101,22 +111,16 @@ class IndexedDatasetWriter:
             offset = int(ends[-1])
 
     def close(self) -> None:
-        """Remove the temporary files; safe to call twice, and instead of `finish` to give up."""
+        """Remove the temporary files. Without `finish`, this discards what was added; a second call does nothing."""
         try:
-            with naming(f"{self.prefix}.bin"):
+            with naming(self.bin_path):
                 self._files.close()
         finally:
-            for part in _PARTS:
-                Path(self._partial(part)).unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)
 
 
-def read_indexed_dataset(prefix: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Map a dataset that we or Megatron wrote.
-
-    Returns token_ids (memory map, [T]), sequence_start (int64 [S+1], in tokens) and document_start (int64 [D+1], in
-    sequences).
-    Raises ValueError where the files are missing, damaged or do not fit each other.
-    """
+def read_indexed_dataset(prefix: str | Path) -> IndexedDataset:
+    """Map a dataset that we or Megatron wrote. Raises ValueError if a file is missing or damaged, or they disagree."""
     bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
     for path in (bin_path, idx_path):
         if not path.is_file():
@@ -124,29 +128,29 @@ def read_indexed_dataset(prefix: str | Path) -> tuple[np.ndarray, np.ndarray, np
                 f"{path} does not exist; a corpus is a pair of .bin and .idx files: make one with data_prep.corpus"
             )
     index = np.memmap(idx_path, mode="r", dtype=np.uint8)
-    magic, version, code, num_sequences, num_bounds = (
-        _HEADER.unpack_from(index) if len(index) >= _HEADER.size else (b"", 0, 0, 0, 0)
-    )
+    header = _HEADER.unpack_from(index) if len(index) >= _HEADER.size else (b"", 0, 0, 0, 0)
+    magic, version, code, num_sequences, num_bounds = header
     if magic != _MAGIC or version != 1 or code not in _TYPES:
         raise ValueError(
             f"{idx_path} is not a version 1 Megatron index of integer tokens; make it again with data_prep.corpus"
         )
-    if len(index) < _HEADER.size + 12 * num_sequences + 8 * num_bounds:
+    starts_offset = _HEADER.size + 4 * num_sequences
+    bounds_offset = starts_offset + 8 * num_sequences
+    if len(index) < bounds_offset + 8 * num_bounds:
         raise ValueError(
             f"{idx_path} is cut short: {num_sequences} sequences do not fit {len(index)} bytes; make it again"
         )
     lengths = np.frombuffer(index, np.int32, num_sequences, _HEADER.size)
-    starts = np.frombuffer(index, np.int64, num_sequences, _HEADER.size + 4 * num_sequences)
-    document_start = np.frombuffer(index, np.int64, num_bounds, _HEADER.size + 12 * num_sequences).copy()
+    starts = np.frombuffer(index, np.int64, num_sequences, starts_offset)
+    document_start = np.frombuffer(index, np.int64, num_bounds, bounds_offset).copy()
     sequence_start = np.zeros(num_sequences + 1, np.int64)
     np.cumsum(lengths, out=sequence_start[1:], dtype=np.int64)
-    itemsize = np.dtype(_TYPES[code]).itemsize
-    if not np.array_equal(starts, sequence_start[:-1] * itemsize) or document_start[-1:] != num_sequences:
+    num_tokens, dtype = int(sequence_start[-1]), np.dtype(_TYPES[code])
+    if not np.array_equal(starts, sequence_start[:-1] * dtype.itemsize) or document_start[-1:] != num_sequences:
         raise ValueError(f"{idx_path} is damaged: its lengths, starts and document bounds do not agree; make it again")
-    if bin_path.stat().st_size != sequence_start[-1] * itemsize:
+    if (num_bytes := bin_path.stat().st_size) != num_tokens * dtype.itemsize:
         raise ValueError(
-            f"{bin_path} has {bin_path.stat().st_size} bytes where its index says {sequence_start[-1] * itemsize}; "
-            "make the corpus again"
+            f"{bin_path} has {num_bytes} bytes where its index says {num_tokens * dtype.itemsize}; make it again"
         )
-    token_ids = np.memmap(bin_path, mode="r", dtype=_TYPES[code]) if sequence_start[-1] else np.zeros(0, _TYPES[code])
-    return token_ids, sequence_start, document_start
+    token_ids = np.memmap(bin_path, mode="r", dtype=dtype) if num_tokens else np.zeros(0, dtype)
+    return IndexedDataset(token_ids, sequence_start, document_start)

@@ -1,9 +1,9 @@
 """Tokenised documents to training instances: sentence pairs for next-sentence prediction (NSP) or sentence-order
 prediction (SOP), or full sentences without a second segment.
 
-An instance is two runs of consecutive corpus tokens, so it is kept as bounds and costs 32 bytes before its tokens are
-copied. Everything is compiled and pure: the instances of a document follow from (seed, duplicate, document) and the
-corpus alone.
+An instance is two runs of consecutive corpus tokens. It is kept as their bounds, in 32 bytes, until `assemble` copies
+the tokens. The instances of a document are a pure function of (seed, duplicate, document) and the corpus. The inner
+loops are compiled.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,15 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.randomness import INSTANCES, below, compiled, next_bits, start_stream, uniform
+from data_prep.shards import Records
 
 NO_PAIR, IN_ORDER, RANDOM_OR_SWAPPED = -1, 0, 1  # values of pair_label
 PAIR_TASKS = {"nsp": 0, "sop": 1, "none": 2}
 NUM_SPECIAL_TOKENS = {"nsp": 3, "sop": 3, "none": 2}  # [CLS] A [SEP] B [SEP] or [CLS] A [SEP]
 _SOP, _NONE = PAIR_TASKS["sop"], PAIR_TASKS["none"]
 
-# Segment A is tokens a_start .. a_start + a_length - 1 of the corpus, B likewise (b_length 0: no second segment).
-# `position` is the sequence's place in the shuffled folder, filled by data_prep.build.
+# Segment A is the tokens a_start .. a_start + a_length - 1 of the corpus, and B likewise. Without a second segment,
+# b_length is 0. `position` is the sequence's number in the shuffled folder, filled in by data_prep.build.
 INSTANCE = np.dtype(
     [
         ("position", "<i8"),
@@ -35,14 +36,14 @@ INSTANCE = np.dtype(
 class InstanceRule(NamedTuple):
     """How documents become instances.
 
-    seq_length      tokens a sequence may have, special tokens included
-    pair_task       "nsp": as google-research/bert, create_pretraining_data.py (Devlin et al. 2018, section 3.1).
+    seq_length      most tokens of a sequence, special tokens included
+    pair_task       "nsp": as create_pretraining_data.py of google-research/bert (Devlin et al. 2018, section 3.1).
                     "sop": the two segments of a chunk, swapped half the time (Lan et al. 2019, section 3.1). A chunk
-                    has at least two sentences; a document of one sentence gives none. "none": whole sentences of one
-                    document up to the length (Liu et al. 2019, section 4.2, DOC-SENTENCES); a longer sentence is cut,
-                    and no token is lost.
-    duplicates      times the corpus is gone through, with other chunks and pairs
-    short_seq_prob  share of the documents that are cut to a random shorter length
+                    has at least two sentences; a document of one sentence gives no instance.
+                    "none": whole sentences of one document up to the length (Liu et al. 2019, section 4.2,
+                    DOC-SENTENCES). A longer sentence is cut, and no token is lost.
+    duplicates      number of passes over the corpus, each with other chunks and pairs
+    short_seq_prob  share of the documents whose chunks are cut to a random shorter length
     seed            non-negative
     """
 
@@ -56,8 +57,8 @@ class InstanceRule(NamedTuple):
 def count_instances(
     sentence_start: np.ndarray, document_start: np.ndarray, documents: range, rule: InstanceRule
 ) -> int:
-    """How many instances `make_instances` gives for the same arguments."""
-    return _run(sentence_start, document_start, documents, rule, np.empty(0, INSTANCE))
+    """The number of instances that `make_instances` gives for the same arguments."""
+    return _fill(np.empty(0, INSTANCE), sentence_start, document_start, documents, rule)
 
 
 def make_instances(
@@ -67,22 +68,20 @@ def make_instances(
     rule: InstanceRule,
     num_instances: int | None = None,
 ) -> np.ndarray:
-    """Instances of `documents`, in the order (duplicate, document, place in the document), as an array of dtype
-    INSTANCE. `num_instances` is what count_instances said, where the caller has asked already.
+    """The instances of `documents`, ordered by (duplicate, document, place in the document), of dtype INSTANCE.
 
-    sentence_start int64 [S + 1] in tokens and document_start int64 [D + 1] in sentences describe the WHOLE corpus,
-    without empty sentences or documents (`drop_empty`): the random next sentences of NSP come from all of it, so NSP
-    needs D >= 2.
+    sentence_start int64 [S + 1] in tokens and document_start int64 [D + 1] in sentences describe the WHOLE corpus
+    without empty sentences and documents (see `drop_empty`), because NSP draws its random next sentences from all of
+    it. NSP needs D >= 2. `num_instances` is the result of count_instances, if the caller has it already.
     """
-    if num_instances is None:  # counting costs so little that going through twice beats an array that grows
+    if num_instances is None:  # counting is cheap: two passes beat an array that grows
         num_instances = count_instances(sentence_start, document_start, documents, rule)
     instances = np.zeros(num_instances, INSTANCE)
-    _run(sentence_start, document_start, documents, rule, instances)
+    _fill(instances, sentence_start, document_start, documents, rule)
     return instances
 
 
-def _run(sentence_start, document_start, documents, rule, out):
-    max_tokens = rule.seq_length - NUM_SPECIAL_TOKENS[rule.pair_task]
+def _fill(out, sentence_start, document_start, documents, rule):
     return _make_instances(
         np.asarray(sentence_start),
         np.asarray(document_start),
@@ -91,14 +90,14 @@ def _run(sentence_start, document_start, documents, rule, out):
         rule.duplicates,
         rule.seed,
         PAIR_TASKS[rule.pair_task],
-        max_tokens,
+        rule.seq_length - NUM_SPECIAL_TOKENS[rule.pair_task],
         rule.short_seq_prob,
         out,
     )
 
 
 def check_size(num_sentences: np.ndarray, pair_task: str) -> None:
-    """Raise ValueError where documents of `num_sentences` int64 [D] sentences cannot give a single instance."""
+    """Raise ValueError if documents of `num_sentences` int64 [D] sentences cannot give a single instance."""
     if len(num_sentences) == 0:
         raise ValueError("the corpus has no text; run `python -m data_prep.corpus` on files that have some")
     if pair_task == "nsp" and len(num_sentences) < 2:
@@ -114,7 +113,7 @@ def check_size(num_sentences: np.ndarray, pair_task: str) -> None:
 
 
 def total(instances: np.ndarray) -> np.ndarray:
-    """int64 [3]: how many instances there are, how many with a random or swapped second segment, and their tokens."""
+    """int64 [3]: the numbers of instances, of those with a random or swapped second segment, and of their tokens."""
     num_tokens = instances["a_length"].sum(dtype=np.int64) + instances["b_length"].sum(dtype=np.int64)
     return np.array([len(instances), (instances["pair_label"] == RANDOM_OR_SWAPPED).sum(), num_tokens])
 
@@ -122,63 +121,61 @@ def total(instances: np.ndarray) -> np.ndarray:
 def doubt_about_sentences(
     totals: np.ndarray, sentence_start: np.ndarray, document_start: np.ndarray, rule: InstanceRule
 ) -> str:
-    """What to warn of where the corpus' sentences hardly suit the rule, or "". Totals are those of all its instances.
+    """A warning if the corpus' sentences hardly suit the rule, else "". `totals` is the sum of `total` over the corpus.
 
-    Usual are a random share of 0.5 to 0.7 and sequences with at least nine tenths of the text.
+    Usually 50 % to 70 % of the pairs are random and at least 90 % of the text is in a sequence.
     """
     num_instances, num_random, num_tokens = map(int, totals)
-    in_sequences = num_tokens / (rule.duplicates * int(sentence_start[-1]))
+    share_in_sequences = num_tokens / (rule.duplicates * int(sentence_start[-1]))
     found = []
     if rule.pair_task == "nsp" and num_random > 0.9 * num_instances:
         found.append(f"{num_random / num_instances:.0%} of the pairs have a random second segment, where half is usual")
-    if in_sequences < 0.7:
-        found.append(f"{1 - in_sequences:.0%} of the text is in no sequence")
+    if share_in_sequences < 0.7:
+        found.append(f"{1 - share_in_sequences:.0%} of the text is in no sequence")
     if not found:
         return ""
     num_sentences, num_documents = len(sentence_start) - 1, len(document_start) - 1
     return (
         f"{' and '.join(found)}; a document has {num_sentences / num_documents:.1f} sentences on average, and a "
-        f"sentence {int(sentence_start[-1]) / num_sentences:.0f} tokens. See where sentences and documents end "
+        f"sentence {int(sentence_start[-1]) / num_sentences:.0f} tokens. Check where sentences and documents end "
         "(with --format sentences a blank line ends a document), or choose --pair-task none, which needs no sentences"
     )
 
 
 def drop_empty(sentence_start: np.ndarray, document_start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sentence_start, document_start) without empty sentences and documents; tokens keep their places."""
+    """(sentence_start, document_start) without empty sentences and documents; the tokens are not renumbered."""
     has_tokens = np.diff(sentence_start) > 0
     num_kept_before = np.concatenate([[0], np.cumsum(has_tokens)])
     sentence_start = np.append(sentence_start[:-1][has_tokens], sentence_start[-1:])
     return sentence_start, np.unique(num_kept_before[document_start])
 
 
-def assemble(
-    token_ids: np.ndarray, instances: np.ndarray, *, cls_id: int, sep_id: int, dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Copy the instances' tokens out of the corpus: [CLS] A [SEP] B [SEP], or [CLS] A [SEP].
+def assemble(token_ids: np.ndarray, instances: np.ndarray, *, cls_id: int, sep_id: int, dtype: np.dtype) -> Records:
+    """Sequences without masks, [CLS] A [SEP] B [SEP] or [CLS] A [SEP], as token ids of `dtype`.
 
-    Returns tokens `dtype` [T], sequence_start int64 [B + 1] and segment_b_start int64 [B], inside the sequence (its
-    length where there is no second segment).
+    `token_ids` are those of the whole corpus.
     """
-    b_length = instances["b_length"].astype(np.int64)
     segment_b_start = instances["a_length"].astype(np.int64) + 2
-    sequence_start = np.zeros(len(instances) + 1, np.int64)
-    np.cumsum(segment_b_start + b_length + (b_length > 0), out=sequence_start[1:])
-    tokens = np.empty(sequence_start[-1], dtype)
-    _assemble(np.asarray(token_ids), instances, cls_id, sep_id, sequence_start, tokens)
-    return tokens, sequence_start, segment_b_start
+    lengths = segment_b_start + instances["b_length"] + (instances["b_length"] > 0)
+    tokens = np.empty(lengths.sum(), dtype)
+    _assemble(np.asarray(token_ids), instances, cls_id, sep_id, tokens)
+    nothing = np.empty(0, np.int64)
+    num_predictions = np.zeros(len(instances), np.int64)
+    labels = np.empty(0, dtype)
+    return Records(tokens, lengths, segment_b_start, instances["pair_label"], num_predictions, nothing, labels)
 
 
 @compiled
 def _make_instances(
     sentence_start, document_start, first, last, duplicates, seed, pair_task, max_tokens, short_seq_prob, out
 ):
-    """Fill `out` as far as it reaches and return how many instances there are."""
+    """Fill `out` as far as it reaches and return the number of instances."""
     stream = np.empty(1, np.uint64)
     num_instances = 0
     for duplicate in range(duplicates):
         for document in range(first, last):
             start_stream(stream, seed, INSTANCES, duplicate, document)
-            # Drawn once a document, as in create_pretraining_data.py.
+            # Drawn once per document, as in create_pretraining_data.py.
             target = 2 + below(stream, max_tokens - 1) if uniform(stream) < short_seq_prob else max_tokens
             if pair_task == _NONE:
                 num_instances = _full_sentences(
@@ -205,34 +202,31 @@ def _sentence_pairs(
         last = first + 1
         while last < end and (sentence_start[last] - sentence_start[first] < target or last - first < min_sentences):
             last += 1
-        # SOP lends a sentence that is left alone at the document's end the one before it.
+        # In SOP, a sentence that is left alone at the document's end is paired with the one before it.
         first = min(first, last - min_sentences)
         split = first + 1 + (below(stream, last - first - 1) if last - first > 1 else 0)
         a_start, a_end = sentence_start[first], sentence_start[split]
-        label = IN_ORDER
-        if pair_task == _SOP:
-            b_start, b_end = a_end, sentence_start[last]
-            if uniform(stream) < 0.5:
-                label = RANDOM_OR_SWAPPED
-        elif last - first == 1 or uniform(stream) < 0.5:
-            label = RANDOM_OR_SWAPPED
+        b_start, b_end = a_end, sentence_start[last]
+        is_swapped = pair_task == _SOP and uniform(stream) < 0.5
+        is_random = pair_task != _SOP and (last - first == 1 or uniform(stream) < 0.5)
+        if is_random:
             b_start, b_end = _random_next(sentence_start, document_start, document, stream, target - (a_end - a_start))
-            last = split  # the unused sentences go back
-        else:
-            b_start, b_end = a_end, sentence_start[last]
+            last = split  # the unused sentences stay for the next chunk
         first = last
         a_start, a_end, b_start, b_end = _truncate(a_start, a_end, b_start, b_end, max_tokens, stream)
-        if pair_task == _SOP and label == RANDOM_OR_SWAPPED:
+        if is_swapped:
             a_start, a_end, b_start, b_end = b_start, b_end, a_start, a_end
-        if num_instances < len(out):
-            _store(out[num_instances], a_start, a_end, b_start, b_end, label)
+        label = RANDOM_OR_SWAPPED if is_random or is_swapped else IN_ORDER
+        _store(out, num_instances, a_start, a_end, b_start, b_end, label)
         num_instances += 1
     return num_instances
 
 
 @compiled
 def _random_next(sentence_start, document_start, document, stream, num_tokens):
-    """Bounds of at least `num_tokens` tokens (fewer at a document's end) from a random sentence of another document."""
+    """Bounds of at least `num_tokens` tokens (fewer at the document's end), from a random sentence of another document
+    on.
+    """
     other = below(stream, len(document_start) - 2)
     if other >= document:
         other += 1
@@ -246,9 +240,9 @@ def _random_next(sentence_start, document_start, document, stream, num_tokens):
 
 @compiled
 def _truncate(a_start, a_end, b_start, b_end, max_tokens, stream):
-    """Shorten the longer segment (B of two equal ones) by one token until both fit; each is taken from the front or
-    the back by
-    the flip of a coin. The lengths do not depend on the coin, so only its heads are counted."""
+    """Drop one token of the longer segment (of B if they are equal) until both fit. A coin decides whether it is the
+    first or the last token. The final lengths do not depend on the coins, so only the heads are counted.
+    """
     num_a, num_b = a_end - a_start, b_end - b_start
     keep_a = min(num_a, max(max_tokens - num_b, max_tokens - max_tokens // 2))
     keep_b = min(num_b, max(max_tokens - num_a, max_tokens // 2))
@@ -259,6 +253,7 @@ def _truncate(a_start, a_end, b_start, b_end, max_tokens, stream):
 
 @compiled
 def _num_heads(num_flips, stream):
+    """The number of heads among `num_flips` fair coins, 64 of them per random number."""
     num_heads = 0
     for done in range(0, num_flips, 64):
         bits = next_bits(stream)
@@ -276,33 +271,37 @@ def _full_sentences(sentence_start, begin, end, target, out, num_instances):
         while first < end and sentence_start[first + 1] - token <= target:
             first += 1
         stop = sentence_start[first]
-        if stop <= token:  # the sentence at hand is longer than a sequence, or what is left of it is
+        if stop <= token:  # what is left of this sentence is longer than a sequence
             stop = token + target
-        if num_instances < len(out):
-            _store(out[num_instances], token, stop, 0, 0, NO_PAIR)
+        _store(out, num_instances, token, stop, 0, 0, NO_PAIR)
         num_instances += 1
         token = stop
     return num_instances
 
 
 @compiled
-def _store(instance, a_start, a_end, b_start, b_end, label):
-    instance.a_start, instance.a_length = a_start, a_end - a_start
-    instance.b_start, instance.b_length = b_start, b_end - b_start
-    instance.pair_label = label
+def _store(out, index, a_start, a_end, b_start, b_end, label):
+    """Write instance number `index`, unless `out` ends before it because instances are only counted."""
+    if index < len(out):
+        instance = out[index]
+        instance.a_start, instance.a_length = a_start, a_end - a_start
+        instance.b_start, instance.b_length = b_start, b_end - b_start
+        instance.pair_label = label
 
 
 @compiled
-def _assemble(token_ids, instances, cls_id, sep_id, sequence_start, tokens):
+def _assemble(token_ids, instances, cls_id, sep_id, tokens):
+    at = 0
     for i in range(len(instances)):
         instance = instances[i]
-        at = sequence_start[i]
         tokens[at] = cls_id
         at = _copy(token_ids, instance.a_start, np.int64(instance.a_length), tokens, at + 1)
         tokens[at] = sep_id
+        at += 1
         if instance.b_length > 0:
-            at = _copy(token_ids, instance.b_start, np.int64(instance.b_length), tokens, at + 1)
+            at = _copy(token_ids, instance.b_start, np.int64(instance.b_length), tokens, at)
             tokens[at] = sep_id
+            at += 1
 
 
 @compiled

@@ -1,9 +1,9 @@
-"""Masked language modelling: which tokens are hidden, and behind what (Devlin et al. 2018, section 3.1).
+"""Masked language modelling: which tokens are predicted, and what the model sees instead (Devlin et al. 2018, section
+3.1).
 
-Of a sequence's tokens 15 % are predicted: 80 % of these become [MASK], 10 % stay as they are, 10 % become a random
-token. Masks are a pure function of (seed, epoch, sample): the build stores those of epoch 0 in the shards, and a
-loader that wants others each epoch calls the same function. Compiled, since it runs once for every token of every
-duplicate.
+15 % of a sequence's tokens are predicted. Of these, 80 % become [MASK], 10 % become a random token and 10 % stay as
+they are. Masks are a pure function of (seed, epoch, sample): the build stores those of epoch 0 in the shards, and a
+loader with dynamic masks calls the same function in every epoch. The inner loops are compiled.
 """
 
 from typing import NamedTuple
@@ -11,20 +11,22 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.randomness import MASKING, below, compiled, start_stream, uniform
+from data_prep.shards import Records
+from data_prep.text.tokenizer import Tokenizer
 
 _SPECIAL, _BEGINS_UNIT, _CONTINUES_UNIT = 0, 1, 2
 
 
 class MaskingRule(NamedTuple):
-    """What `mask_sequences` needs to know; made by `masking_rule`.
+    """How sequences are masked; made by `masking_rule`.
 
-    masked_lm_prob   share of a sequence's tokens (special ones count) to predict, at least one
-    max_predictions  and at most so many
-    max_ngram        longest run of units masked together; a run of n is drawn with a probability proportional to 1/n
+    masked_lm_prob   share of a sequence's tokens to predict, special tokens included
+    max_predictions  most predictions per sequence
+    max_ngram        longest run of units masked together; a run of n units has a probability proportional to 1/n
                      (Lan et al. 2019, section 3.1)
     mask_id          id of [MASK]
-    token_role       uint8 [V]: 0 special, never predicted and never the random replacement; 1 begins a unit that is
-                     masked together (a word, or just itself); 2 continues one
+    token_role       uint8 [V]. 0: special, neither predicted nor a random replacement. 1: begins a unit that is masked
+                     together, which is a word or a single token. 2: continues a unit
     """
 
     masked_lm_prob: float
@@ -34,27 +36,12 @@ class MaskingRule(NamedTuple):
     token_role: np.ndarray
 
 
-class Masked(NamedTuple):
-    """Sequences with masks. P predictions in all, in the order of the tokens.
-
-    token_ids            [T]  with the masks applied, of the dtype that came in
-    num_predictions      int64 [B]
-    masked_lm_positions  int64 [P]  inside the prediction's sequence
-    masked_lm_labels     [P]  the tokens that were there, of the dtype of token_ids
-    """
-
-    token_ids: np.ndarray
-    num_predictions: np.ndarray
-    masked_lm_positions: np.ndarray
-    masked_lm_labels: np.ndarray
-
-
 def masking_rule(
-    tokenizer, *, masked_lm_prob: float, max_predictions: int, whole_word: bool, max_ngram: int = 1
+    tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions: int, whole_word: bool, max_ngram: int = 1
 ) -> MaskingRule:
-    """The rule for a vocabulary (see data_prep.text.tokenizer).
+    """The rule for a vocabulary.
 
-    [PAD], [CLS], [SEP] and [MASK] are special; [UNK] stands for a word and is predicted like one, as in
+    [PAD], [CLS], [SEP] and [MASK] are special. [UNK] stands for a word and is predicted like one, as in
     google-research/bert.
     """
     role = np.full(tokenizer.vocab_size, _BEGINS_UNIT, np.uint8)
@@ -65,50 +52,45 @@ def masking_rule(
 
 
 def mask_sequences(
-    token_ids: np.ndarray,
-    lengths: np.ndarray,
-    samples: np.ndarray,
-    rule: MaskingRule,
-    *,
-    seed: int,
-    epoch: int | np.ndarray = 0,
-) -> Masked:
-    """Mask B sequences that lie one after another in `token_ids` [T], T = sum of `lengths` [B]; the input is left as
-    it is.
+    records: Records, samples: np.ndarray, rule: MaskingRule, *, seed: int, epoch: int | np.ndarray = 0
+) -> Records:
+    """B sequences with new masks instead of those that `records` has; `records` is not changed.
 
-    samples [B] are the numbers that name the sequences, their places in the shard folder; `epoch` may be one for each,
-    [B]. A sequence gets round(masked_lm_prob * length) predictions, within [1, max_predictions] and what it has of
-    ordinary tokens. Units that no longer fit are passed over, so whole words may give fewer.
+    `samples` [B] are the sequences' numbers in the shard folder, `epoch` is one number or [B]. A sequence gets
+    round(masked_lm_prob * length) predictions, but at least 1, at most max_predictions, and at most as many as it has
+    ordinary tokens. A unit that no longer fits this budget is skipped, so whole words may give fewer predictions.
     """
-    sequence_start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    masked = np.array(token_ids)
-    # A unit is kept whole or not at all, so no sequence exceeds its budget.
-    max_total = int(np.sum(_budget(np.asarray(lengths), rule.masked_lm_prob, rule.max_predictions)))
-    positions, labels = np.empty(max_total, np.int64), np.empty(max_total, masked.dtype)
-    num_predictions = np.empty(len(sequence_start) - 1, np.int64)
-    samples, epochs = np.asarray(samples), np.full(len(lengths), epoch, np.int64)
-    total = _mask_sequences(masked, sequence_start, samples, rule, seed, epochs, num_predictions, positions, labels)
-    return Masked(masked, num_predictions, positions[:total], labels[:total])
-
-
-def _budget(lengths, masked_lm_prob, max_predictions):
-    # rint rounds halves to even as Python's round does, which create_pretraining_data.py uses.
-    return np.minimum(max_predictions, np.maximum(1, np.rint(lengths * masked_lm_prob).astype(np.int64)))
+    token_ids = records.original_token_ids()
+    # rint rounds halves to even, as Python's round in create_pretraining_data.py does.
+    num_wanted = np.rint(records.lengths * rule.masked_lm_prob).astype(np.int64)
+    budgets = np.minimum(rule.max_predictions, np.maximum(1, num_wanted))
+    epochs = np.full(len(budgets), epoch, np.int64)
+    num_predictions, positions, labels = _mask_sequences(
+        token_ids, records.lengths, np.asarray(samples), epochs, budgets, rule, seed
+    )
+    return records._replace(
+        token_ids=token_ids,
+        num_predictions=num_predictions,
+        masked_lm_positions=positions,
+        masked_lm_labels=labels,
+    )
 
 
 @compiled
-def _mask_sequences(tokens, sequence_start, samples, rule, seed, epochs, num_predictions, positions, labels):
-    """Mask `tokens` in place, fill the last three arrays and return the number of predictions."""
+def _mask_sequences(tokens, lengths, samples, epochs, budgets, rule, seed):
+    """Mask `tokens` in place; returns num_predictions [B], masked_lm_positions [P] and masked_lm_labels [P]."""
     stream = np.empty(1, np.uint64)
-    longest = np.max(np.diff(sequence_start)) if len(samples) else 0
+    longest = np.max(lengths) if len(lengths) else 0
     units, chosen = np.empty(longest, np.int64), np.empty(longest, np.bool_)
-    total = 0
-    for i in range(len(samples)):
-        sequence = tokens[sequence_start[i] : sequence_start[i + 1]]
+    num_predictions = np.empty(len(lengths), np.int64)
+    positions, labels = np.empty(np.sum(budgets), np.int64), np.empty(np.sum(budgets), tokens.dtype)
+    start = total = 0
+    for i in range(len(lengths)):
+        sequence = tokens[start : start + lengths[i]]
+        start += lengths[i]
         start_stream(stream, seed, MASKING, epochs[i], samples[i])
-        budget = min(rule.max_predictions, max(1, np.int64(np.rint(len(sequence) * rule.masked_lm_prob))))
         num_units = _find_units(sequence, rule.token_role, units)
-        _choose(sequence, rule.token_role, rule.max_ngram, units, num_units, budget, chosen, stream)
+        _choose(sequence, rule.token_role, rule.max_ngram, units, num_units, budgets[i], chosen, stream)
         before = total
         for position in range(len(sequence)):
             if chosen[position]:
@@ -116,7 +98,7 @@ def _mask_sequences(tokens, sequence_start, samples, rule, seed, epochs, num_pre
                 _hide(sequence, position, rule, stream)
                 total += 1
         num_predictions[i] = total - before
-    return total
+    return num_predictions, positions[:total], labels[:total]
 
 
 @compiled
@@ -125,16 +107,17 @@ def _find_units(sequence, token_role, units):
     num_units, before = 0, _SPECIAL
     for position in range(len(sequence)):
         role = token_role[sequence[position]]
-        units[num_units] = position
-        num_units += (role == _BEGINS_UNIT) | ((role == _CONTINUES_UNIT) & (before == _SPECIAL))
+        if role == _BEGINS_UNIT or (role == _CONTINUES_UNIT and before == _SPECIAL):
+            units[num_units] = position
+            num_units += 1
         before = role
     return num_units
 
 
 @compiled
 def _choose(sequence, token_role, max_ngram, units, num_units, budget, chosen, stream):
-    """Go through the units in random order and take each that still fits the budget, with the units after it if an
-    n-gram is drawn, as far as they fit; mark the positions in `chosen`.
+    """Visit the units in random order. Take each that fits the budget, and the units after it that fit if an n-gram is
+    drawn. Mark the positions in `chosen`.
     """
     chosen[: len(sequence)] = False
     for done in range(num_units):
@@ -143,8 +126,7 @@ def _choose(sequence, token_role, max_ngram, units, num_units, budget, chosen, s
         pick = done + below(stream, num_units - done)
         start = units[pick]
         units[pick] = units[done]
-        num_wanted = _ngram_length(max_ngram, stream) if max_ngram > 1 else 1
-        for _ in range(num_wanted):
+        for _ in range(_ngram_length(max_ngram, stream)):
             if start == len(sequence) or chosen[start] or token_role[sequence[start]] == _SPECIAL:
                 break
             end = start + 1
@@ -159,7 +141,9 @@ def _choose(sequence, token_role, max_ngram, units, num_units, budget, chosen, s
 
 @compiled
 def _ngram_length(max_ngram, stream):
-    """1 .. max_ngram, each n with a probability proportional to 1/n."""
+    """1 .. max_ngram, each n with a probability proportional to 1/n. Without a choice, nothing is drawn."""
+    if max_ngram == 1:
+        return 1
     total = 0.0
     for n in range(1, max_ngram + 1):
         total += 1.0 / n
@@ -173,6 +157,7 @@ def _ngram_length(max_ngram, stream):
 
 @compiled
 def _hide(sequence, position, rule, stream):
+    """Replace a predicted token by [MASK] (80 %) or by a random ordinary token (10 %), or keep it."""
     draw = uniform(stream)
     if draw < 0.8:
         sequence[position] = rule.mask_id

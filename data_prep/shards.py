@@ -1,38 +1,36 @@
-"""THE masked-shard format: its specification, its writer and its memory-mapped reader.
+"""The masked-shard format: its specification, its writer and its memory-mapped reader.
 
-A shard folder is what `data_prep.build` leaves and the trainer reads:
+A shard folder is written by `data_prep.build` and read by the trainer:
 
-    shard-00000-of-00002.safetensors, ...   the sequences, shuffled when they were built
-    vocab.txt or *.model                    the vocabulary, under its own name
-    manifest.json                           written last: a folder without one is unfinished
+    shard-00000-of-00002.safetensors, ...   the sequences, in the shuffled order of the build
+    vocab.txt or *.model                    the vocabulary under its own name
+    manifest.json                           written last: a folder without it is not finished
 
-Why safetensors: a container of plain arrays that numpy can map without a copy, that many programs read, that executes
-nothing when opened, and whose rules (8 bytes of header length, a JSON header, the arrays without gaps) fit in this
-sentence. Parquet and TFRecord have to be decoded to be read; HDF5 needs its library; a format of our own would need a
-tool of its own.
+Shards are safetensors files: plain arrays behind a JSON header, which numpy maps without a copy, many programs read and
+nothing executes. Parquet and TFRecord would have to be decoded, and HDF5 needs its own library.
 
-A shard, version 1 (all numbers little-endian)
-    header length     uint64; the header ends with spaces, so that this is a multiple of 8 and every array is aligned
+A shard, version 1 (all numbers are little-endian)
+    header length     uint64; the header is padded with spaces to a multiple of 8 bytes
     header            JSON: {"__metadata__": {"format": "bert-masked-shards", "version": "1"}, name: {"dtype", "shape",
-                      "data_offsets": [first, end]}, ...}, offsets counted from the header's end
-    arrays in this order, N sequences, T tokens and P predictions in all:
-    sequence_start       uint32 [N + 1]  sequence i is tokens[sequence_start[i] : sequence_start[i + 1]], never padded
-    prediction_start     uint32 [N + 1]  likewise for the predictions
-    tokens               uint16 [T], or uint32 where the vocabulary has more than 65,536 entries; masks applied
-    masked_lm_labels     [P], of the dtype of tokens: the tokens behind the masks
-    masked_lm_positions  uint16 [P]      inside the sequence, ascending
-    segment_b_start      uint16 [N]      inside the sequence; its length where there is no second segment
-    pair_labels          int8 [N]        0 B follows A; 1 B is random (nsp) or A and B are swapped (sop); -1 no pair
-A sequence is [CLS] A [SEP] B [SEP], or [CLS] A [SEP]; segment B begins after the first [SEP]. It costs 2 bytes a
-token, 4 a prediction and 11 a sequence.
+                      "data_offsets": [first, end]}, ...}; offsets count from the end of the header
+    these arrays in this order, for N sequences, T tokens and P predictions:
+    sequence_start       uint32 [N + 1]  sequence i is tokens[sequence_start[i] : sequence_start[i + 1]], unpadded
+    prediction_start     uint32 [N + 1]  the same for the predictions
+    tokens               uint16 [T], or uint32 if the vocabulary has more than 65,536 entries; masks are applied
+    masked_lm_labels     [P], with the dtype of tokens: the original tokens of the predicted positions
+    masked_lm_positions  uint16 [P]      within the sequence, ascending
+    segment_b_start      uint16 [N]      within the sequence; its length if there is no second segment
+    pair_labels          int8 [N]        0: B follows A; 1: B is random (nsp) or A and B are swapped (sop); -1: no pair
+A sequence is [CLS] A [SEP] B [SEP], or [CLS] A [SEP]; segment B begins after the first [SEP]. A token takes 2 bytes, a
+prediction 4 and a sequence 11.
 
-Worked example: "the cat sat" + "it purred" with [CLS]=2 [SEP]=3 [MASK]=4 and the=5 cat=6 sat=7 it=8 purred=9, `cat`
-and `it` predicted, and a second sequence "the cat" without a pair, nothing predicted:
+Worked example: "the cat sat" + "it purred" with [CLS]=2 [SEP]=3 [MASK]=4 and the=5 cat=6 sat=7 it=8 purred=9, where
+`cat` and `it` are predicted, and a second sequence "the cat" without a pair or predictions:
     sequence_start 0 8 12         prediction_start 0 2 2
     tokens         2 5 4 7 3 4 9 3   2 5 6 3
     masked_lm_labels 6 8          masked_lm_positions 2 5
     segment_b_start 5 4           pair_labels 0 -1
-is a file of 8 + 536 + 62 bytes, the last 62 of which are, row by row:
+is a file of 8 + 536 + 62 bytes. The last 62 are:
     00000000 08000000 0c000000                  00000000 02000000 02000000
     0200 0500 0400 0700 0300 0400 0900 0300     0200 0500 0600 0300
     0600 0800                                   0200 0500
@@ -46,15 +44,16 @@ manifest.json
      "corpus": {"num_documents", "num_sentences", "num_tokens", ...},
      "num_sequences", "num_tokens", "num_predictions",
      "shards": [{"file", "sha256", "num_bytes", "num_sequences", "num_tokens", "num_predictions"}, ...],
-     "sha256": of all that stands above, as JSON with sorted keys and no spaces}
-The folder's sequences are numbered through its shards in this order; the numbers of sequences differ by at most one.
+     "sha256": of everything above, as JSON with sorted keys and no spaces}
+Samples are numbered through the shards in this order. The sizes of two shards differ by at most one sequence.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,31 +61,22 @@ from data_prep.files import finished_file, read_json, sha256_file
 
 FORMAT, VERSION = "bert-masked-shards", 1
 MANIFEST = "manifest.json"
-_DTYPES = {"U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "I8": np.dtype("i1")}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_ARRAYS = (
-    "sequence_start",
-    "prediction_start",
-    "tokens",
-    "masked_lm_labels",
-    "masked_lm_positions",
-    "segment_b_start",
-    "pair_labels",
-)
+_DTYPES = {"U32": "<u4", "U16": "<u2", "I8": "i1"}
 _COUNTS = ("num_sequences", "num_tokens", "num_predictions")
+_ADVICE = "make one with `python -m data_prep.build`"
+_REPAIR = "copy it again or rebuild the folder"
 
 
-@dataclass(frozen=True)
-class Records:
-    """B sequences, unpadded: T tokens and P predictions in all.
+class Records(NamedTuple):
+    """B sequences without padding, with T tokens and P predictions in all. `Shards.gather` gives int64 arrays.
 
-    token_ids            int64 [T], masks applied
-    lengths              int64 [B], their sum is T
-    segment_b_start      int64 [B], inside the sequence; its length where there is no second segment
-    pair_labels          int64 [B], 0 in order, 1 random next or swapped, -1 none
-    num_predictions      int64 [B], their sum is P
-    masked_lm_positions  int64 [P], inside the prediction's sequence
-    masked_lm_labels     int64 [P]
+    token_ids            [T] with the masks applied
+    lengths              [B] in tokens; they sum to T
+    segment_b_start      [B] within the sequence; its length if there is no second segment
+    pair_labels          [B] 0: B follows A; 1: B is random or A and B are swapped; -1: no pair
+    num_predictions      [B]; they sum to P
+    masked_lm_positions  [P] within the sequence of the prediction, ascending
+    masked_lm_labels     [P] the original tokens of the predicted positions
     """
 
     token_ids: np.ndarray
@@ -97,21 +87,42 @@ class Records:
     masked_lm_positions: np.ndarray
     masked_lm_labels: np.ndarray
 
+    def masked_lm_rows(self) -> np.ndarray:
+        """int64 [P]: the index of each prediction in `token_ids`."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return np.repeat(starts, self.num_predictions) + self.masked_lm_positions
+
     def original_token_ids(self) -> np.ndarray:
-        """int64 [T], the tokens before they were masked."""
-        sequence_start = np.cumsum(self.lengths) - self.lengths
+        """[T]: a copy of the tokens as they were before masking."""
         token_ids = self.token_ids.copy()
-        token_ids[np.repeat(sequence_start, self.num_predictions) + self.masked_lm_positions] = self.masked_lm_labels
+        token_ids[self.masked_lm_rows()] = self.masked_lm_labels
         return token_ids
 
 
-class Shards:
-    """A shard folder, open for reading: memory-mapped, any order.
+def join_records(parts: list[Records]) -> Records:
+    """The sequences of all parts, one part after the other."""
+    return parts[0] if len(parts) == 1 else Records(*map(np.concatenate, zip(*parts, strict=True)))
 
-    .folder .manifest .num_sequences .vocab_file (Path)
-    Opening checks the manifest, the vocabulary's hash and every shard's size and header; `verify` checks all bytes.
-    Raises ValueError where the folder is no shard folder, is unfinished, of another version, damaged, or has another
-    vocabulary.
+
+class _Columns(NamedTuple):
+    """The arrays of a shard file, in the order of the file."""
+
+    sequence_start: np.ndarray
+    prediction_start: np.ndarray
+    tokens: np.ndarray
+    masked_lm_labels: np.ndarray
+    masked_lm_positions: np.ndarray
+    segment_b_start: np.ndarray
+    pair_labels: np.ndarray
+
+
+class Shards:
+    """A shard folder open for reading. Its files are memory-mapped, so that samples can be read in any order.
+
+    Attributes: folder, manifest, num_sequences, vocab_file (a Path).
+    Opening checks the manifest, the hash of the vocabulary, and the size and header of every shard; `verify` checks
+    all bytes. Raises ValueError if the folder is not a shard folder, is not finished, has another version, is damaged
+    or holds another vocabulary.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -119,87 +130,87 @@ class Shards:
         self.manifest = _read_manifest(self.folder)
         self.vocab_file = self.folder / self.manifest["vocab"]["file"]
         _check_vocabulary(self.vocab_file, self.manifest["vocab"]["sha256"])
-        self._arrays = [_map_shard(self.folder, entry) for entry in self.manifest["shards"]]
-        sizes = [entry["num_sequences"] for entry in self.manifest["shards"]]
-        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._columns = [_map_shard(self.folder, entry) for entry in self.manifest["shards"]]
+        self._first = _starts([entry["num_sequences"] for entry in self.manifest["shards"]])
         self.num_sequences = int(self._first[-1])
 
-    def num_predictions(self, indices: np.ndarray) -> np.ndarray:
-        """Numbers of predictions, int64 [B], of the sequences `indices` [B]; reads nothing else."""
-        num_predictions = np.empty(len(indices), np.int64)
-        for arrays, rows, local in self._by_shard(indices):
-            num_predictions[rows] = _row_lengths(arrays["prediction_start"], local)
+    def num_predictions(self, samples: np.ndarray) -> np.ndarray:
+        """int64 [B]: how many predictions each of the `samples` [B] has. Reads nothing else."""
+        num_predictions = np.empty(len(samples), np.int64)
+        for columns, places, rows in self._by_shard(samples):
+            num_predictions[places] = _row_lengths(columns.prediction_start, rows)
         return num_predictions
 
-    def gather(self, indices: np.ndarray) -> Records:
-        """The sequences `indices` [B], in that order. Raises IndexError outside 0 .. num_sequences - 1."""
-        parts, order = [], []
-        for arrays, rows, local in self._by_shard(indices):
-            parts.append(_gather_from(arrays, local))
-            order.append(rows)
-        if len(parts) == 1:
-            return parts[0]
-        return _reordered(parts, np.concatenate(order))
+    def gather(self, samples: np.ndarray) -> Records:
+        """The sequences `samples` [B] in that order. Raises IndexError outside 0 .. num_sequences - 1."""
+        found = [(_take(columns, rows), places) for columns, places, rows in self._by_shard(samples)]
+        parts, places = zip(*found, strict=True)
+        joined = join_records(parts)
+        return joined if len(parts) == 1 else _take(_as_columns(joined), np.argsort(np.concatenate(places)))
 
     def blocks(self, num_sequences: int = 8192) -> Iterator[Records]:
         """All sequences from first to last, `num_sequences` at a time."""
         for first in range(0, self.num_sequences, num_sequences):
             yield self.gather(np.arange(first, min(first + num_sequences, self.num_sequences)))
 
-    def _by_shard(self, indices: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-        """(arrays, rows of `indices` that lie in this shard, their places in it) of each shard that is asked."""
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_sequences:
-            raise IndexError(f"sequences {indices.min()} .. {indices.max()} of a folder of {self.num_sequences}")
-        shard_of = np.searchsorted(self._first, indices, side="right") - 1
-        # An empty request goes to the first shard, which gives it arrays of the right kind.
-        for shard in np.unique(shard_of) if len(indices) else [0]:
-            rows = np.flatnonzero(shard_of == shard)
-            yield self._arrays[shard], rows, indices[rows] - self._first[shard]
+    def _by_shard(self, samples: np.ndarray) -> Iterator[tuple[_Columns, np.ndarray, np.ndarray]]:
+        """For each shard that holds some of the `samples`: its columns, their places in `samples`, their rows in it."""
+        samples = np.asarray(samples, np.int64)
+        if len(samples) and not 0 <= samples.min() <= samples.max() < self.num_sequences:
+            raise IndexError(f"sequences {samples.min()} .. {samples.max()} of a folder of {self.num_sequences}")
+        shard_of = np.searchsorted(self._first, samples, side="right") - 1
+        # An empty request goes to the first shard, which answers it with empty arrays of the right dtype.
+        for shard in np.unique(shard_of) if len(samples) else [0]:
+            places = np.flatnonzero(shard_of == shard)
+            yield self._columns[shard], places, samples[places] - self._first[shard]
 
 
-def write_shard(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays of one shard, named and shaped as in the specification.
+def write_shard(path: str | Path, records: Records) -> None:
+    """Write one shard, whole or not at all.
 
-    Integer arrays are cast to the format's dtypes; `tokens` must already be uint16 or uint32. Written under a
-    temporary name, fsynced, renamed. Raises ValueError for more tokens than uint32 can count.
+    `records.token_ids` must be uint16 or uint32, which becomes the dtype of tokens and labels; the other arrays are
+    cast to the format's dtypes. Raises ValueError for more tokens than uint32 can count.
     """
-    tokens = arrays["tokens"]
-    if len(tokens) >= 1 << 32:
-        raise ValueError(f"a shard of {len(tokens):,} tokens exceeds the format's {1 << 32:,}; raise --num-shards")
-    dtypes = dict(zip(_ARRAYS, ("<u4", "<u4", tokens.dtype, tokens.dtype, "<u2", "<u2", "i1"), strict=True))
-    columns = {name: np.ascontiguousarray(arrays[name], np.dtype(dtype)) for name, dtype in dtypes.items()}
-    header, end = {"__metadata__": {"format": FORMAT, "version": str(VERSION)}}, 0
-    for name, column in columns.items():
-        begin, end = end, end + column.nbytes
-        header[name] = {"dtype": _NAMES[column.dtype], "shape": list(column.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path = Path(path)
+    token_type = records.token_ids.dtype
+    assert token_type in (np.uint16, np.uint32), token_type
+    if (num_tokens := len(records.token_ids)) >= 1 << 32:
+        raise ValueError(f"a shard of {num_tokens:,} tokens exceeds the format's {1 << 32:,}; raise --num-shards")
+    dtypes = ("<u4", "<u4", token_type, token_type, "<u2", "<u2", "i1")
+    arrays = [np.ascontiguousarray(column, dtype) for column, dtype in zip(_as_columns(records), dtypes, strict=True)]
+    tensors = {name: (array.dtype, array.shape) for name, array in zip(_Columns._fields, arrays, strict=True)}
     with finished_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for column in columns.values():
-            file.write(column.data)
+        file.write(safetensors_header(tensors, {"format": FORMAT, "version": str(VERSION)}))
+        for array in arrays:
+            file.write(array.data)
+
+
+def safetensors_header(tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The first bytes of a safetensors file, up to the first tensor.
+
+    `tensors` maps names to dtype and shape, in the order in which the tensors follow without gaps. The specification:
+    https://github.com/huggingface/safetensors#format
+    """
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        code = f"{dtype.kind}{8 * dtype.itemsize}".upper()  # "U16", "F32"
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
+    return len(text).to_bytes(8, "little") + text
 
 
 def shard_entry(path: Path) -> dict:
     """The manifest entry of a finished shard file, read from its bytes."""
-    arrays = _map_arrays(path)
-    return {
-        "file": path.name,
-        "sha256": sha256_file(path),
-        "num_bytes": path.stat().st_size,
-        "num_sequences": len(arrays["pair_labels"]),
-        "num_tokens": len(arrays["tokens"]),
-        "num_predictions": len(arrays["masked_lm_labels"]),
-    }
+    counts = dict(zip(_COUNTS, _count(_map_columns(path)), strict=True))
+    return {"file": path.name, "sha256": sha256_file(path), "num_bytes": path.stat().st_size} | counts
 
 
 def make_manifest(config: dict, vocab: dict, corpus: dict, shards: list[dict]) -> dict:
-    """The manifest of a folder: what was asked, from what it was made, and the entries of its shards."""
-    totals = {count: sum(entry[count] for entry in shards) for count in _COUNTS}
-    identity = {"format": FORMAT, "version": VERSION}
-    manifest = identity | {"config": config, "vocab": vocab, "corpus": corpus} | totals | {"shards": shards}
+    """The content of manifest.json. `shards` are the entries in order."""
+    manifest = {"format": FORMAT, "version": VERSION, "config": config, "vocab": vocab, "corpus": corpus}
+    manifest |= {count: sum(entry[count] for entry in shards) for count in _COUNTS} | {"shards": shards}
     return manifest | {"sha256": _manifest_sha256(manifest)}
 
 
@@ -208,10 +219,10 @@ def _manifest_sha256(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def verify(shards: Shards, progress=iter) -> None:
-    """Compare every byte of every shard with its checksum; ValueError names all shards that are damaged.
+def verify(shards: Shards, progress: Callable[[list[dict]], Iterable[dict]] = iter) -> None:
+    """Compare every byte of every shard with its checksum. Raises ValueError that names all damaged shards.
 
-    `progress` wraps the iteration over the shards' entries, such as a tqdm bar.
+    `progress` wraps the iteration over the manifest's entries, for example in a tqdm bar.
     """
     entries = progress(shards.manifest["shards"])
     damaged = [entry["file"] for entry in entries if sha256_file(shards.folder / entry["file"]) != entry["sha256"]]
@@ -223,9 +234,9 @@ def verify(shards: Shards, progress=iter) -> None:
 
 
 def unigram_counts(shards: Shards) -> np.ndarray:
-    """How often each token occurs in the original, unmasked sequences: int64 [V].
+    """int64 [V]: how often each token occurs in the original, unmasked sequences.
 
-    [PAD], [CLS], [SEP] and [MASK] count 0: they are never predicted.
+    [PAD], [CLS], [SEP] and [MASK] count 0, because they are never predicted.
     """
     vocab = shards.manifest["vocab"]
     counts = np.zeros(vocab["size"], np.int64)
@@ -236,45 +247,43 @@ def unigram_counts(shards: Shards) -> np.ndarray:
 
 
 def unigram_entropy(shards: Shards) -> float:
-    """Entropy in nats of the folder's own token frequencies, special tokens apart: the MLM loss of a model that knows
-    these and nothing of the context.
+    """Entropy in nats of the folder's token frequencies without special tokens: the masked-LM loss of a model that
+    knows the frequencies and ignores the context.
     """
     return entropy(unigram_counts(shards))
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of the shares that `counts` [V] make."""
+    """Entropy in nats of the distribution that is proportional to `counts` [V]."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
 
 def _read_manifest(folder: Path) -> dict:
-    advice = "make one with `python -m data_prep.build`"
+    path = folder / MANIFEST
     if not folder.is_dir():
-        raise ValueError(f"shard folder {folder} does not exist or is no folder; {advice}")
+        raise ValueError(f"shard folder {folder} does not exist or is not a folder; {_ADVICE}")
     if not any(folder.iterdir()):
-        raise ValueError(f"shard folder {folder} is empty; {advice}")
-    if not (folder / MANIFEST).exists():
-        raise ValueError(f"{folder} has no {MANIFEST}: it is no shard folder or its build has not finished; {advice}")
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ValueError(f"{folder / MANIFEST} has format {found!r} where {FORMAT!r} is needed; {advice}")
+        raise ValueError(f"shard folder {folder} is empty; {_ADVICE}")
+    if not path.exists():
+        raise ValueError(f"{folder} has no {MANIFEST}: not a shard folder, or its build has not finished; {_ADVICE}")
+    manifest = read_json(path)
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found!r} where {FORMAT!r} is needed; {_ADVICE}")
     if manifest.get("version") != VERSION:
         raise ValueError(
             f"{folder} holds shards of version {manifest.get('version')}, this program reads version {VERSION}; "
             "rebuild the folder or use the program's version that wrote it"
         )
     if manifest.get("sha256") != _manifest_sha256(manifest):
-        raise ValueError(f"{folder / MANIFEST} is not as it was written (sha256 differs): copy it again or {advice}")
+        raise ValueError(f"{path} is not as it was written (sha256 differs): copy it again or {_ADVICE}")
     return manifest
 
 
 def _check_vocabulary(path: Path, sha256: str) -> None:
     if not path.is_file():
-        raise ValueError(
-            f"vocabulary {path} is missing; copy it there from the corpus folder that the shards were made from"
-        )
+        raise ValueError(f"vocabulary {path} is missing; copy it from the corpus folder that the shards were made from")
     if (found := sha256_file(path)) != sha256:
         raise ValueError(
             f"vocabulary {path} (sha256 {found[:12]}) is not the one the shards were made with ({sha256[:12]}); "
@@ -282,78 +291,73 @@ def _check_vocabulary(path: Path, sha256: str) -> None:
         )
 
 
-def _map_shard(folder: Path, entry: dict) -> dict[str, np.ndarray]:
+def _map_shard(folder: Path, entry: dict) -> _Columns:
+    """Map a shard and compare its size and counts with its entry in the manifest."""
     path = folder / entry["file"]
     num_bytes = path.stat().st_size if path.is_file() else None
     if num_bytes != entry["num_bytes"]:
         found = "is missing" if num_bytes is None else f"has {num_bytes:,} bytes"
-        raise ValueError(
-            f"{path} {found}, the manifest says {entry['num_bytes']:,}; copy it again or rebuild the folder"
-        )
-    arrays = _map_arrays(path)
-    lengths = len(arrays["pair_labels"]), len(arrays["tokens"]), len(arrays["masked_lm_labels"])
-    if lengths != tuple(entry[count] for count in _COUNTS):
-        raise ValueError(
-            f"{path} holds {lengths} {_COUNTS}, the manifest says otherwise; copy it again or rebuild the folder"
-        )
-    return arrays
+        raise ValueError(f"{path} {found}, the manifest says {entry['num_bytes']:,}; {_REPAIR}")
+    columns = _map_columns(path)
+    if (counts := _count(columns)) != tuple(entry[name] for name in _COUNTS):
+        raise ValueError(f"{path} holds {counts} {_COUNTS}, the manifest says otherwise; {_REPAIR}")
+    return columns
 
 
-def _map_arrays(path: Path) -> dict[str, np.ndarray]:
+def _map_columns(path: Path) -> _Columns:
     """Views of a shard's arrays in the mapped file; nothing is copied."""
     file = np.memmap(path, np.uint8, mode="r")
-    begin = 8 + int.from_bytes(file[:8].tobytes(), "little")
+    data_start = 8 + int.from_bytes(file[:8].tobytes(), "little")
     try:
-        header = json.loads(file[8:begin].tobytes())
-        arrays = {name: _view(file[begin:], header[name]) for name in _ARRAYS}
+        header = json.loads(file[8:data_start].tobytes())
+        return _Columns(*(_view(file[data_start:], header[name]) for name in _Columns._fields))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no readable shard header; copy it again or rebuild the folder") from error
-    return arrays
+        raise ValueError(f"{path} has no readable shard header; {_REPAIR}") from error
 
 
-def _view(data: np.ndarray, column: dict) -> np.ndarray:
-    begin, end = column["data_offsets"]
-    return np.asarray(data[begin:end]).view(_DTYPES[column["dtype"]]).reshape(column["shape"])
+def _view(data: np.ndarray, tensor: dict) -> np.ndarray:
+    begin, end = tensor["data_offsets"]
+    return np.asarray(data[begin:end]).view(_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
 
 
-def _gather_from(arrays: dict[str, np.ndarray], local: np.ndarray) -> Records:
-    """The sequences `local` [B] of one shard."""
-    lengths = _row_lengths(arrays["sequence_start"], local)
-    num_predictions = _row_lengths(arrays["prediction_start"], local)
-    tokens = _ragged_range(arrays["sequence_start"][local], lengths)
-    predictions = _ragged_range(arrays["prediction_start"][local], num_predictions)
-    return Records(
-        token_ids=arrays["tokens"][tokens].astype(np.int64),
-        lengths=lengths,
-        segment_b_start=arrays["segment_b_start"][local].astype(np.int64),
-        pair_labels=arrays["pair_labels"][local].astype(np.int64),
-        num_predictions=num_predictions,
-        masked_lm_positions=arrays["masked_lm_positions"][predictions].astype(np.int64),
-        masked_lm_labels=arrays["masked_lm_labels"][predictions].astype(np.int64),
+def _count(columns: _Columns) -> tuple[int, int, int]:
+    """The numbers of sequences, tokens and predictions."""
+    return len(columns.pair_labels), len(columns.tokens), len(columns.masked_lm_labels)
+
+
+def _as_columns(records: Records) -> _Columns:
+    return _Columns(
+        _starts(records.lengths),
+        _starts(records.num_predictions),
+        records.token_ids,
+        records.masked_lm_labels,
+        records.masked_lm_positions,
+        records.segment_b_start,
+        records.pair_labels,
     )
 
 
-def _reordered(parts: list[Records], rows: np.ndarray) -> Records:
-    """Join `parts`, whose sequences belong at `rows` [B] of the result."""
-    order = np.argsort(rows)
-
-    def rows_of(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])[order]
-
-    def ragged(name: str, counts: str) -> np.ndarray:
-        lengths = np.concatenate([getattr(part, counts) for part in parts])
-        starts = np.cumsum(lengths) - lengths
-        return np.concatenate([getattr(part, name) for part in parts])[_ragged_range(starts[order], lengths[order])]
-
-    return Records(
-        token_ids=ragged("token_ids", "lengths"),
-        lengths=rows_of("lengths"),
-        segment_b_start=rows_of("segment_b_start"),
-        pair_labels=rows_of("pair_labels"),
-        num_predictions=rows_of("num_predictions"),
-        masked_lm_positions=ragged("masked_lm_positions", "num_predictions"),
-        masked_lm_labels=ragged("masked_lm_labels", "num_predictions"),
+def _take(columns: _Columns, rows: np.ndarray) -> Records:
+    """The sequences `rows` [B] of one shard, as int64 arrays."""
+    lengths = _row_lengths(columns.sequence_start, rows)
+    num_predictions = _row_lengths(columns.prediction_start, rows)
+    tokens = _ragged_range(columns.sequence_start[rows], lengths)
+    predictions = _ragged_range(columns.prediction_start[rows], num_predictions)
+    taken = Records(
+        columns.tokens[tokens],
+        lengths,
+        columns.segment_b_start[rows],
+        columns.pair_labels[rows],
+        num_predictions,
+        columns.masked_lm_positions[predictions],
+        columns.masked_lm_labels[predictions],
     )
+    return Records(*(array.astype(np.int64, copy=False) for array in taken))
+
+
+def _starts(lengths: np.ndarray | list[int]) -> np.ndarray:
+    """int64 [B + 1]: where each of B runs of `lengths` [B] begins, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _row_lengths(starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -361,6 +365,6 @@ def _row_lengths(starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _ragged_range(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0] + 1, ... (lengths[0] of them), then starts[1], ...: int64 [sum of lengths]."""
+    """int64 [sum of lengths]: starts[0], starts[0] + 1, ... (lengths[0] numbers), then the same from starts[1], ..."""
     ends = np.cumsum(lengths)
-    return np.repeat(starts.astype(np.int64) - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+    return np.repeat(starts.astype(np.int64) - ends + lengths, lengths) + np.arange(lengths.sum())

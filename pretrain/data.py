@@ -16,7 +16,7 @@ weights 3 and 1 and batches of 6
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -24,7 +24,7 @@ import torch
 
 from data_prep.files import sha256_file
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
-from data_prep.shards import Records, Shards
+from data_prep.shards import Records, Shards, join_records
 from data_prep.text.tokenizer import load_tokenizer
 from pretrain.layers import Sequences
 from pretrain.layout import Layout
@@ -123,16 +123,8 @@ def read_records(
     check_ids(records, indices, shards)
     if rule is not None:
         seed = shards.manifest["config"]["seed"]
-        masked = mask_sequences(records.original_token_ids(), records.lengths, indices, rule, seed=seed, epoch=epochs)
-        records = replace(records, **masked._asdict())
+        records = mask_sequences(records, indices, rule, seed=seed, epoch=epochs)
     return records
-
-
-def join_records(parts: list[Records]) -> Records:
-    """Records behind one another."""
-    if len(parts) == 1:
-        return parts[0]
-    return Records(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Records)))
 
 
 def rule_of_shards(shards: Shards) -> MaskingRule:

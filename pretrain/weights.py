@@ -6,7 +6,6 @@ all three, `pretrain.train --init-from` and `evaluation.finetune --checkpoint` s
 """
 
 import dataclasses
-import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_prep.files import finished_file, sha256_file
+from data_prep.shards import safetensors_header
 from data_prep.text.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
 from data_prep.text.vocab_files import find_vocabularies
 from pretrain.checkpoint_reader import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
@@ -230,21 +231,12 @@ def _same_tokens(one: Path, other: Path) -> bool:
 
 
 def write_safetensors(path: Path, weights: Weights) -> None:
-    """Writes the file that `safetensors` would, without having more than one tensor in memory; whole or not at all.
-
-    8 bytes of header length, a JSON header, the tensors without gaps (the format's own specification).
-    """
+    """Write the weights as a safetensors file with one tensor in memory at a time; whole or not at all."""
     config = weights.config
     table = {POSITIONS: TensorShape((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in weights:
-        shape = table[name].shape
-        begin, end = end, end + 4 * torch.Size(shape).numel()
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    tensors = {name: (np.dtype(np.float32), table[name].shape) for name in weights}
     with finished_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(safetensors_header(tensors, {"format": "pt"}))
         for name in weights:
             tensor = weights[name].contiguous()
             if tuple(tensor.shape) != table[name].shape:

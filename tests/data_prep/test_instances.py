@@ -77,14 +77,14 @@ def test_nsp_has_the_reference_algorithms_statistics(short_seq_prob, tolerances)
 
 
 def test_share_of_random_next_is_a_half_where_there_is_a_choice():
-    # Sentences of 10 tokens, no short sequences: chunks have several sentences, only a document's last may have one.
+    # Sentences of 10 tokens, no short sequences: only the last chunk of a document may have a single sentence.
     bounds = np.arange(0, 200_001, 10), np.arange(0, 20_001, 100)
     label = make(bounds, short_seq_prob=0.0)["pair_label"]
     assert label.mean() == pytest.approx(0.5, abs=4 * 0.5 / len(label) ** 0.5 + 0.02)
 
 
 def test_truncation_keeps_the_lengths_of_the_token_by_token_rule():
-    # Two documents of one sentence each: A and B are known, so is what has to be cut.
+    # With two documents of one sentence each, A and B are known, and so is what has to be cut.
     for first, second in ((5, 9), (40, 40), (41, 40), (200, 3), (3, 200), (30, 31), (31, 30), (1000, 900)):
         instances = make((np.array([0, first, first + second]), np.array([0, 1, 2])), short_seq_prob=0.0)
         for own, other, got in ((first, second, instances[0]), (second, first, instances[1])):
@@ -93,7 +93,7 @@ def test_truncation_keeps_the_lengths_of_the_token_by_token_rule():
             assert (got["a_length"], got["b_length"]) == (own, other)
 
 
-def test_truncation_takes_from_both_ends_alike():
+def test_truncation_takes_from_both_ends_equally():
     instances = make((np.array([0, 100, 101]), np.array([0, 1, 2])), duplicates=4000, short_seq_prob=0.0)
     cut = instances["a_start"][instances["a_length"] == 60]
     assert (cut.min() >= 0) and (cut.max() <= 40)
@@ -145,7 +145,7 @@ def test_a_documents_instances_do_not_depend_on_what_is_made_with_it():
     assert other_seed.tobytes() != whole.tobytes()
 
 
-def test_instances_are_the_same_for_ever():
+def test_golden_instances():
     columns = make(make_bounds(50), duplicates=2)
     text = "\n".join(map(str, columns.tolist()))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "9e96dec88b90c22b"
@@ -159,14 +159,14 @@ def test_empty_sentences_and_documents_are_dropped():
 
 def test_assemble_puts_the_special_tokens_where_they_belong():
     instances = make((np.array([0, 3, 5]), np.array([0, 1, 2])), short_seq_prob=0.0)
-    tokens, sequence_start, segment_b_start = assemble(
-        np.arange(10, 15, dtype=np.uint16), instances, cls_id=2, sep_id=3, dtype=np.uint32
-    )
-    assert tokens.tolist() == [2, 10, 11, 12, 3, 13, 14, 3, 2, 13, 14, 3, 10, 11, 12, 3] and tokens.dtype == np.uint32
-    assert (sequence_start.tolist(), segment_b_start.tolist()) == ([0, 8, 16], [5, 4])
+    records = assemble(np.arange(10, 15, dtype=np.uint16), instances, cls_id=2, sep_id=3, dtype=np.uint32)
+    assert records.token_ids.tolist() == [2, 10, 11, 12, 3, 13, 14, 3, 2, 13, 14, 3, 10, 11, 12, 3]
+    assert records.token_ids.dtype == records.masked_lm_labels.dtype == np.uint32
+    assert (records.lengths.tolist(), records.segment_b_start.tolist()) == ([8, 8], [5, 4])
+    assert records.num_predictions.tolist() == [0, 0] and len(records.masked_lm_positions) == 0
     single = make((np.array([0, 3, 5]), np.array([0, 2])), pair_task="none", short_seq_prob=0.0)
-    tokens, _, segment_b_start = assemble(np.arange(10, 15), single, cls_id=2, sep_id=3, dtype=np.uint16)
-    assert (tokens.tolist(), segment_b_start.tolist()) == ([2, 10, 11, 12, 13, 14, 3], [7])
+    records = assemble(np.arange(10, 15), single, cls_id=2, sep_id=3, dtype=np.uint16)
+    assert (records.token_ids.tolist(), records.segment_b_start.tolist()) == ([2, 10, 11, 12, 13, 14, 3], [7])
 
 
 def test_streams_are_splitmix64():

@@ -1,4 +1,4 @@
-"""The shard format byte by byte, the reader against plain lists, and every kind of damage told plainly."""
+"""The shard format byte by byte, the reader against plain lists, and a plain error for every kind of damage."""
 
 import json
 import shutil
@@ -7,19 +7,28 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from data_prep.shards import Shards, make_manifest, shard_entry, unigram_counts, unigram_entropy, verify, write_shard
+from data_prep.shards import (
+    Records,
+    Shards,
+    make_manifest,
+    shard_entry,
+    unigram_counts,
+    unigram_entropy,
+    verify,
+    write_shard,
+)
 from tests.data_prep.small_corpus import VOCAB_SIZE, make_tokenizer
 
 # The worked example of the format's specification.
-EXAMPLE = {
-    "sequence_start": np.array([0, 8, 12]),
-    "prediction_start": np.array([0, 2, 2]),
-    "tokens": np.array([2, 5, 4, 7, 3, 4, 9, 3, 2, 5, 6, 3], np.uint16),
-    "masked_lm_labels": np.array([6, 8]),
-    "masked_lm_positions": np.array([2, 5]),
-    "segment_b_start": np.array([5, 4]),
-    "pair_labels": np.array([0, -1]),
-}
+EXAMPLE = Records(
+    token_ids=np.array([2, 5, 4, 7, 3, 4, 9, 3, 2, 5, 6, 3], np.uint16),
+    lengths=np.array([8, 4]),
+    segment_b_start=np.array([5, 4]),
+    pair_labels=np.array([0, -1]),
+    num_predictions=np.array([2, 0]),
+    masked_lm_positions=np.array([2, 5]),
+    masked_lm_labels=np.array([6, 8]),
+)
 EXAMPLE_HEADER = (
     b'{"__metadata__":{"format":"bert-masked-shards","version":"1"},'
     b'"sequence_start":{"dtype":"U32","shape":[3],"data_offsets":[0,12]},'
@@ -37,7 +46,7 @@ EXAMPLE_DATA = bytes.fromhex(
 )
 
 
-def make_sequences(num_sequences, seed=0, dtype=np.uint16):
+def make_sequences(num_sequences, seed=0):
     """Plain lists: (tokens, segment_b_start, pair_label, positions, labels) for each sequence."""
     random = np.random.default_rng(seed)
     sequences = []
@@ -52,17 +61,17 @@ def make_sequences(num_sequences, seed=0, dtype=np.uint16):
     return sequences
 
 
-def as_arrays(sequences, dtype=np.uint16):
+def as_records(sequences, dtype=np.uint16):
     tokens, segment_b_start, pair_labels, positions, labels = zip(*sequences, strict=True)
-    return {
-        "sequence_start": np.cumsum([0, *map(len, tokens)]),
-        "prediction_start": np.cumsum([0, *map(len, labels)]),
-        "tokens": np.concatenate(tokens).astype(dtype),
-        "masked_lm_labels": np.concatenate(labels),
-        "masked_lm_positions": np.concatenate(positions),
-        "segment_b_start": np.array(segment_b_start),
-        "pair_labels": np.array(pair_labels),
-    }
+    return Records(
+        token_ids=np.concatenate(tokens).astype(dtype),
+        lengths=np.array(list(map(len, tokens))),
+        segment_b_start=np.array(segment_b_start),
+        pair_labels=np.array(pair_labels),
+        num_predictions=np.array(list(map(len, labels))),
+        masked_lm_positions=np.concatenate(positions),
+        masked_lm_labels=np.concatenate(labels),
+    )
 
 
 def make_folder(folder, sequences, num_shards=3, dtype=np.uint16):
@@ -73,7 +82,7 @@ def make_folder(folder, sequences, num_shards=3, dtype=np.uint16):
     bounds = np.arange(num_shards + 1) * len(sequences) // num_shards
     paths = [folder / f"shard-{i}.safetensors" for i in range(num_shards)]
     for i, path in enumerate(paths):
-        write_shard(path, as_arrays(sequences[bounds[i] : bounds[i + 1]], dtype))
+        write_shard(path, as_records(sequences[bounds[i] : bounds[i + 1]], dtype))
     entries = list(map(shard_entry, paths))
     manifest = make_manifest({"pair_task": "nsp", "seq_length": 32}, vocab, {}, entries)
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -103,10 +112,17 @@ def test_golden_bytes_of_the_worked_example(tmp_path):
 def test_the_safetensors_library_reads_a_shard(tmp_path):
     load_file = pytest.importorskip("safetensors.numpy").load_file
     for dtype in (np.uint16, np.uint32):
-        arrays = EXAMPLE | {"tokens": EXAMPLE["tokens"].astype(dtype)}
-        write_shard(tmp_path / "example.safetensors", arrays)
+        write_shard(tmp_path / "example.safetensors", EXAMPLE._replace(token_ids=EXAMPLE.token_ids.astype(dtype)))
         loaded = load_file(tmp_path / "example.safetensors")
-        assert {name: value.tolist() for name, value in loaded.items()} == {k: v.tolist() for k, v in arrays.items()}
+        assert {name: value.tolist() for name, value in loaded.items()} == {
+            "sequence_start": [0, 8, 12],
+            "prediction_start": [0, 2, 2],
+            "tokens": EXAMPLE.token_ids.tolist(),
+            "masked_lm_labels": [6, 8],
+            "masked_lm_positions": [2, 5],
+            "segment_b_start": [5, 4],
+            "pair_labels": [0, -1],
+        }
         assert loaded["tokens"].dtype == loaded["masked_lm_labels"].dtype == dtype
 
 
@@ -125,14 +141,14 @@ def test_gather_gives_any_sequences_in_the_order_asked(tmp_path, dtype):
         assert records.masked_lm_positions.tolist() == sum((w[3] for w in wanted), [])
         assert records.masked_lm_labels.tolist() == sum((w[4] for w in wanted), [])
         assert records.num_predictions.tolist() == shards.num_predictions(np.array(indices)).tolist()
-        assert all(getattr(records, name).dtype == np.int64 for name in records.__dataclass_fields__)
+        assert all(array.dtype == np.int64 for array in records)
     assert np.concatenate([b.token_ids for b in shards.blocks(7)]).tolist() == sum((s[0] for s in sequences), [])
 
 
 def test_gather_of_nothing_and_out_of_range(folder):
     shards = Shards(folder)
     nothing = shards.gather(np.array([], np.int64))
-    assert all(len(getattr(nothing, name)) == 0 for name in nothing.__dataclass_fields__)
+    assert all(len(array) == 0 for array in nothing)
     for index in (-1, 50):
         with pytest.raises(IndexError, match="folder of 50"):
             shards.gather(np.array([0, index]))
@@ -170,7 +186,7 @@ def test_every_flipped_byte_is_found(folder):
                     verify(shards)
 
 
-def test_every_flipped_bit_of_the_manifest_is_told(folder):
+def test_every_flipped_bit_of_the_manifest_is_reported(folder):
     path = folder / "manifest.json"
     whole = path.read_bytes()
     random = np.random.default_rng(0)
@@ -182,12 +198,12 @@ def test_every_flipped_bit_of_the_manifest_is_told(folder):
             manifest = json.loads(damaged)
         except ValueError:
             manifest = None
-        same = manifest == json.loads(whole)  # another white space
+        same = manifest == json.loads(whole)  # only white space differs
         with nullcontext() if same else pytest.raises(ValueError, match=r"manifest\.json|version"):
             Shards(folder)
 
 
-def test_damage_that_opening_tells(folder):
+def test_damage_that_opening_reports(folder):
     def refused(match):
         with pytest.raises(ValueError, match=match):
             Shards(folder)
@@ -207,7 +223,7 @@ def test_damage_that_opening_tells(folder):
     refused("vocab.txt is missing")
 
 
-def test_folders_that_are_no_shard_folders(folder, tmp_path):
+def test_folders_that_are_not_shard_folders(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for path, match in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "is empty")):
         with pytest.raises(ValueError, match=match):
@@ -229,7 +245,7 @@ def test_folders_that_are_no_shard_folders(folder, tmp_path):
 
 def test_a_shard_is_mapped_not_copied(folder):
     shards = Shards(folder)
-    tokens = shards._arrays[0]["tokens"]
+    tokens = shards._columns[0].tokens
     while isinstance(tokens.base, np.ndarray) and not isinstance(tokens, np.memmap):
         tokens = tokens.base
     assert isinstance(tokens, np.memmap)
