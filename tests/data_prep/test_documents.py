@@ -309,7 +309,7 @@ def test_the_sample_is_even_bounded_and_the_same_every_time():
 
 def test_skips_are_counted_and_the_first_reported():
     counts, reported = Counter(), []
-    skip = count_skips(counts, notes.append)
+    skip = count_skips(counts, reported.append)
     for line in range(30):
         skip("not valid JSON", f"a:{line}")
     assert counts == {"not valid JSON": 30}
