@@ -13,11 +13,25 @@ from typing import BinaryIO
 import zstandard
 
 _BLOCK_BYTES = 1 << 17
-_ZSTD_BYTES = 1024  # at a time: a kilobyte unpacks to 32 MB at most
+_ZSTD_BYTES = 1024  # compressed bytes per call: a kilobyte unpacks to 32 MB at most
+
+Progress = Callable[[int], object]
+
+
+def no_progress(num_bytes: int) -> None:
+    """A `Progress` that reports nothing."""
+
+
+class Unreadable(ValueError):
+    """A file cannot be read as text from `line` on (counted from 1); `reason` is a short key to count by."""
+
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason, line)
+        self.reason, self.line = reason, line
 
 
 class _ZstdFile(RawIOBase):
-    """The frames of a .zst file, one after the other. zstandard's own reader would take a cut file for a whole one."""
+    """The frames of a .zst file, concatenated. zstandard's own reader does not notice that a file is cut off."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self.raw, self.frame, self.plain = raw, None, memoryview(b"")
@@ -42,39 +56,29 @@ class _ZstdFile(RawIOBase):
         return size
 
 
-def _open_zstd(raw: BinaryIO) -> BufferedReader:
-    return BufferedReader(_ZstdFile(raw))
-
-
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
+OPENERS: dict[str, Callable] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda raw: BufferedReader(_ZstdFile(raw)),
+}
 _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)  # what reading may raise
 
-Progress = Callable[[int], object]
 
+def raw_blocks(
+    path: Path, progress: Progress = no_progress, longest_line: int = 2 * _BLOCK_BYTES
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (number of its first line, bytes) for each block of a file. A block ends with a whole line, unless the
+    line is longer than `longest_line` bytes.
 
-def no_progress(num_bytes: int) -> None:
-    pass
-
-
-class NotText(ValueError):
-    """A file, or the rest of it, cannot be read as text; `reason` is a short key to count by."""
-
-    def __init__(self, reason: str, place: str) -> None:
-        super().__init__(f"{place}: {reason}")
-        self.reason, self.place = reason, place
-
-
-def raw_blocks(path: Path, progress: Progress, longest_line: int = 2 * _BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """(number of its first line, bytes) of the file's blocks; they end with a line, unless one of `longest_line` bytes.
-
-    `progress(num_bytes)` is called with the bytes read from disk since its last call. Of a damaged file come the whole
-    lines before the damage, then NotText names the line that it is in.
+    `progress` is called with the number of bytes read from disk since its last call. A damaged file yields the whole
+    lines before the damage and then raises Unreadable.
     """
     number, position, size, damage = 1, 0, 0, None
     pending: list[bytes] = []
     try:
         with open(path, "rb") as raw, OPENERS.get(path.suffix.lower(), nullcontext)(raw) as file:
-            while piece := file.read1(_BLOCK_BYTES):  # `read` would lose what it had unpacked when it meets the damage
+            while piece := file.read1(_BLOCK_BYTES):  # at damage, `read` would lose what it had unpacked so far
                 progress(raw.tell() - position)
                 position = raw.tell()
                 pending.append(piece)
@@ -93,6 +97,5 @@ def raw_blocks(path: Path, progress: Progress, longest_line: int = 2 * _BLOCK_BY
     if block:
         yield number, block
     if damage:
-        number += block.count(b"\n")
         reason = f"unreadable: {damage.strerror}" if getattr(damage, "strerror", None) else "file is damaged"
-        raise NotText(reason, f"{path}:{number}") from damage
+        raise Unreadable(reason, number + block.count(b"\n")) from damage

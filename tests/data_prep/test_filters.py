@@ -9,7 +9,6 @@ from data_prep.text.filters import (
     NUM_PERMUTATIONS,
     Filters,
     NearDuplicates,
-    check_filters,
     first_occurrences,
     scrub,
     shingles,
@@ -56,12 +55,6 @@ def test_only_what_was_asked_for_is_scrubbed():
 )
 def test_verdicts(blocks, filters, expected):
     assert verdict(blocks, filters) == expected
-
-
-@pytest.mark.parametrize("wrong", [{"min_letters": 2}, {"max_repeated": -1}, {"near_duplicates": 1}])
-def test_values_outside_their_rule(wrong):
-    with pytest.raises(ValueError, match="--" + next(iter(wrong)).replace("_", "-")):
-        check_filters(Filters(**wrong))
 
 
 def test_the_first_of_equal_fingerprints_stays():

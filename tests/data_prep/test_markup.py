@@ -1,4 +1,4 @@
-"""MediaWiki dumps and HTML: what becomes prose, what is passed over, and input that is damaged or hostile."""
+"""MediaWiki dumps and HTML: what becomes prose, what is dropped, and input that is damaged or hostile."""
 
 import bz2
 import gzip
@@ -253,13 +253,13 @@ def test_what_stands_before_a_damaged_place_is_read(tmp_path, size):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ("<rss><channel/></rss>", "XML, but no MediaWiki dump"),
+        ("<rss><channel/></rss>", "XML, but not a MediaWiki dump"),
         ("\0\1\2", "damaged XML"),
         ("", "damaged XML"),
         (
             '<?xml version="1.0"?>\n<!DOCTYPE mediawiki [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;">]>\n'
             + DUMP.replace("A question", "&b;" * 1_000),
-            "XML with a document type, so no MediaWiki dump",
+            "XML with a document type, so not a MediaWiki dump",
         ),
         ('<!DOCTYPE mediawiki SYSTEM "file:///etc/passwd"><mediawiki/>', "XML with a document type"),
     ],
@@ -326,7 +326,7 @@ def test_html_becomes_prose(tmp_path, name, meta, charset):
     assert "|".join(" ".join(block.split()) for block in document.text.split("\n\n") if block.strip()) == HTML_PROSE
 
 
-def test_html_that_is_no_text_or_long_or_empty(tmp_path, monkeypatch):
+def test_html_that_is_not_text_or_long_or_empty(tmp_path, monkeypatch):
     path = write(tmp_path / "a.html", "<p>\nZürich".encode("latin-1"))
     assert read_with_problems(path) == ([], [("not valid UTF-8", f"{path}:2")])
     assert read_with_problems(write(tmp_path / "b.html", "<nav>" * 3_000))[1] == []

@@ -35,7 +35,9 @@ def run(text_file, output, *options):
 def test_every_type_trains_loads_and_repeats_in_another_process(text_file, tmp_path, type_, file):
     run(text_file, tmp_path / "a", "--type", type_)
     tokenizer = load_tokenizer(tmp_path / "a")
-    assert tokenizer.vocab_size == 500 and tuple(tokenizer.tokens[:5]) == SPECIAL_TOKENS and tokenizer.lowercase
+    assert (
+        tokenizer.vocab_size == 500 and tuple(tokenizer.tokens[:5]) == SPECIAL_TOKENS and tokenizer.folding.lower_case
+    )
     assert read_json(tmp_path / "a" / "manifest.json")["vocab"]["sha256"] == tokenizer.sha256
     arguments = ["--input", text_file, "--output", tmp_path / "b", "--size", "500", "--type", type_]
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
@@ -47,7 +49,7 @@ def test_every_type_trains_loads_and_repeats_in_another_process(text_file, tmp_p
 def test_cased_keeps_capitals_and_accents(text_file, tmp_path, type_):
     run(text_file, tmp_path / "v", "--type", type_, "--cased")
     tokenizer = load_tokenizer(tmp_path / "v")
-    assert not tokenizer.lowercase
+    assert not tokenizer.folding.lower_case
     assert tokenizer.encode("Éa") != tokenizer.encode("éa") != tokenizer.encode("ea")
 
 

@@ -52,10 +52,9 @@ def test_a_guess_is_said_once_it_is_needed_and_the_option_answers_it(tmp_path, c
     tokenizer = load_tokenizer(make(tmp_path / "hi", HINDI))
     assert not capsys.readouterr().err
     assert pieces(tokenizer, "अपने घर में") == ["अपने", "घर", "में"]
-    told = capsys.readouterr().err
-    assert (
-        told.startswith("warning: ") and "taken to be cased" in told and "--uncased" in told and told.count("\n") == 1
-    )
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and warning.count("\n") == 1
+    assert "taken to be cased" in warning and "--uncased" in warning
     folder = make(tmp_path / "latin", LATIN)
     assert load_tokenizer(folder, cased=True).folding == Folding(False, False)
     assert load_tokenizer(folder, cased=False).folding == Folding(True, True)
@@ -110,8 +109,8 @@ def test_the_files_beside_a_vocabulary_are_honoured_as_hugging_face_does(
     [
         ({"do_lower_case": False}, {"lowercase": True}, "do_lower_case=False and tokenizer.json lowercase=True"),
         ({"do_basic_tokenize": False}, None, "do_basic_tokenize=False"),
-        ({}, {"type": "NFC"}, "otherwise than BERT does"),
-        ([], None, "no JSON object"),
+        ({}, {"type": "NFC"}, "does not normalise text as BERT does"),
+        ([], None, "not a JSON object"),
     ],
 )
 def test_contradictions_beside_a_vocabulary_are_refused(tmp_path, config, content, message):
