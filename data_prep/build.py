@@ -142,14 +142,14 @@ def build(corpus: Corpus, tokenizer: Tokenizer, options: BuildOptions) -> None:
     """
     rule = InstanceRule(**{name: getattr(options, name) for name in InstanceRule._fields})
     check_vocabulary(corpus, tokenizer)
-    bounds = drop_empty(corpus.sentence_start, corpus.document_start)
-    check_size(np.diff(bounds[1]), rule.pair_task)
-    chunks = cut_into_chunks(*bounds, rule.duplicates)
+    sentence_start, document_start = drop_empty(corpus.sentence_start, corpus.document_start)
+    check_size(np.diff(document_start), rule.pair_task)
+    chunks = cut_into_chunks(sentence_start, document_start, rule.duplicates)
     folder = options.output / "chunks"
     prepared = folder / "prepared.json"
     options.require_prepared(options.output, prepared)
     with worker_pool(options.workers) as ordered_map:  # its processes start while this one counts
-        counts = read_json(prepared) if prepared.exists() else _count(*bounds, chunks, rule)
+        counts = read_json(prepared) if prepared.exists() else _count(sentence_start, document_start, chunks, rule)
         num_shards = options.num_shards or default_num_shards(sum(counts), rule.seq_length)
         if num_shards > sum(counts):
             raise ValueError(
@@ -160,10 +160,12 @@ def build(corpus: Corpus, tokenizer: Tokenizer, options: BuildOptions) -> None:
         task = _make_task(corpus, tokenizer, options, rule, counts, num_shards)
         with options.claimed(options.output, "data_prep.build", identity, folder) as steps:
             if steps.prepare and not prepared.exists():
-                _share_bounds(folder, *bounds)
+                folder.mkdir(exist_ok=True)
+                _save(folder / "sentences.npy", sentence_start)
+                _save(folder / "documents.npy", document_start)
                 totals = ordered_map(partial(write_chunk, task), enumerate(chunks))
                 totals = sum(tqdm(totals, "chunks", len(chunks), unit="chunk"))
-                if doubt := doubt_about_sentences(totals, *bounds, rule):
+                if doubt := doubt_about_sentences(totals, sentence_start, document_start, rule):
                     print(f"warning: {doubt}", file=sys.stderr)
                 tokenizer.save(options.output)
                 write_json(prepared, counts)
@@ -229,9 +231,10 @@ def write_chunk(task: BuildTask, numbered_chunk: tuple[int, range]) -> np.ndarra
     path = task.chunk_file(chunk)
     if path.exists():
         return total(np.load(path, mmap_mode="r"))
-    bounds = [np.load(path.with_name(f"{name}.npy"), mmap_mode="r") for name in ("sentences", "documents")]
+    sentence_start = np.load(path.with_name("sentences.npy"), mmap_mode="r")
+    document_start = np.load(path.with_name("documents.npy"), mmap_mode="r")
     first, last = task.chunk_start[chunk : chunk + 2]
-    instances = make_instances(*bounds, documents, task.rule, last - first)
+    instances = make_instances(sentence_start, document_start, documents, task.rule, last - first)
     instances["position"] = shuffled_positions(first, last, task.num_sequences, task.rule.seed)
     _save(path, instances[np.argsort(instances["position"])])
     return total(instances)
@@ -294,13 +297,6 @@ def _describe_corpus(corpus: Corpus) -> dict:
         "num_tokens": len(corpus.token_ids),
         "sha256": corpus.manifest.get("sha256") if corpus.manifest else None,
     }
-
-
-def _share_bounds(folder: Path, sentence_start: np.ndarray, document_start: np.ndarray) -> None:
-    """Leave the bounds of the corpus where every worker can map them."""
-    folder.mkdir(exist_ok=True)
-    _save(folder / "sentences.npy", sentence_start)
-    _save(folder / "documents.npy", document_start)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -125,13 +125,12 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{totals} in {output}")
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """A tokenised corpus: D documents of S sentences of T tokens.
+class Corpus(NamedTuple):
+    """A tokenised corpus: D documents with S sentences and T tokens.
 
-    token_ids       memory map, uint16 or int32 [T]
-    sentence_start  int64 [S+1], in tokens
-    document_start  int64 [D+1], in sentences
+    token_ids       uint16 or int32 [T], a memory map
+    sentence_start  int64 [S + 1], in tokens
+    document_start  int64 [D + 1], in sentences
     manifest        content of manifest.json; None for a corpus that another program made
     """
 
@@ -145,10 +144,10 @@ def open_corpus(path: str | Path) -> Corpus:
     """Open a folder made by this command, or any Megatron dataset by its prefix (`my-corpus_text_sentence`)."""
     path = Path(path)
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    tokens = read_indexed_dataset(path / "corpus" if path.is_dir() else prefix)
     manifest = path / "manifest.json"
-    if path.is_dir():
-        prefix = path / "corpus"
-    return Corpus(*read_indexed_dataset(prefix), read_json(manifest) if manifest.is_file() else None)
+    content = read_json(manifest) if manifest.is_file() else None
+    return Corpus(tokens.token_ids, tokens.sequence_start, tokens.document_start, content)
 
 
 class Recipe(NamedTuple):
@@ -165,12 +164,12 @@ def _load_models(splitter: Path, vocab: Path) -> tuple[SentenceSplitter, Tokeniz
     return load_splitter(splitter), load_tokenizer(vocab)
 
 
-def tokenise_part(recipe: Recipe, source: Source) -> int:
-    """Tokenise the documents of one part, write it, and return how many documents were read."""
-    part = tokenise(source.documents, *_load_models(recipe.splitter, recipe.vocab), recipe.filters)
+def tokenise_part(recipe: Recipe, source: Source) -> None:
+    """Tokenise the documents of one part and write it."""
+    splitter, tokenizer = _load_models(recipe.splitter, recipe.vocab)
+    part = tokenise(source.documents, splitter, tokenizer, recipe.filters)
     part.counts["skipped"] = dict(source.skipped)
     write_part(part_file(recipe.parts, source.volume, source.number), part)
-    return len(source.documents)
 
 
 def tokenise(documents: list[Document], splitter: SentenceSplitter, tokenizer: Tokenizer, filters: Filters) -> Part:

@@ -12,6 +12,7 @@ import pytest
 
 from data_prep import build as build_module
 from data_prep.build import BuildOptions, build, cut_into_chunks, main
+from data_prep.corpus import Corpus
 from data_prep.files import sole_process
 from data_prep.indexed_dataset import IndexedDatasetWriter
 from data_prep.instances import InstanceRule, make_instances
@@ -166,7 +167,7 @@ def test_a_warning_about_sentences_that_hardly_suit(source, tmp_path, capsys, se
     lengths = [sum(sentence_lengths, []), [len(document) for document in sentence_lengths]]
     bounds = [np.concatenate([[0], np.cumsum(column)]) for column in lengths]
     np.full(bounds[0][-1], 7, np.uint16).tofile(tmp_path / "t.bin")
-    corpus = type(source[0])(np.memmap(tmp_path / "t.bin", np.uint16, mode="r"), *bounds, manifest=None)
+    corpus = Corpus(np.memmap(tmp_path / "t.bin", np.uint16, mode="r"), *bounds, manifest=None)
     for _ in ("new", "its chunks are there"):
         make((corpus, source[1]), tmp_path / "shards", pair_task=pair_task, prepare=True)
         (tmp_path / "shards" / "chunks" / "prepared.json").unlink()
@@ -291,10 +292,8 @@ def test_corpora_that_cannot_serve(source, tmp_path):
     corpus, tokenizer = source
 
     def refused(match, pair_task="nsp", vocab=tokenizer, **changes):
-        names = ("token_ids", "sentence_start", "document_start", "manifest")
-        other = type(corpus)(**{name: getattr(corpus, name) for name in names} | changes)
         with pytest.raises(ValueError, match=match):
-            make((other, vocab), tmp_path / "shards", pair_task=pair_task)
+            make((corpus._replace(**changes), vocab), tmp_path / "shards", pair_task=pair_task)
         assert not (tmp_path / "shards").exists()
 
     starts = corpus.sentence_start
