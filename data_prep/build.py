@@ -149,7 +149,11 @@ def build(corpus: Corpus, tokenizer: Tokenizer, options: BuildOptions) -> None:
     prepared = folder / "prepared.json"
     options.require_prepared(options.output, prepared)
     with worker_pool(options.workers) as ordered_map:  # its processes start while this one counts
-        counts = read_json(prepared) if prepared.exists() else _count(sentence_start, document_start, chunks, rule)
+        if prepared.exists():
+            counts = read_json(prepared)
+        else:
+            bar = tqdm(chunks, "count", unit="chunk")
+            counts = [count_instances(sentence_start, document_start, chunk, rule) for chunk in bar]
         num_shards = options.num_shards or default_num_shards(sum(counts), rule.seq_length)
         if num_shards > sum(counts):
             raise ValueError(
@@ -178,11 +182,6 @@ def build(corpus: Corpus, tokenizer: Tokenizer, options: BuildOptions) -> None:
                 entries = list(tqdm(ordered_map(shard_entry, files), "checksum", len(files), unit="shard"))
                 remove_leftovers(options.output)
                 write_json(options.output / MANIFEST, make_manifest(options.config, **origin, shards=entries))
-
-
-def _count(sentence_start, document_start, chunks: list[range], rule: InstanceRule) -> list[int]:
-    bar = tqdm(chunks, "count", unit="chunk")
-    return [count_instances(sentence_start, document_start, chunk, rule) for chunk in bar]
 
 
 def _make_task(

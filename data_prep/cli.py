@@ -47,7 +47,7 @@ def option(help: str | None, *, default: Any = dataclasses.MISSING, **settings: 
         help: what --help prints, followed by the default; None hides the flag
         group: the heading under which --help lists the flag
         one_of: a name; at most one of the flags that share it may be given
-        flags: what is written on the command line instead of the field's name; a name without hyphens is positional
+        flags: names on the command line that replace the field's name; a name without hyphens is positional
         settings: anything else that argparse's `add_argument` takes: `type` (also to check the value), `choices`,
             `metavar`, `nargs`, `const`
     """

@@ -65,7 +65,7 @@ from data_prep.text.sentences import SentenceSplitter, load_splitter, train_spli
 from data_prep.text.tokenizer import Tokenizer, load_tokenizer
 from data_prep.workers import worker_pool
 
-FILTERS = "filters (a document outside of these is dropped and counted in manifest.json)"
+FILTERS = "filters (manifest.json counts what they drop or replace)"
 
 
 @dataclass(frozen=True, kw_only=True)

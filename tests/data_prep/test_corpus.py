@@ -123,7 +123,7 @@ def test_two_processes_in_one_folder_are_refused(inputs, tmp_path):
 
 
 def test_chinese_by_character_with_its_own_sentence_ends(tmp_path):
-    """Documents of 。！？ sentences: a token a character, a sentence a sequence, pairs and masks as in any language."""
+    """。！？ end sentences, each character is a token, and pairs and masks are as in any language."""
     characters = [chr(code) for code in range(0x4E00, 0x4E00 + 300)]
     documents = [
         ["".join(RANDOM.choice(characters, 5 + 3 * i % 17)) + "。！？"[i % 3] for i in range(4 + d)] for d in range(20)
