@@ -6,7 +6,6 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,39 +29,33 @@ class Unreadable(ValueError):
         self.reason, self.line = reason, line
 
 
-class _ZstdFile(RawIOBase):
-    """The frames of a .zst file, concatenated. zstandard's own reader does not notice that a file is cut off."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self.raw, self.frame, self.plain = raw, None, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self.plain:
-            in_frame = self.frame is not None and not self.frame.eof
-            after_frame = b"" if in_frame or self.frame is None else self.frame.unused_data
-            packed = after_frame or self.raw.read(_ZSTD_BYTES)
-            if not packed and in_frame:
-                raise EOFError("the file ends inside a frame")
-            if not packed:
-                return 0
-            if not in_frame:
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
-            self.plain = memoryview(self.frame.decompress(packed))
-        size = min(len(buffer), len(self.plain))
-        buffer[:size], self.plain = self.plain[:size], self.plain[size:]
-        return size
-
-
-OPENERS: dict[str, Callable] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": lambda raw: BufferedReader(_ZstdFile(raw)),
-}
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED = (*_OPENERS, ".zst")
 _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)  # what reading may raise
+
+
+def _pieces(suffix: str, raw: BinaryIO) -> Iterator[bytes]:
+    """The content of an open file, uncompressed, in pieces of at most _BLOCK_BYTES."""
+    if suffix == ".zst":
+        for plain in _zstd_frames(raw):
+            yield from (plain[start : start + _BLOCK_BYTES] for start in range(0, len(plain), _BLOCK_BYTES))
+        return
+    with _OPENERS.get(suffix, nullcontext)(raw) as file:
+        while piece := file.read1(_BLOCK_BYTES):  # at damage, `read` would lose what it had unpacked so far
+            yield piece
+
+
+def _zstd_frames(raw: BinaryIO) -> Iterator[bytes]:
+    """The frames of a .zst file, concatenated. zstandard's own reader does not notice that a file is cut off."""
+    packed = raw.read(_ZSTD_BYTES)
+    while packed:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        yield frame.decompress(packed)
+        while not frame.eof:
+            if not (packed := raw.read(_ZSTD_BYTES)):
+                raise EOFError("the file ends inside a frame")
+            yield frame.decompress(packed)
+        packed = frame.unused_data or raw.read(_ZSTD_BYTES)
 
 
 def raw_blocks(
@@ -77,8 +70,8 @@ def raw_blocks(
     number, position, size, damage = 1, 0, 0, None
     pending: list[bytes] = []
     try:
-        with open(path, "rb") as raw, OPENERS.get(path.suffix.lower(), nullcontext)(raw) as file:
-            while piece := file.read1(_BLOCK_BYTES):  # at damage, `read` would lose what it had unpacked so far
+        with open(path, "rb") as raw:
+            for piece in _pieces(path.suffix.lower(), raw):
                 progress(raw.tell() - position)
                 position = raw.tell()
                 pending.append(piece)

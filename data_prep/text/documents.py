@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from data_prep.cli import InputOptions
 from data_prep.text.cleaning import undo_wikitext
-from data_prep.text.compressed import OPENERS, Progress, Unreadable, no_progress, raw_blocks
+from data_prep.text.compressed import COMPRESSED, Progress, Unreadable, no_progress, raw_blocks
 from data_prep.text.markup import html_charset, html_prose, wiki_pages, wiki_prose
 
 LONGEST_DOCUMENT = 4_000_000  # characters; longer ones are cut at a line end, so that memory stays constant
@@ -105,7 +105,7 @@ def find_files(paths: Iterable[str | Path], report: Callable[[str], object] = la
 def _text_files_in(folder: Path, report: Callable[[str], object]) -> list[Path]:
     inside, unreadable = _files_inside(folder)
     known = [file for file in inside if _suffix(file) in _FORMAT_BY_SUFFIX]
-    endings = f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with {' '.join(OPENERS)}); name other files one by one"
+    endings = f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with {' '.join(COMPRESSED)}); name other files one by one"
     if not known and not unreadable:
         raise ValueError(f"input folder {folder} holds no text: none of its {len(inside)} files ends in {endings}")
     if num_others := len(inside) - len(known):
@@ -200,7 +200,7 @@ def guess_format(path: Path) -> str:
 
 def _suffix(path: Path) -> str:
     """The suffix that shows the format: .txt for `a.txt.gz`, and .xml for `b.xml-p1p41242.bz2`."""
-    suffix = Path(path.stem).suffix if path.suffix.lower() in OPENERS else path.suffix
+    suffix = Path(path.stem).suffix if path.suffix.lower() in COMPRESSED else path.suffix
     return _DUMP_PAGES.sub("", suffix.lower())
 
 
@@ -209,9 +209,14 @@ def sample_documents(documents: Iterable[Document], max_bytes: int) -> list[Docu
 
     Every piece is kept until the bound is passed, then every second, every fourth and so on: one pass, no randomness.
     """
+    pieces = (
+        document._replace(text=document.text[start : start + _SAMPLE_PIECE])
+        for document in documents
+        for start in range(0, len(document.text), _SAMPLE_PIECE)
+    )
     kept: list[Document] = []
     num_bytes, stride = 0, 1
-    for index, piece in enumerate(_pieces(documents)):
+    for index, piece in enumerate(pieces):
         if index % stride:
             continue
         kept.append(piece)
@@ -220,12 +225,6 @@ def sample_documents(documents: Iterable[Document], max_bytes: int) -> list[Docu
             kept, stride = kept[::2], stride * 2
             num_bytes = sum(len(piece.text.encode()) for piece in kept)
     return kept
-
-
-def _pieces(documents: Iterable[Document]) -> Iterator[Document]:
-    for document in documents:
-        for start in range(0, len(document.text), _SAMPLE_PIECE):
-            yield document._replace(text=document.text[start : start + _SAMPLE_PIECE])
 
 
 def _blocks(path: Path, progress: Progress, charset: str = "utf-8-sig") -> Iterator[str]:

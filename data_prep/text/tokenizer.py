@@ -13,7 +13,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,10 @@ class Pipeline(Tokenizer):
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         encoding = self.pipeline.encode(text, add_special_tokens=False)
-        offsets = _with_marks(text, encoding.offsets) if self.folding.strip_accents else encoding.offsets
-        return encoding.ids, [_without_space(text, *span) for span in offsets]
+        begins = [begin for begin, _ in encoding.offsets]
+        ends = [end for _, end in encoding.offsets]
+        bounds = [*begins, len(text)][1:] if self.folding.strip_accents else ends
+        return encoding.ids, list(map(partial(_surface, text), begins, ends, bounds))
 
 
 class WordPiece(Pipeline):
@@ -253,10 +255,10 @@ class SentencePiece(Tokenizer):
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         encoding = self._model.encode(text, return_type="offset_mapping")
-        offsets = encoding["offsets"]
+        spans = encoding["offsets"]
         if not unicodedata.is_normalized("NFKC", text):
-            offsets = [self._whole_span(text, *span) for span in zip(encoding["pieces"], offsets, strict=True)]
-        return encoding["ids"], [_without_space(text, *span) for span in offsets]
+            spans = [self._whole_span(text, piece, span) for piece, span in zip(encoding["pieces"], spans, strict=True)]
+        return encoding["ids"], [_surface(text, begin, end, end) for begin, end in spans]
 
     def _whole_span(self, text: str, piece: str, span: Span) -> Span:
         """A piece that ends inside what one character became (the f of a ligature) gets all of that character."""
@@ -274,15 +276,14 @@ def load_tokenizer(path: str | Path, cased: bool | None = None) -> Tokenizer:
     vocabulary or more than one, and for a vocabulary that is damaged, lacks a special token or contradicts `cased`.
     """
     path = Path(path)
-    if path.is_dir():
-        found = find_vocabularies(path)
-        if len(found) != 1:
-            names = ", ".join(p.name for p in found) or "none"
-            raise ValueError(
-                f"folder {path} must hold exactly one vocabulary (*.model, *vocab.txt or tokenizer.json), not {names}; "
-                "name the file"
-            )
-        path = found[0]
+    found = find_vocabularies(path) if path.is_dir() else [path]
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise ValueError(
+            f"folder {path} must hold exactly one vocabulary (*.model, *vocab.txt or tokenizer.json), not {names}; "
+            "name the file"
+        )
+    path = found[0]
     if not path.is_file():
         raise ValueError(
             f"vocabulary {path} does not exist; give a vocab.txt, a SentencePiece *.model, a tokenizer.json or a folder"
@@ -326,23 +327,10 @@ def _tried_folding(normalise: Callable[[str], str]) -> Folding:
     return Folding(*(normalise(text).strip(" ▁") == folded for text, folded in (("A", "a"), ("é", "e"))))
 
 
-def _with_marks(text: str, offsets: list[Span]) -> list[Span]:
-    """The spans, each with the combining marks that follow it, up to the next span."""
-    if text.isascii():
-        return offsets
-    bounds = [*(begin for begin, _ in offsets), len(text)][1:]
-    return [(begin, _end_of_marks(text, end, bound)) for (begin, end), bound in zip(offsets, bounds, strict=True)]
-
-
-def _end_of_marks(text: str, end: int, bound: int) -> int:
-    """`end`, moved over combining marks up to `bound`."""
+def _surface(text: str, begin: int, end: int, bound: int) -> Span:
+    """The span with the combining marks after it, up to `bound`, and without invisible characters in front."""
     while end < bound and unicodedata.category(text[end]).startswith("M"):
         end += 1
-    return end
-
-
-def _without_space(text: str, begin: int, end: int) -> Span:
-    """The span without white space and invisible characters in front."""
     while begin < end and (text[begin].isspace() or unicodedata.category(text[begin]) in ("Cc", "Cf")):
         begin += 1
     return begin, end

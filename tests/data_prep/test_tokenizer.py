@@ -170,9 +170,7 @@ def test_bad_paths(vocabularies, tmp_path):
     (tmp_path / "spm.model").write_bytes(b"no model")
     with pytest.raises(ValueError, match="is not a SentencePiece model"):
         load_tokenizer(tmp_path / "spm.model")
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
-        load_tokenizer(tmp_path / "vocab.json")
-    (tmp_path / "vocab").write_text("[PAD]")
-    with pytest.raises(ValueError, match=r"neither \.txt .* nor \.model"):
-        load_tokenizer(tmp_path / "vocab")
+    for name in ("vocab.json", "vocab"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(ValueError, match=r"neither \.txt .* nor \.model .* nor tokenizer\.json"):
+            load_tokenizer(tmp_path / name)
