@@ -130,7 +130,7 @@ def test_a_mask_has_the_neighbours_of_the_word_that_it_hides(tmp_path, text, bef
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_type": "bpe"}, "only unigram SentencePiece models convert"),
+        ({"model_type": "bpe"}, "only unigram models convert"),
         ({"byte_fallback": True, "vocab_size": 400}, "was trained with byte_fallback"),
         ({"add_dummy_prefix": False}, "was trained with add_dummy_prefix=False"),
         ({"remove_extra_whitespaces": False}, "was trained with remove_extra_whitespaces=False"),

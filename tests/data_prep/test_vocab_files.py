@@ -109,7 +109,7 @@ def test_the_files_beside_a_vocabulary_are_honoured_as_hugging_face_does(
     [
         ({"do_lower_case": False}, {"lowercase": True}, "do_lower_case=False and tokenizer.json lowercase=True"),
         ({"do_basic_tokenize": False}, None, "do_basic_tokenize=False"),
-        ({}, {"type": "NFC"}, "does not normalise text as BERT does"),
+        ({}, {"type": "NFC"}, "normalises text unlike BERT"),
         ([], None, "not a JSON object"),
     ],
 )
