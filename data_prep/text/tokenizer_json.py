@@ -153,7 +153,7 @@ def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
 def sentencepiece_json(path: Path) -> Tokenizer:
     """A SentencePiece unigram model as a `tokenizers` pipeline that gives the same ids.
 
-    Raises ValueError for a model that cannot be carried over exactly.
+    Raises ValueError for a model that cannot be converted exactly.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -211,7 +211,7 @@ def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> lis
 def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
     """The vocabulary as a `tokenizers` pipeline that gives the same ids and adds [CLS] and [SEP].
 
-    Raises ValueError for a SentencePiece model that cannot be carried over exactly.
+    Raises ValueError for a SentencePiece model that cannot be converted exactly.
     """
     if tokenizer.path.suffix == ".json":
         return Tokenizer.from_file(str(tokenizer.path))

@@ -64,7 +64,7 @@ def _has_special_tokens(path: Path) -> bool:
 
 
 def read_object(path: Path) -> dict:
-    """The JSON object in a tokenizer's file; {} if there is no such file. ValueError names a damaged one."""
+    """The JSON object in a tokenizer's file; {} if there is no such file. ValueError names a damaged file."""
     content = read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object; it is damaged, or does not belong to a tokenizer")
