@@ -79,7 +79,7 @@ def build_parser(options: type, command: str) -> argparse.ArgumentParser:
     usage = [parser.prog]
     for field in sorted(dataclasses.fields(options), key=functools.partial(_depth, options)):
         is_required = field.default is dataclasses.MISSING
-        settings = _settings_by_type(types[field.name]) | dict(field.metadata) | _help(field)
+        settings = _settings_by_type(types[field.name], "choices" in field.metadata) | field.metadata | _help(field)
         flags = settings.pop("flags", ("--" + field.name.replace("_", "-"),))
         is_flag = flags[0].startswith("-")
         group = settings.pop("group", REQUIRED if is_required else OPTIONAL)
@@ -103,7 +103,7 @@ def _depth(options: type, field: dataclasses.Field) -> int:
     return next(i for i, base in enumerate(options.__mro__) if field.name in vars(base).get("__annotations__", {}))
 
 
-def _settings_by_type(annotation: Any) -> dict[str, Any]:
+def _settings_by_type(annotation: Any, has_choices: bool) -> dict[str, Any]:
     """What argparse needs to know of an option because of its annotation."""
     if annotation is bool:
         return {"action": "store_true"}
@@ -112,7 +112,7 @@ def _settings_by_type(annotation: Any) -> dict[str, Any]:
     if typing.get_origin(annotation) is tuple and annotation.__args__[-1] is Ellipsis:
         return {"action": "extend", "nargs": "+", "type": annotation.__args__[0]}
     inner = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
-    return {"type": inner[0]} | ({"metavar": METAVARS[inner[0]]} if inner[0] in METAVARS else {})
+    return {"type": inner[0], "metavar": None if has_choices else METAVARS.get(inner[0])}
 
 
 def _help(field: dataclasses.Field) -> dict[str, str]:
@@ -171,7 +171,7 @@ def _reader(
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
         for is_wrong, rule in (
-            (not math.isfinite(value), "is not finite"),
+            (kind is float and not math.isfinite(value), "is not finite"),
             (value < low, both or f"is below {low}"),
             (value > high, both or f"is above {high}"),
             (value <= above, f"is not above {above}"),

@@ -93,6 +93,7 @@ def test_a_wrong_command_line_is_a_value_error(argv, message):
         (number(low=0.5, below=1), "1", "1 is not below 1"),
         (number(), "nan", "nan is not finite"),
         (number(), "many", "'many' is not a number"),
+        (between(0, 9), "1" + 400 * "0", "10* is not between 0 and 9"),
         (part, "4/4", "'4/4' is not I/N with I from 0 to N-1"),
     ],
 )
