@@ -10,6 +10,21 @@ import hashlib
 import re
 import unicodedata
 
+Rules = tuple[tuple[re.Pattern, str], ...]
+
+
+def compile_rules(*rules: tuple[str, str]) -> Rules:
+    """(regular expression, replacement) pairs for `apply_rules`."""
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
+
+
+def apply_rules(text: str, rules: Rules) -> str:
+    """The text after each rule in turn has replaced all of its matches."""
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
 _LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # Controls, soft hyphen, zero-width space, direction marks, byte-order mark, annotation and tag characters.
 # The joiners U+200C and U+200D stay: they are part of the spelling in Persian and in Indic scripts.
@@ -19,30 +34,25 @@ _INVISIBLE = re.compile(
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 
 # wikitext was tokenised for word-level models: "@-@" joins, punctuation stands apart, rare words are "<unk>".
-_WIKITEXT_RULES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r" @([-,.])@ ", r"\1"),
-        (r"(?<=\d) : (?=\d)", ":"),
-        (r"<unk>", ""),
-        (r'" ([^"]*?) "', r'"\1"'),
-        (r"([(\[$£€#]) ", r"\1"),
-        (r"(?: +(?=[.,;:!?%)\]])| +(?='(?:s|t|m|d|re|ve|ll)\b)| +(?=n't\b))", ""),
-        (r"\(\)|\[\]|\"\"", ""),
-        (r"  +", " "),
-        (r"(?m)^[ ,;:.)]+", ""),
-    )
+_WIKITEXT_RULES = compile_rules(
+    (r" @([-,.])@ ", r"\1"),
+    (r"(?<=\d) : (?=\d)", ":"),
+    (r"<unk>", ""),
+    (r'" ([^"]*?) "', r'"\1"'),
+    (r"([(\[$£€#]) ", r"\1"),
+    (r"(?: +(?=[.,;:!?%)\]])| +(?='(?:s|t|m|d|re|ve|ll)\b)| +(?=n't\b))", ""),
+    (r"\(\)|\[\]|\"\"", ""),
+    (r"  +", " "),
+    (r"(?m)^[ ,;:.)]+", ""),
 )
 
 
 def undo_wikitext(text: str) -> str:
     """Undo the word tokenisation of wikitext-2 and wikitext-103: `real @-@ time play .` becomes `real-time play.`
 
-    The words behind "<unk>" are lost; the mark is dropped, or the model would learn to predict the mark.
+    The words behind "<unk>" are lost; the mark is dropped, since a model would learn to predict it.
     """
-    for pattern, replacement in _WIKITEXT_RULES:
-        text = pattern.sub(replacement, text)
-    return text
+    return apply_rules(text, _WIKITEXT_RULES)
 
 
 def normalise(text: str) -> str:
@@ -52,7 +62,7 @@ def normalise(text: str) -> str:
 
 
 def paragraphs(text: str, one_a_line: bool = False) -> list[str]:
-    """The blocks between blank lines (or, on request, the lines) with single spaces inside, but for empty ones."""
+    """The blocks between blank lines (or, with `one_a_line`, the lines), with single spaces inside; none is empty."""
     blocks = text.split("\n") if one_a_line else _BLANK_LINES.split(text)
     return [block for block in (" ".join(block.split()) for block in blocks) if block]
 

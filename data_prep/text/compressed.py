@@ -6,75 +6,72 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
 
 _BLOCK_BYTES = 1 << 17
-_ZSTD_BYTES = 1024  # at a time: a kilobyte unpacks to 32 MB at most
-
-
-class _ZstdFile(RawIOBase):
-    """The frames of a .zst file, one after the other. zstandard's own reader would take a cut file for a whole one."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self.raw, self.frame, self.plain = raw, None, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self.plain:
-            in_frame = self.frame is not None and not self.frame.eof
-            after_frame = b"" if in_frame or self.frame is None else self.frame.unused_data
-            packed = after_frame or self.raw.read(_ZSTD_BYTES)
-            if not packed and in_frame:
-                raise EOFError("the file ends inside a frame")
-            if not packed:
-                return 0
-            if not in_frame:
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
-            self.plain = memoryview(self.frame.decompress(packed))
-        size = min(len(buffer), len(self.plain))
-        buffer[:size], self.plain = self.plain[:size], self.plain[size:]
-        return size
-
-
-def _open_zstd(raw: BinaryIO) -> BufferedReader:
-    return BufferedReader(_ZstdFile(raw))
-
-
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
-_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)  # what reading may raise
+_ZSTD_BYTES = 1024  # compressed bytes per call: a kilobyte unpacks to 32 MB at most
 
 Progress = Callable[[int], object]
 
 
 def no_progress(num_bytes: int) -> None:
-    pass
+    """A `Progress` that reports nothing."""
 
 
-class NotText(ValueError):
-    """A file, or the rest of it, cannot be read as text; `reason` is a short key to count by."""
+class Unreadable(ValueError):
+    """A file cannot be read as text from `line` on (counted from 1); `reason` is a short key to count by."""
 
-    def __init__(self, reason: str, place: str) -> None:
-        super().__init__(f"{place}: {reason}")
-        self.reason, self.place = reason, place
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason, line)
+        self.reason, self.line = reason, line
 
 
-def raw_blocks(path: Path, progress: Progress, longest_line: int = 2 * _BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """(number of its first line, bytes) of the file's blocks; they end with a line, unless one of `longest_line` bytes.
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED = (*_OPENERS, ".zst")
+_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)  # what reading may raise
 
-    `progress(num_bytes)` is called with the bytes read from disk since its last call. Of a damaged file come the whole
-    lines before the damage, then NotText names the line that it is in.
+
+def _pieces(suffix: str, raw: BinaryIO) -> Iterator[bytes]:
+    """The content of an open file, uncompressed, in pieces of at most _BLOCK_BYTES."""
+    if suffix == ".zst":
+        for plain in _zstd_frames(raw):
+            yield from (plain[start : start + _BLOCK_BYTES] for start in range(0, len(plain), _BLOCK_BYTES))
+        return
+    with _OPENERS.get(suffix, nullcontext)(raw) as file:
+        while piece := file.read1(_BLOCK_BYTES):  # at damage, `read` would lose what it had unpacked so far
+            yield piece
+
+
+def _zstd_frames(raw: BinaryIO) -> Iterator[bytes]:
+    """The frames of a .zst file, concatenated. zstandard's own reader does not notice that a file is cut off."""
+    packed = raw.read(_ZSTD_BYTES)
+    while packed:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        yield frame.decompress(packed)
+        while not frame.eof:
+            if not (packed := raw.read(_ZSTD_BYTES)):
+                raise EOFError("the file ends inside a frame")
+            yield frame.decompress(packed)
+        packed = frame.unused_data or raw.read(_ZSTD_BYTES)
+
+
+def raw_blocks(
+    path: Path, progress: Progress = no_progress, longest_line: int = 2 * _BLOCK_BYTES
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (number of its first line, bytes) for each block of a file. A block ends with a whole line, unless the
+    line is longer than `longest_line` bytes.
+
+    `progress` is called with the number of bytes read from disk since its last call. A damaged file yields the whole
+    lines before the damage and then raises Unreadable.
     """
     number, position, size, damage = 1, 0, 0, None
     pending: list[bytes] = []
     try:
-        with open(path, "rb") as raw, OPENERS.get(path.suffix.lower(), nullcontext)(raw) as file:
-            while piece := file.read1(_BLOCK_BYTES):  # `read` would lose what it had unpacked when it meets the damage
+        with open(path, "rb") as raw:
+            for piece in _pieces(path.suffix.lower(), raw):
                 progress(raw.tell() - position)
                 position = raw.tell()
                 pending.append(piece)
@@ -93,6 +90,5 @@ def raw_blocks(path: Path, progress: Progress, longest_line: int = 2 * _BLOCK_BY
     if block:
         yield number, block
     if damage:
-        number += block.count(b"\n")
         reason = f"unreadable: {damage.strerror}" if getattr(damage, "strerror", None) else "file is damaged"
-        raise NotText(reason, f"{path}:{number}") from damage
+        raise Unreadable(reason, number + block.count(b"\n")) from damage

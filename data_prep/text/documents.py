@@ -1,21 +1,19 @@
-"""Readers: files and folders of text -> a stream of documents, in memory that does not grow with the file.
+"""Readers: files and folders of text -> a stream of documents, in memory that does not grow with a file's size.
 
-Formats (`--format`, or `auto`, which goes by file name and first lines):
+`find_files` finds the files, `guess_format` recognises the format of one, and _READERS has a reader for each format:
 
-    text       a file is a document; blank lines part its paragraphs; Gutenberg headers and licences are stripped
-    jsonl      a line is a JSON object with the document in a key (`text` by default; its `id`, if there, is kept)
-    wikitext   a line " = Title = " between blank lines starts a document, as in wikitext-2 and wikitext-103; section
-               headings are dropped
-    sentences  one sentence a line, a blank line between documents, as google-research/bert reads; never guessed
-    mediawiki  an XML dump of Wikipedia or another wiki; an article is a document, named by its title
-    html       a file is a document; scripts, styles and navigation are dropped
+    text       one document per file; blank lines separate paragraphs; Project Gutenberg's headers and licences go
+    jsonl      one JSON object per line; the document is the value of a key (`text` by default), named by its `id`
+    wikitext   as in wikitext-2 and wikitext-103: a line " = Title = " between blank lines starts a document, and
+               section headings are dropped
+    sentences  one sentence per line, a blank line between documents, as google-research/bert reads; never guessed
+    mediawiki  an XML dump of Wikipedia or another wiki; one document per article, named by its title
+    html       one document per file, without scripts, styles and navigation
 
-Any file may be compressed (.gz, .bz2, .xz, .zst). Folders are read recursively, through links, in the order of their
-sorted paths. What cannot be read as text is skipped and reported to the caller with file and line; nothing is dropped
-in silence.
+Any file may be compressed (.gz, .bz2, .xz, .zst). What cannot be read as text is skipped, and the caller learns the
+reason, the file and the line; nothing is dropped in silence.
 """
 
-import argparse
 import codecs
 import json
 import os
@@ -28,14 +26,14 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.cli import InputOptions
 from data_prep.text.cleaning import undo_wikitext
-from data_prep.text.compressed import OPENERS, NotText, Progress, no_progress, raw_blocks
-from data_prep.text.markup import BadMarkup, html_charset, html_prose, wiki_pages, wiki_prose
+from data_prep.text.compressed import COMPRESSED, Progress, Unreadable, no_progress, raw_blocks
+from data_prep.text.markup import html_charset, html_prose, wiki_pages, wiki_prose
 
-FORMATS = ("auto", "text", "jsonl", "wikitext", "sentences", "mediawiki", "html")
 LONGEST_DOCUMENT = 4_000_000  # characters; longer ones are cut at a line end, so that memory stays constant
 _SAMPLE_PIECE = 10_000  # characters
-_LONGEST_JSON_LINE = 1 << 26  # bytes; it has to be held whole
+_LONGEST_JSON_LINE = 1 << 26  # bytes; a line has to be held whole
 
 _FORMAT_BY_SUFFIX = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _FORMAT_BY_SUFFIX |= {".xml": "mediawiki", ".html": "html", ".htm": "html"}
@@ -43,13 +41,10 @@ _DUMP_PAGES = re.compile(r"-p\d+p\d+.*")  # as in enwiki-20260101-pages-articles
 # As published, " = Title = \n" and " = = Section = = \n"; copies lose the spaces at the ends of lines or gain "\r".
 _WIKITEXT_TITLE = re.compile(r"\s*= ([^=\s]|[^=\s][^\n]*[^=\s]) =\s*")
 _WIKITEXT_SECTION = re.compile(r"\s*= = .* = =\s*")
-_PARAGRAPH_REST = r"[^\r\n]*(?:\r?\n[^\r\n]+)*"
+_REST = r"[^\r\n]*(?:\r?\n[^\r\n]+)*"  # of a paragraph
 _GUTENBERG_START = re.compile(
-    r"^\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG EBOOK"
-    + _PARAGRAPH_REST
-    + r"(?:\s*(?:Produced|Transcribed|E-text prepared) "
-    + _PARAGRAPH_REST
-    + ")?",
+    rf"^\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG EBOOK{_REST}"
+    rf"(?:\s*(?:Produced|Transcribed|E-text prepared) {_REST})?",
     re.IGNORECASE | re.MULTILINE,
 )
 _GUTENBERG_END = re.compile(
@@ -61,66 +56,45 @@ Skip = Callable[[str, str], None]
 
 
 class Document(NamedTuple):
-    """A document's name, its text, and whether that holds one finished sentence a line."""
+    """A document's name, its text, and whether each line of the text is one finished sentence."""
 
     id: str
     text: str
     is_split: bool = False
 
 
-def add_input_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say what to read; `input_config` turns them into files."""
-    parser.add_argument(
-        "--input", required=True, nargs="+", action="extend", metavar="PATH", help="text files, and folders of them"
-    )
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="auto",
-        help="text: a file is a document; jsonl: a line is; wikitext: ' = Title = ' starts one; sentences: one "
-        "sentence a line, a blank line between documents; mediawiki: an XML dump; html: a file is a document; auto "
-        "(default): by file name and first line, never sentences",
-    )
-    parser.add_argument(
-        "--text-key",
-        default="text",
-        metavar="KEY",
-        help="the key of a jsonl object that holds the text (default: text)",
-    )
+class InputFile(NamedTuple):
+    """What a reader gets: the file, the key of the text in jsonl, and whom to report what to (see `read_documents`)."""
+
+    path: Path
+    text_key: str
+    skip: Skip
+    progress: Progress
 
 
-def input_config(args: argparse.Namespace) -> tuple[list[Path], dict]:
-    """The files that the options name, and the part of the output's configuration that tells other input apart."""
-    files = find_files(args.input, lambda message: print(message, file=sys.stderr))
+def input_config(options: InputOptions) -> tuple[list[Path], dict]:
+    """The files that the options name, and what run.json records of the input in order to recognise it."""
+    files = find_files(options.input, lambda message: print(message, file=sys.stderr))
     sizes = {"num_input_files": len(files), "num_input_bytes": input_bytes(files)}
-    return files, {"input": args.input, "format": args.format, "text_key": args.text_key, **sizes}
+    return files, {"input": options.input, "format": options.format, "text_key": options.text_key, **sizes}
 
 
 def input_bytes(files: Iterable[Path]) -> int:
-    """Size of the files on disk, the total of what `progress` is told; 0 for a file that only reading will report."""
+    """Size of the files on disk, the total of what `progress` receives; 0 for a file that does not exist."""
     return sum(os.path.getsize(file) for file in files if os.path.exists(file))
 
 
-def find_files(paths: Iterable[str | Path], tell: Callable[[str], object] = lambda message: None) -> list[Path]:
-    """The input files: those given by name, and in folders, sorted, those not hidden and with a known suffix.
+def find_files(paths: Iterable[str | Path], report: Callable[[str], object] = lambda message: None) -> list[Path]:
+    """The input files: all those given by name, and the visible files with a known suffix in folders, sorted by path.
 
-    Folders that may not be entered and broken links are among them, so that reading reports and counts them. `tell` is
-    called with the number of files that are left out for their suffix. Raises ValueError for a path that does not exist
-    and for a folder without text.
+    Folders are searched recursively, through links. Broken links and folders that may not be entered are among the
+    result, so that reading them reports and counts them. `report` receives a message about files that are left out
+    because of their suffix. Raises ValueError for a path that does not exist and for a folder without text.
     """
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside, unreadable = _files_inside(path)
-            known = [f for f in inside if _suffix(f) in _FORMAT_BY_SUFFIX]
-            endings = f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with {' '.join(OPENERS)}); name other files one by one"
-            if not known and not unreadable:
-                raise ValueError(
-                    f"input folder {path} holds no text: none of its {len(inside)} files ends in {endings}"
-                )
-            if num_others := len(inside) - len(known):
-                tell(f"{num_others} of {len(inside)} files in {path} are left out: they do not end in {endings}")
-            files += sorted(known + unreadable)
+            files += _text_files_in(path, report)
         elif path.exists():
             files.append(path)
         else:
@@ -128,11 +102,22 @@ def find_files(paths: Iterable[str | Path], tell: Callable[[str], object] = lamb
     return files
 
 
+def _text_files_in(folder: Path, report: Callable[[str], object]) -> list[Path]:
+    inside, unreadable = _files_inside(folder)
+    known = [file for file in inside if _suffix(file) in _FORMAT_BY_SUFFIX]
+    endings = f"{' '.join(_FORMAT_BY_SUFFIX)} (or these with {' '.join(COMPRESSED)}); name other files one by one"
+    if not known and not unreadable:
+        raise ValueError(f"input folder {folder} holds no text: none of its {len(inside)} files ends in {endings}")
+    if num_others := len(inside) - len(known):
+        report(f"{num_others} of {len(inside)} files in {folder} are left out: they do not end in {endings}")
+    return sorted(known + unreadable)
+
+
 def _files_inside(top: Path) -> tuple[list[Path], list[Path]]:
     """The visible files below a folder, and the folders and links in it that cannot be read.
 
-    Links to folders are followed after all that is no link, and no folder is entered twice: a link to a folder above
-    leads nowhere, and the files that a folder has itself keep their names.
+    No folder is entered twice, so a link to a folder above it does no harm. Links to folders are followed last, so that
+    the files of a real folder keep their names.
     """
     files: list[Path] = []
     unreadable: list[Path] = []
@@ -159,32 +144,34 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield the documents of `files` in order.
 
-    `skip(reason, place)` is called for every document or file that cannot be read; without it, that raises ValueError
-    with `file:line`. `progress(num_bytes)` is called with the bytes read from disk since its last call.
+    Args:
+        format: a format of the module's docstring, or "auto", which recognises that of each file
+        text_key: the key of a jsonl object that holds the text
+        skip: called with (reason, "file:line") for every document or file that cannot be read; by default this raises
+            ValueError
+        progress: called with the number of bytes read from disk since its last call
     """
-    readers = {"text": _read_text, "wikitext": _read_wikitext, "sentences": _read_sentences, "html": _read_html}
+    skip = skip or _refuse
     for path in map(Path, files):
         try:
-            chosen = guess_format(path) if format == "auto" else format
-            if chosen == "jsonl":
-                yield from _read_jsonl(path, progress, text_key, skip or _stop)
-            elif chosen == "mediawiki":
-                yield from _read_mediawiki(path, progress, skip or _stop)
-            else:
-                yield from readers[chosen](path, progress)
-        except NotText as error:
-            (skip or _stop)(error.reason, error.place)
+            read = _READERS[guess_format(path) if format == "auto" else format]
+            yield from read(InputFile(path, text_key, skip, progress))
+        except Unreadable as error:
+            skip(error.reason, f"{path}:{error.line}")
 
 
-def count_skips(counts: Counter[str], tell: Callable[[str], object]) -> Skip:
-    """A `skip` for `read_documents` that counts by reason and tells the first ten of each."""
+def _refuse(reason: str, place: str) -> None:
+    raise ValueError(f"{place}: {reason}; remove it from the input or repair it")
+
+
+def count_skips(counts: Counter[str], report: Callable[[str], object]) -> Skip:
+    """A `skip` for `read_documents` that counts by reason and reports the first ten of each."""
 
     def skip(reason: str, place: str) -> None:
         counts[reason] += 1
         if counts[reason] <= 10:
-            tell(
-                f"skipped {place}: {reason}" + (" (and so on; only counted from here)" if counts[reason] == 10 else "")
-            )
+            rest = " (and so on; only counted from here)" if counts[reason] == 10 else ""
+            report(f"skipped {place}: {reason}{rest}")
 
     return skip
 
@@ -199,16 +186,22 @@ def require_text(files: Iterable[Path], format: str, text_key: str) -> None:
 
 
 def guess_format(path: Path) -> str:
-    """The format of one file by its suffix, and by its first lines where that leaves a choice."""
+    """The format of one file by its suffix, or by its first line where the suffix leaves a choice."""
     format = _FORMAT_BY_SUFFIX.get(_suffix(path), "text")
-    if format == "text":
-        first = next((line for line in _lines(path, no_progress) if line.strip()), "")
-        if _WIKITEXT_TITLE.fullmatch(first):
-            return "wikitext"
-        if first.startswith(("<mediawiki", "<?xml")):
-            return "mediawiki"
-        return "html" if first.lower().startswith(("<!doctype html", "<html")) else "text"
-    return format
+    if format != "text":
+        return format
+    first = next((line for line in _lines(path) if line.strip()), "")
+    if _WIKITEXT_TITLE.fullmatch(first):
+        return "wikitext"
+    if first.startswith(("<mediawiki", "<?xml")):
+        return "mediawiki"
+    return "html" if first.lower().startswith(("<!doctype html", "<html")) else "text"
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that shows the format: .txt for `a.txt.gz`, and .xml for `b.xml-p1p41242.bz2`."""
+    suffix = Path(path.stem).suffix if path.suffix.lower() in COMPRESSED else path.suffix
+    return _DUMP_PAGES.sub("", suffix.lower())
 
 
 def sample_documents(documents: Iterable[Document], max_bytes: int) -> list[Document]:
@@ -216,9 +209,14 @@ def sample_documents(documents: Iterable[Document], max_bytes: int) -> list[Docu
 
     Every piece is kept until the bound is passed, then every second, every fourth and so on: one pass, no randomness.
     """
+    pieces = (
+        document._replace(text=document.text[start : start + _SAMPLE_PIECE])
+        for document in documents
+        for start in range(0, len(document.text), _SAMPLE_PIECE)
+    )
     kept: list[Document] = []
     num_bytes, stride = 0, 1
-    for index, piece in enumerate(_pieces(documents)):
+    for index, piece in enumerate(pieces):
         if index % stride:
             continue
         kept.append(piece)
@@ -229,62 +227,47 @@ def sample_documents(documents: Iterable[Document], max_bytes: int) -> list[Docu
     return kept
 
 
-def _pieces(documents: Iterable[Document]) -> Iterator[Document]:
-    for document in documents:
-        for start in range(0, len(document.text), _SAMPLE_PIECE):
-            yield document._replace(text=document.text[start : start + _SAMPLE_PIECE])
-
-
-def _stop(reason: str, place: str) -> None:
-    raise ValueError(f"{place}: {reason}; remove it from the input or repair it")
-
-
-def _suffix(path: Path) -> str:
-    """The suffix that tells the format: that of `a.txt.gz` is .txt, that of `b.xml-p1p41242.bz2` is .xml."""
-    suffix = Path(path.stem).suffix if path.suffix.lower() in OPENERS else path.suffix
-    return _DUMP_PAGES.sub("", suffix.lower())
-
-
 def _blocks(path: Path, progress: Progress, charset: str = "utf-8-sig") -> Iterator[str]:
-    """The blocks of a file as text; NotText names the first line that is none."""
+    """The blocks of a file, decoded. Raises Unreadable at the first line that is not text."""
     name = charset.removesuffix("-sig").upper()
     decoder, number, raw = codecs.getincrementaldecoder(charset)(), 1, b""
     try:
         for number, raw in raw_blocks(path, progress):
             if (nul := raw.find(b"\0")) >= 0:
-                line = number + raw.count(b"\n", 0, nul)
-                raise NotText("NUL byte, so not a text file", f"{path}:{line}")
+                raise Unreadable("NUL byte, so not a text file", number + raw.count(b"\n", 0, nul))
             yield decoder.decode(raw)
-        if decoder.getstate()[0]:
-            line = number + raw.count(b"\n")
-            raise NotText(f"not valid {name}: it ends inside a character", f"{path}:{line}")
     except UnicodeDecodeError as error:
-        line = number + raw.count(b"\n", 0, error.start)
-        raise NotText(f"not valid {name}", f"{path}:{line}") from error
+        raise Unreadable(f"not valid {name}", number + raw.count(b"\n", 0, error.start)) from error
+    if decoder.getstate()[0]:
+        raise Unreadable(f"not valid {name}: it ends inside a character", number + raw.count(b"\n"))
 
 
-def _lines(path: Path, progress: Progress) -> Iterator[str]:
+def _lines(path: Path, progress: Progress = no_progress) -> Iterator[str]:
     """Lines with their newline; only `\\n` ends one."""
     for block in _blocks(path, progress):
         yield from StringIO(block, newline="\n")
 
 
 def _bounded(id: str, lines: Iterable[str], is_split: bool = False) -> Iterator[Document]:
-    """A document from its lines, or several of at most about LONGEST_DOCUMENT characters, called id, id#2, id#3."""
-    part, size, num_parts = [], 0, 0
+    """The lines as one document, or as several of at most about LONGEST_DOCUMENT characters: id, id#2, id#3."""
+    for number, text in enumerate(_joined(lines), start=1):
+        yield Document(id if number == 1 else f"{id}#{number}", text, is_split)
+
+
+def _joined(lines: Iterable[str]) -> Iterator[str]:
+    part, size = [], 0
     for line in lines:
         if part and size + len(line) > LONGEST_DOCUMENT:
-            num_parts += 1
-            yield Document(id if num_parts == 1 else f"{id}#{num_parts}", "".join(part), is_split)
+            yield "".join(part)
             part, size = [], 0
         part.append(line)
         size += len(line)
     if part:
-        yield Document(id if not num_parts else f"{id}#{num_parts + 1}", "".join(part), is_split)
+        yield "".join(part)
 
 
-def _read_text(path: Path, progress: Progress) -> Iterator[Document]:
-    yield from _bounded(path.name, _without_gutenberg_licence(_blocks(path, progress)))
+def _read_text(file: InputFile) -> Iterator[Document]:
+    yield from _bounded(file.path.name, _without_gutenberg_licence(_blocks(file.path, file.progress)))
 
 
 def _without_gutenberg_licence(blocks: Iterator[str]) -> Iterator[str]:
@@ -304,10 +287,10 @@ def _without_gutenberg_licence(blocks: Iterator[str]) -> Iterator[str]:
         yield block
 
 
-def _read_wikitext(path: Path, progress: Progress) -> Iterator[Document]:
-    title, article = path.name, []
+def _read_wikitext(file: InputFile) -> Iterator[Document]:
+    title, article = file.path.name, []
     before, line = "", ""
-    for after in chain(_lines(path, progress), ["\n"]):
+    for after in chain(_lines(file.path, file.progress), ["\n"]):
         if not (before.strip() or after.strip()) and (found := _WIKITEXT_TITLE.fullmatch(line)):
             yield from _bounded(title, article)
             title, article = undo_wikitext(found[1]).strip(), []
@@ -317,55 +300,54 @@ def _read_wikitext(path: Path, progress: Progress) -> Iterator[Document]:
     yield from _bounded(title, article)
 
 
-def _read_mediawiki(path: Path, progress: Progress, skip: Skip) -> Iterator[Document]:
-    blocks = (block for _, block in raw_blocks(path, progress))
-    try:
-        for page in wiki_pages(blocks, LONGEST_DOCUMENT):
-            try:
-                yield Document(page.title, wiki_prose(page))
-            except BadMarkup as error:
-                skip(error.reason, f"{path}:{error.line}")
-    except BadMarkup as error:
-        raise NotText(error.reason, f"{path}:{error.line}") from error
+def _read_sentences(file: InputFile) -> Iterator[Document]:
+    groups = groupby(_lines(file.path, file.progress), lambda line: bool(line.strip()))
+    for number, group in enumerate((group for has_text, group in groups if has_text), start=1):
+        yield from _bounded(f"{file.path.name}:{number}", group, is_split=True)
 
 
-def _read_html(path: Path, progress: Progress) -> Iterator[Document]:
-    _, start = next(raw_blocks(path, no_progress), (1, b""))
-    try:
-        yield from _bounded(path.name, html_prose(_blocks(path, progress, html_charset(start))))
-    except BadMarkup as error:
-        raise NotText(error.reason, f"{path}:{error.line}") from error
-
-
-def _read_sentences(path: Path, progress: Progress) -> Iterator[Document]:
-    count = 0
-    for is_blank, group in groupby(_lines(path, progress), lambda line: not line.strip()):
-        if not is_blank:
-            count += 1
-            yield from _bounded(f"{path.name}:{count}", group, is_split=True)
-
-
-def _json_lines(path: Path, progress: Progress) -> Iterator[tuple[int, bytes]]:
-    for number, block in raw_blocks(path, progress, _LONGEST_JSON_LINE):
-        yield from enumerate(BytesIO(block), start=number)
-
-
-def _read_jsonl(path: Path, progress: Progress, text_key: str, skip: Skip) -> Iterator[Document]:
-    for number, raw in _json_lines(path, progress):
-        place = f"{path}:{number}"
+def _read_jsonl(file: InputFile) -> Iterator[Document]:
+    blocks = raw_blocks(file.path, file.progress, _LONGEST_JSON_LINE)
+    for number, raw in chain.from_iterable(enumerate(BytesIO(block), start=first) for first, block in blocks):
+        if not raw.strip():
+            continue
+        place = f"{file.path}:{number}"
         try:
-            record = json.loads(raw.decode("utf-8-sig")) if raw.strip() else None
-        except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deep for the parser
-            skip("not valid JSON", place)
+            record = json.loads(raw.decode("utf-8-sig"))
+        except (ValueError, RecursionError):  # neither UTF-8 nor JSON, or nested too deeply for the parser
+            file.skip("not valid JSON", place)
             continue
         if not isinstance(record, dict):
-            if raw.strip():
-                skip("not a JSON object", place)
-        elif not isinstance(record.get(text_key), str):
-            skip(f"no text under the key {text_key!r}", place)
+            file.skip("not a JSON object", place)
+        elif not isinstance(record.get(file.text_key), str):
+            file.skip(f"no text under the key {file.text_key!r}", place)
         else:
-            # A lone surrogate, as "\ud800" in JSON, is no character and could not be written.
-            text = record[text_key].encode(errors="ignore").decode()
-            lines = text.splitlines(keepends=True) or [""]
+            # A lone surrogate, as "\ud800" in JSON, is not a character and could not be written.
+            text = record[file.text_key].encode(errors="ignore").decode()
             id = record.get("id")
-            yield from _bounded(f"{path.name}:{number}" if id is None else str(id), lines)
+            lines = text.splitlines(keepends=True) or [""]
+            yield from _bounded(f"{file.path.name}:{number}" if id is None else str(id), lines)
+
+
+def _read_mediawiki(file: InputFile) -> Iterator[Document]:
+    blocks = (block for _, block in raw_blocks(file.path, file.progress))
+    for page in wiki_pages(blocks, LONGEST_DOCUMENT):
+        try:
+            yield Document(page.title, wiki_prose(page))
+        except Unreadable as error:
+            file.skip(error.reason, f"{file.path}:{error.line}")
+
+
+def _read_html(file: InputFile) -> Iterator[Document]:
+    _, start = next(raw_blocks(file.path), (1, b""))
+    yield from _bounded(file.path.name, html_prose(_blocks(file.path, file.progress, html_charset(start))))
+
+
+_READERS: dict[str, Callable[[InputFile], Iterator[Document]]] = {
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "wikitext": _read_wikitext,
+    "sentences": _read_sentences,
+    "mediawiki": _read_mediawiki,
+    "html": _read_html,
+}

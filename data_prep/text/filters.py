@@ -1,7 +1,7 @@
-"""What is left out of a corpus, and what is hidden in it: pure functions on the cleaned blocks of a document.
+"""What a corpus leaves out and what is scrubbed from the rest: pure functions on the cleaned blocks of a document.
 
-All are off unless asked for, but for empty documents and exact duplicates. The rules look at letters and repetition
-only, so they hold for any language. Near-duplicates are found by MinHash (Broder 1997) with the `datasketch` library.
+By default only empty documents and exact duplicates are left out. The rules look at letters and repetition only, so
+they hold for any language. Near-duplicates are found by MinHash (Broder 1997) with the `datasketch` library.
 """
 
 import re
@@ -17,7 +17,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff
 SCRUBBERS = {
     "urls": (re.compile(r"\b(?:https?://|www\.)[^\s<>\"']+[^\s<>\"'.,;:!?)\]]"), "[URL]"),
     "emails": (re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[EMAIL]"),
-    # An international prefix or an area code in brackets, or groups parted by one kind of separator: no bare numbers.
+    # With an international prefix, an area code in brackets, or one kind of separator between groups: no bare numbers.
     "phones": (
         re.compile(
             r"(?<![\w.-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){1,4}"
@@ -29,13 +29,13 @@ SCRUBBERS = {
 
 
 class Filters(NamedTuple):
-    """Which documents a corpus keeps, and what is scrubbed from them; the defaults keep all.
+    """Which documents a corpus keeps, and what is scrubbed from them; the defaults keep everything.
 
     min_characters   fewest characters of a document
-    min_letters      least share of letters among its visible characters (Rae et al. 2021, appendix A1.1, ask for 80 %
-                     of words with a letter)
-    max_repeated     greatest share of its characters in paragraphs that stood there before (the same, 20 %)
-    scrub            of "urls", "emails", "phones": replaced by [URL], [EMAIL], [PHONE]
+    min_letters      least share of letters among its visible characters (Rae et al. 2021, appendix A1.1, require that
+                     80 % of the words contain a letter)
+    max_repeated     greatest share of its characters in paragraphs that repeat an earlier one (the same, 20 %)
+    scrub            some of SCRUBBERS: "urls", "emails", "phones"
     near_duplicates  Jaccard similarity from which the later of two documents is dropped; None: exact duplicates only
     """
 
@@ -46,27 +46,14 @@ class Filters(NamedTuple):
     near_duplicates: float | None = None
 
 
-def check_filters(filters: Filters) -> None:
-    """Raise ValueError for the first value outside its rule."""
-    for name in ("min_letters", "max_repeated"):
-        if not 0 <= getattr(filters, name) <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(filters, name)} is not a share from 0 to 1")
-    if filters.near_duplicates is not None and not 0.5 <= filters.near_duplicates < 1:
-        raise ValueError(
-            f"--near-duplicates {filters.near_duplicates} must be at least 0.5 and less than 1; 0.8 is usual"
-        )
-
-
 def scrub(blocks: list[str], kinds: tuple[str, ...], counts: Counter[str]) -> list[str]:
-    """The blocks with addresses and numbers replaced, counted as `scrubbed_<kind>`."""
-    for kind in SCRUBBERS:  # URLs first: an address may stand inside one
+    """The blocks with addresses and numbers replaced by placeholders, counted as `scrubbed_<kind>`."""
+    for kind, (pattern, placeholder) in SCRUBBERS.items():  # URLs first, since they may contain an address
         if kind in kinds:
-            pattern, placeholder = SCRUBBERS[kind]
-            blocks, found = (
-                zip(*(pattern.subn(placeholder, block) for block in blocks), strict=True) if blocks else ((), ())
-            )
-            counts[f"scrubbed_{kind}"] += sum(found)
-    return list(blocks)
+            replaced = [pattern.subn(placeholder, block) for block in blocks]
+            blocks = [block for block, _ in replaced]
+            counts[f"scrubbed_{kind}"] += sum(number for _, number in replaced)
+    return blocks
 
 
 def verdict(blocks: list[str], filters: Filters) -> str:
@@ -87,15 +74,12 @@ def _share_of_letters(blocks: list[str]) -> float:
 
 
 def _share_repeated(blocks: list[str]) -> float:
-    seen, repeated = set(), 0
-    for block in blocks:
-        repeated += len(block) if block in seen else 0
-        seen.add(block)
-    return repeated / max(1, sum(map(len, blocks)))
+    total = sum(map(len, blocks))
+    return (total - sum(map(len, set(blocks)))) / max(1, total)
 
 
 def shingles(blocks: list[str]) -> set[str]:
-    """All runs of SHINGLE_WORDS words of a document, in lower case; one shorter run if it has fewer words."""
+    """All runs of SHINGLE_WORDS words of a document, in lower case; a shorter document is one run."""
     words = _WORD.findall(" ".join(blocks).lower())
     return {" ".join(words[at : at + SHINGLE_WORDS]) for at in range(max(1, len(words) - SHINGLE_WORDS + 1))}
 
@@ -119,8 +103,8 @@ def first_occurrences(fingerprints: np.ndarray) -> np.ndarray:
 
 
 class NearDuplicates:
-    """The documents kept so far, in the one process that decides: candidates by LSH, with bands that miss few, then
-    judged by the similarity that their signatures estimate (standard deviation 0.04).
+    """The documents kept so far. LSH, with bands that miss few, finds those that may be similar to another one; the
+    similarity that their signatures estimate (standard deviation 0.04) decides.
     """
 
     def __init__(self, similarity: float) -> None:
@@ -131,7 +115,7 @@ class NearDuplicates:
         self.signatures: list[np.ndarray] = []
 
     def is_new(self, signature: np.ndarray) -> bool:
-        """Whether no kept document is as similar as that; if so, it is kept."""
+        """Whether no document kept so far is that similar to this one; if so, this one is kept, too."""
         from datasketch import MinHash
 
         sketch = MinHash(hashvalues=signature, scheme="affine32")

@@ -1,7 +1,7 @@
 """Markup -> prose: the articles of a MediaWiki dump, their wikitext, and HTML. No file is opened here.
 
-Of an article only running text stays, as in BERT's corpus, which ignores "lists, tables, and headers" (Devlin et al.
-2018, section 3.1). Templates are not expanded, but for a few that only dress up the words in them.
+Of an article only running text is kept, as in BERT's corpus, which ignores "lists, tables, and headers" (Devlin et al.
+2018, section 3.1). Templates are dropped, except for a few that only format the words in them.
 """
 
 import re
@@ -17,51 +17,49 @@ from mwparserfromhell import nodes, parse
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
-from data_prep.text.cleaning import paragraphs
+from data_prep.text.cleaning import apply_rules, compile_rules, paragraphs
+from data_prep.text.compressed import Unreadable
 
 LONGEST_HTML = 1 << 25
 _FILE_NAMESPACE, _CATEGORY_NAMESPACE = "6", "14"
 
-# What wikitext nests and a reader of prose never sees: templates, tables, footnotes. The last group's contents are raw.
+# Nested wikitext that is not prose: templates, tables, footnotes. Text between tags of the last group is raw.
 _BRACKET = re.compile(
     r"\{\{|^[ \t:]*\{\||<ref(?:\s[^<>]*)?(?<!/)>|\}\}|^[ \t]*\|\}(?!\})|</ref\s*>|<!--"
     r"|<(nowiki|pre|math|chem|ce|gallery|source|syntaxhighlight|timeline|score|graph)(?:\s[^<>]*)?(?<!/)>",
     re.IGNORECASE | re.MULTILINE,
 )
 _CLOSING = {"{{": "}}", "{|": "|}", "<r": "</"}
-_SHOWN_TEMPLATES = (
-    (re.compile(r"\{\{\s*(?:lang\s*\|[^{}|]*|lang-[\w-]+|nowrap|nobr)\s*\|([^{}|=]*)\}\}", re.IGNORECASE), r"\1"),
-    (re.compile(r"\{\{\s*(?:convert|cvt)\|([\d.,]+)\|(?!(?:to|by|and|or|x)\|)([^\W\d][^{}|]*)[^{}]*\}\}"), r"\1 \2"),
+_SHOWN_TEMPLATES = compile_rules(
+    (r"(?i)\{\{\s*(?:lang\s*\|[^{}|]*|lang-[\w-]+|nowrap|nobr)\s*\|([^{}|=]*)\}\}", r"\1"),
+    (r"\{\{\s*(?:convert|cvt)\|([\d.,]+)\|(?!(?:to|by|and|or|x)\|)([^\W\d][^{}|]*)[^{}]*\}\}", r"\1 \2"),
 )
 # Language conversion, as in the Chinese Wikipedia (mediawiki.org/wiki/Writing_systems/Syntax), and what it nests with.
 _CONVERSION = re.compile(
     r"-\{(?!\{)|\{\{|\}\}|\}-|<!--|<(nowiki|pre|math|chem|ce|source|syntaxhighlight)(?:\s[^<>]*)?(?<!/)>", re.IGNORECASE
 )
-_MAX_CONVERSIONS = 10  # inside one another, as MediaWiki has it
+_MAX_CONVERSIONS = 10  # nested in one another, as in MediaWiki
 _FLAGS = re.compile(r"[\w\s;+-]*")
 _VARIANT = r"(?:ban|crh|gan|iu|kk|ku|mni|shi?|sr|tg|tly|uz|wuu|zh)(?:-[a-z]+)*"
 _NEXT_RULE = re.compile(rf";(?=(?:[^;:=]*=>)?\s*{_VARIANT}\s*:)", re.IGNORECASE)
 _RULE = re.compile(rf"(?:[^;:=]*=>)?\s*({_VARIANT})\s*:(.*?);?\s*", re.IGNORECASE | re.DOTALL)
 _PREFERRED_VARIANTS = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")
-# Quotes that mean bold and italics, __TOC__ and its like, and links to other languages, one a line.
+# Quotes that mean bold and italics, switches such as __TOC__, and links to other languages, one per line.
 _SILENT = re.compile(r"'{5}|'{2,3}|__[A-Z]+__|^\[\[[a-z]{2,3}(?:-[a-z]+)*:[^\[\]|\n]*\]\][ \t]*$", re.MULTILINE)
 _HEADING = re.compile("^(?==)", re.MULTILINE)
-# The parser's time grows with the square of what nobody closed: it gets lines of 10,000 characters together at most.
+# The parser's time grows with the square of unclosed markup, so it gets at most 10,000 characters at a time.
 _PIECE = re.compile(r".{1,10000}(?:\n|\Z)|.{10000}", re.DOTALL)
-# The most frequent markup by far: without it the parser has a fifth to two fifths less to do.
+# The most frequent markup by far: replacing it first saves a fifth to two fifths of the parser's time.
 _PLAIN_LINK = re.compile(r"\[\[(?:[^:\[\]{}|<>\n]+\|)?([^:\[\]{}|<>\n]+)\]\]")
 _LIST_ITEM = "\0"  # XML has no such character
 _DROPPED_LINE = re.compile(rf"^[ \t]*[{_LIST_ITEM}|{{}}].*", re.MULTILINE)
-_HOLLOW_RULES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\((?: ?[;,:–])* ?\)", ""),
-        (r"(?<=\()[ ;,]+|[;,]? (?=\))", ""),
-        (r" (?=[,.](?: |$))|(?<= ) |^[ ,;:.)]+| $", ""),
-    )
+_HOLLOW_RULES = compile_rules(
+    (r"\((?: ?[;,:–])* ?\)", ""),
+    (r"(?<=\()[ ;,]+|[;,]? (?=\))", ""),
+    (r" (?=[,.](?: |$))|(?<= ) |^[ ,;:.)]+| $", ""),
 )
 
-_PARTING = re.compile(
+_SEPARATING = re.compile(
     "address|article|aside|blockquote|body|caption|center|dd|details|div|dl|dt|fieldset|figcaption|figure|footer|form"
     "|h[1-6]|header|hr|li|main|ol|option|p|poem|pre|section|summary|table|td|th|title|tr|ul"
 )
@@ -72,15 +70,7 @@ _DROPPED_IN_WIKITEXT = re.compile(
 _DROPPED_IN_HTML = re.compile("canvas|head|iframe|math|nav|noscript|object|script|select|style|svg|template")
 _SPACE = re.compile(r"\s+")
 _CHARSET = re.compile(rb"<meta\s[^>]*charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
-_PROBE = b"<Az09> \\u0041.xn--bcher-kva"  # Python has codecs that are no charset; they change this
-
-
-class BadMarkup(ValueError):
-    """Markup that cannot be read, or not further: a short reason and the line, counted from 1."""
-
-    def __init__(self, reason: str, line: int) -> None:
-        super().__init__(f"{reason} in line {line}")
-        self.reason, self.line = reason, line
+_PROBE = b"<Az09> \\u0041.xn--bcher-kva"  # Python's codecs that are not character sets do not leave this unchanged
 
 
 class Page(NamedTuple):
@@ -93,11 +83,11 @@ class Page(NamedTuple):
 
 
 def wiki_pages(blocks: Iterable[bytes], longest: int) -> Iterator[Page]:
-    """The articles of a MediaWiki dump; redirects, other namespaces and what is no wikitext are passed over.
+    """The articles of a MediaWiki dump, without redirects, pages of other namespaces and pages that are not wikitext.
 
-    A text over `longest` characters is cut at line ends, into pages T, T#2, T#3. Raises BadMarkup, after the pages
-    before that place, where the XML is damaged, where it is no dump, and at a document type: no dump has one, and its
-    entities could grow without bound.
+    A text of more than `longest` characters is cut at line ends into pages T, T#2, T#3. Raises Unreadable, after the
+    pages before that place, where the XML is damaged, is not a dump, or declares a document type: no dump has one, and
+    its entities could grow without bound.
     """
     dump = _Dump(longest)
     try:
@@ -106,11 +96,11 @@ def wiki_pages(blocks: Iterable[bytes], longest: int) -> Iterator[Page]:
             yield from dump.take()
     except expat.ExpatError as error:
         yield from dump.take()
-        raise BadMarkup("damaged XML", error.lineno) from error
+        raise Unreadable("damaged XML", error.lineno) from error
 
 
 class _Dump:
-    """The state between two calls of the XML parser: the page it is in, and the pages complete since `take`."""
+    """The handlers of the XML parser and what they share: the page it is in, and the pages completed since `take`."""
 
     def __init__(self, longest: int) -> None:
         self.parser = expat.ParserCreate("UTF-8")
@@ -131,11 +121,11 @@ class _Dump:
         return taken
 
     def refuse_doctype(self, *declaration: object) -> None:
-        raise BadMarkup("XML with a document type, so no MediaWiki dump", self.parser.CurrentLineNumber)
+        raise Unreadable("XML with a document type, so not a MediaWiki dump", self.parser.CurrentLineNumber)
 
     def start_root(self, tag: str, attributes: dict[str, str]) -> None:
         if tag != "mediawiki":
-            raise BadMarkup("XML, but no MediaWiki dump", self.parser.CurrentLineNumber)
+            raise Unreadable("XML, but not a MediaWiki dump", self.parser.CurrentLineNumber)
         self.parser.StartElementHandler = self.start
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
@@ -168,7 +158,7 @@ class _Dump:
             self.fields[tag] = "".join(self.text)
             if tag == "namespace" and self.namespace in (_FILE_NAMESPACE, _CATEGORY_NAMESPACE):
                 self.hidden.add(self.fields[tag].casefold())
-        elif tag == "page" and "text" in self.fields:  # of several revisions, the last
+        elif tag == "page" and "text" in self.fields:  # that of the last revision, if there are several
             self.add_page(self.fields["text"])
 
     def add_page(self, wikitext: str) -> None:
@@ -178,13 +168,11 @@ class _Dump:
 
 
 def wiki_prose(page: Page) -> str:
-    """The paragraphs of an article's running text, parted by blank lines.
+    """The paragraphs of an article's running text, separated by blank lines.
 
-    Raises BadMarkup where the parser gives up, which is rare.
+    Raises Unreadable where the parser gives up, which is rare.
     """
-    wikitext = one_variant(page.wikitext)
-    for template, shown in _SHOWN_TEMPLATES:
-        wikitext = template.sub(shown, wikitext)
+    wikitext = apply_rules(one_variant(page.wikitext), _SHOWN_TEMPLATES)
     shown: list[str] = []
     try:
         for section in _HEADING.split(_without_nested(wikitext)):
@@ -192,17 +180,16 @@ def wiki_prose(page: Page) -> str:
                 plain = piece if "<nowiki" in piece else _PLAIN_LINK.sub(r"\1", piece)
                 _show(parse(plain, skip_style_tags=True), page.hidden, shown)
     except ParserError as error:
-        raise BadMarkup("wikitext that cannot be parsed", page.line) from error
-    blocks = paragraphs(_DROPPED_LINE.sub("\n", "".join(shown)))
-    for hollow, replacement in _HOLLOW_RULES:
-        blocks = [hollow.sub(replacement, block) for block in blocks]
+        raise Unreadable("wikitext that cannot be parsed", page.line) from error
+    lines = _DROPPED_LINE.sub("\n", "".join(shown))
+    blocks = (apply_rules(block, _HOLLOW_RULES) for block in paragraphs(lines))
     return "\n\n".join(block for block in blocks if any(map(str.isalnum, block)))
 
 
 def one_variant(wikitext: str) -> str:
-    """The text with what one reader sees of each -{...}-: simplified Chinese if that is offered, else the first one.
+    """The text with one variant of each -{...}-: simplified Chinese if that is offered, else the first one.
 
-    One pass; what is not closed stays as it is.
+    One pass; what is not closed is left unchanged.
     """
     if "-{" not in wikitext:
         return wikitext
@@ -216,13 +203,13 @@ def one_variant(wikitext: str) -> str:
             if end not in unclosed and (after := wikitext.find(end, at)) >= 0:
                 at = after
             else:
-                unclosed.add(end)  # so that no end is searched for again and again
+                unclosed.add(end)  # so that the rest is not searched for it again
             continue
         kept.append(wikitext[start : found.start()])
         start = at
         if mark == "{{" or (mark == "-{" and depth < _MAX_CONVERSIONS):
             opened.append((mark, len(kept)))
-            depth += mark == "-{"
+            depth = depth + 1 if mark == "-{" else depth
         elif mark == "}}" and opened and opened[-1][0] == "{{":
             opened.pop()
         elif mark == "}-" and depth:
@@ -253,8 +240,8 @@ def _shown_variant(content: str) -> str:
 def _without_nested(wikitext: str) -> str:
     """The text without templates, tables and footnotes, in one pass: the parser would need several times as long.
 
-    Where brackets do not match, all is left to the parser, which knows what MediaWiki makes of that. So a page is
-    taken whole, then section by section: one stray bracket spoils one section.
+    A text whose brackets do not match is returned unchanged, since only the parser knows what MediaWiki makes of it.
+    The caller tries the whole page, then each section, so that one stray bracket affects one section.
     """
     kept, awaited, start, at = [], [], 0, 0
     while found := _BRACKET.search(wikitext, at):
@@ -274,28 +261,25 @@ def _without_nested(wikitext: str) -> str:
 
 
 def _show(code: Wikicode, hidden: set[str], shown: list[str]) -> None:
-    """Append what a reader of prose sees of `code`; a list's items stay as lines that begin with _LIST_ITEM."""
+    """Append the prose in `code` to `shown`; a list's items stay, as lines that begin with _LIST_ITEM."""
     for node in code.nodes:
-        if isinstance(node, nodes.Text | nodes.HTMLEntity):
-            shown.append(unescape(str(node)))
-        elif isinstance(node, nodes.Wikilink):
-            if _is_hidden(node, hidden):
-                continue
-            if node.text is None:
+        match node:
+            case nodes.Text() | nodes.HTMLEntity():
+                shown.append(unescape(str(node)))
+            case nodes.Wikilink() if node.text is None and not _is_hidden(node, hidden):
                 shown.append(unescape(str(node.title)).strip().removeprefix(":"))
-            else:
+            case nodes.Wikilink() if not _is_hidden(node, hidden):
                 _show(node.text, hidden, shown)
-        elif isinstance(node, nodes.ExternalLink):
-            if node.title is not None or not node.brackets:
+            case nodes.ExternalLink() if node.title is not None or not node.brackets:
                 _show(node.title if node.brackets else node.url, hidden, shown)
-        elif isinstance(node, nodes.Heading):
-            shown.append("\n\n")
-        elif isinstance(node, nodes.Tag):
-            _show_tag(node, hidden, shown)
+            case nodes.Heading():
+                shown.append("\n\n")
+            case nodes.Tag():
+                _show_tag(node, hidden, shown)
 
 
 def _is_hidden(link: nodes.Wikilink, hidden: set[str]) -> bool:
-    """Whether a link is a category or shows a file; only that has a second bar, in any language."""
+    """Whether a link is a category or shows a file; in any language, only a link to a file has a second bar."""
     namespace, colon, _ = str(link.title).partition(":")
     return bool(colon and namespace.strip().casefold() in hidden) or "|" in str(link.text or "")
 
@@ -307,7 +291,7 @@ def _show_tag(tag: nodes.Tag, hidden: set[str], shown: list[str]) -> None:
     elif name == "br":
         shown.append(" ")
     elif not _DROPPED_IN_WIKITEXT.fullmatch(name):
-        around = "\n\n" if _PARTING.fullmatch(name) else ""
+        around = "\n\n" if _SEPARATING.fullmatch(name) else ""
         shown.append(around)
         if tag.contents is not None:
             _show(tag.contents, hidden, shown)
@@ -315,22 +299,22 @@ def _show_tag(tag: nodes.Tag, hidden: set[str], shown: list[str]) -> None:
 
 
 def html_charset(start: bytes) -> str:
-    """The codec of an HTML file from its first bytes: the declared one, with browsers' reading of Latin-1, or UTF-8."""
+    """The codec of an HTML file by its first bytes: the declared one (cp1252 for Latin-1, as in browsers) or UTF-8."""
     declared = _CHARSET.search(start[:4096])
     charset = declared[1].decode().lower() if declared else "utf-8"
     try:
         is_text = _PROBE.decode(charset) == _PROBE.decode()
     except (LookupError, UnicodeError):
-        is_text = False  # unknown, or not what these bytes, which could be read so far, are written in
+        is_text = False
     if not is_text or start.startswith(BOM_UTF8) or charset in ("utf8", "utf-8"):
         return "utf-8-sig"
     return "cp1252" if charset in ("latin-1", "latin1", "iso-8859-1", "iso8859-1", "ascii", "us-ascii") else charset
 
 
 def html_prose(blocks: Iterable[str]) -> Iterator[str]:
-    """The running text of an HTML page, streamed; blank lines part what its block elements part.
+    """The running text of an HTML page, streamed, with blank lines between its block elements.
 
-    Raises BadMarkup at LONGEST_HTML characters: all that was read stays in the parser's memory.
+    Raises Unreadable after LONGEST_HTML characters, since the parser keeps all of them in memory.
     """
     target, line, num_characters = _HtmlText(), 1, 0
     parser = etree.HTMLParser(target=target)
@@ -340,13 +324,13 @@ def html_prose(blocks: Iterable[str]) -> Iterator[str]:
         line += block.count("\n")
         num_characters += len(block)
         if num_characters > LONGEST_HTML:
-            raise BadMarkup(f"HTML of more than {LONGEST_HTML:,} characters", line)
+            raise Unreadable(f"HTML of more than {LONGEST_HTML:,} characters", line)
     parser.close()
     yield target.take()
 
 
 class _HtmlText:
-    """What lxml's parser calls: the text since `take`, and how many of the elements around are dropped ones."""
+    """What lxml's parser calls: the text since `take`, and how many of the open elements are dropped ones."""
 
     def __init__(self) -> None:
         self.text: list[str] = []
@@ -357,15 +341,17 @@ class _HtmlText:
         return taken
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        self.num_dropped += bool(_DROPPED_IN_HTML.fullmatch(tag))
-        self.part(tag)
+        if _DROPPED_IN_HTML.fullmatch(tag):
+            self.num_dropped += 1
+        self.separate(tag)
 
     def end(self, tag: str) -> None:
-        self.part(tag)
-        self.num_dropped -= bool(_DROPPED_IN_HTML.fullmatch(tag))
+        self.separate(tag)
+        if _DROPPED_IN_HTML.fullmatch(tag):
+            self.num_dropped -= 1
 
-    def part(self, tag: str) -> None:
-        if _PARTING.fullmatch(tag):
+    def separate(self, tag: str) -> None:
+        if _SEPARATING.fullmatch(tag):
             self.text.append("\n\n")
         elif tag == "br":
             self.text.append(" ")

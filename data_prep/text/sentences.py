@@ -1,9 +1,9 @@
 """Sentence splitting: Punkt (Kiss and Strunk 2006, Computational Linguistics 32:4), trained on a sample of the corpus.
 
-Training is nltk's and needs no download. The decision at each candidate follows section 4 of the paper with nltk's
-parameters, at ten times nltk's speed, and deviates where dialogue goes wrong: closing quotes and brackets are looked
-past, and a word in lower case never begins a sentence ('"No!" he said' is one). The sentence-final marks of other
-scripts, such as 。 । ؟ ። and ។, mean nothing else, so they need neither the model nor a space behind them.
+nltk trains the model; nothing is downloaded. The decision at each candidate follows section 4 of the paper with nltk's
+parameters, at ten times nltk's speed. It deviates where nltk splits dialogue wrongly: closing quotes and brackets are
+skipped, and a word in lower case never begins a sentence ('"No!" he said' is one). The sentence-final marks of other
+scripts, such as 。 । ؟ ። and ។, have no other meaning, so they need neither the model nor a space after them.
 """
 
 import re
@@ -15,12 +15,12 @@ from data_prep.files import read_json, write_json
 
 _OPENERS = "\"'“‘«([{*_"
 _CLOSERS = "\"'”’»)]}*_"
-# The characters of Unicode 18.0's property Sentence_Terminal (PropList.txt), in three classes. Those that are written
-# as in English, and the ellipsis: Punkt decides, and a space has to follow.
+# The characters of Unicode 18.0's property Sentence_Terminal (PropList.txt), in three classes. After those that are
+# written as in English, and the ellipsis, a space has to follow, and Punkt decides.
 _ENGLISH_ENDS = ".!?…\u2024\u203c\u203d\u2047\u2048\u2049\u2e2e\u2e3c\u2e53\u2e54\u2e60\u2e61"
-# Full stops that are also decimal points and stand inside names, so no letter or digit of that width may follow.
+# Full stops that are also decimal points and occur inside names, so no letter or digit of that width may follow.
 _WIDE_STOPS = "\ufe52\uff0e"
-# All others end a sentence wherever they stand.
+# All others always end a sentence.
 _CERTAIN_ENDS = (
     "\u0589\u061d-\u061f\u06d4\u0700-\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367\u1368"
     "\u166e\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945\u1aa8-\u1aab\u1b4e\u1b4f\u1b5a\u1b5b\u1b5e\u1b5f"
@@ -35,14 +35,14 @@ _CERTAIN_ENDS = (
 )
 _CERTAIN_CLOSERS = "」』”’）】〉》〕］｝｣»›)\\]}"
 _CANDIDATE = re.compile(
-    # Most characters fail at the first set; one range stands for all of its characters beyond U+FFFF, for speed.
+    # Most characters fail at the first set; for speed, one range covers all of its characters beyond U+FFFF.
     rf"[{_ENGLISH_ENDS}{_WIDE_STOPS}{_CERTAIN_ENDS[: _CERTAIN_ENDS.index(chr(0x10A56))]}\U00010a56-\U0001da88]"
     rf"(?:(?<=[{_ENGLISH_ENDS}])\ufe0f?[{re.escape(_CLOSERS)}]* "
     rf"|(?:(?<=[{_CERTAIN_ENDS}])|(?<=[{_WIDE_STOPS}])(?![\dA-Za-zＡ-Ｚａ-ｚ]))(?<![{_CERTAIN_ENDS}].)"
     rf"[{_CERTAIN_ENDS}{_WIDE_STOPS}.!?]*+[{_CERTAIN_CLOSERS}]*+"
     rf"(?:[{_CERTAIN_CLOSERS}\"'*_]++(?=\s|\Z))?+\s*+(?![,;:،؛、，；：､]))"
 )
-# nltk would leave curly quotes, and underscores that mean italics, on the words.
+# nltk would take curly quotes, and underscores that mean italics, for parts of the words.
 _PLAIN_QUOTES = str.maketrans("‘’“”", "''\"\"", "_")
 # Bits of nltk's orthographic context of a type; its saved models hold the same numbers.
 _SEEN_CAPITALISED_INSIDE = 1 << 2
@@ -53,10 +53,10 @@ _NUMBER_TYPE = "##number##"
 
 @dataclass(frozen=True)
 class SentenceSplitter:
-    """A trained Punkt model; types are words in lower case, numbers all one type, without a final period.
+    """A trained Punkt model. Its types are words in lower case without a final period; all numbers are one type.
 
-    abbreviations       types that take a period inside a sentence
-    collocations        (type before the period, type after it) that no boundary parts
+    abbreviations       types that are followed by a period inside a sentence
+    collocations        (type before a period, type after it), without a boundary between them
     sentence_starters   types that often follow a boundary
     lowercase_types     types seen in lower case
     capitalised_inside  types seen capitalised inside a sentence
@@ -82,7 +82,9 @@ class SentenceSplitter:
         return [*sentences, paragraph[start:]] if start < len(paragraph) else sentences
 
     def _is_boundary(self, before: str, after: str) -> bool:
-        """Does a sentence end between `before`, up to one of _ENGLISH_ENDS, and `after`? (sections 4.1 to 4.3)"""
+        """Whether a sentence ends between the word `before`, which ends with one of _ENGLISH_ENDS, and the word `after`
+        (sections 4.1 to 4.3).
+        """
         if not after or after[0].islower() or after[0] in ",;:.!?…":
             return False
         if before[-1] not in ".…\u2024":
@@ -93,9 +95,8 @@ class SentenceSplitter:
         following = _word_type(after.rstrip(_CLOSERS + ".,;:!?…"))
         if (this, following) in self.collocations:
             return False
-        surely_starts = (
-            after[0].isupper() and following in self.lowercase_types and following not in self.capitalised_inside
-        )
+        is_ordinary = following in self.lowercase_types and following not in self.capitalised_inside
+        surely_starts = after[0].isupper() and is_ordinary
         if is_initial:
             return surely_starts or (this not in self.abbreviations and following in self.lowercase_types)
         if is_ellipsis or this in self.abbreviations or this.rpartition("-")[2] in self.abbreviations:
@@ -108,16 +109,16 @@ class SentenceSplitter:
 
 
 def load_splitter(path: str | Path) -> SentenceSplitter:
-    """Read a model that `SentenceSplitter.save` wrote."""
+    """Read a model that `SentenceSplitter.save` wrote. ValueError names a file that is not JSON."""
     content = read_json(path)
     content["collocations"] = map(tuple, content["collocations"])
     return SentenceSplitter(**{name: frozenset(values) for name, values in content.items()})
 
 
 def train_splitter(sample: Iterable[str]) -> SentenceSplitter:
-    """Train Punkt on paragraphs of the corpus. 4 MB suffice: another 4 move 0.1 % of the boundaries.
+    """Train Punkt on paragraphs of the corpus; the model depends on them alone.
 
-    Deterministic: the model depends on the sample alone.
+    4 MB suffice: 4 MB more would change 0.1 % of the boundaries.
     """
     from nltk.tokenize.punkt import PunktTrainer
 
@@ -125,18 +126,17 @@ def train_splitter(sample: Iterable[str]) -> SentenceSplitter:
     if not text.strip():
         return SentenceSplitter()
     trainer = PunktTrainer()
-    # The penalty would lose "Mr." as soon as some documents write "Mr"; the likelihood ratio weighs both anyway.
+    # With the penalty "Mr." is lost as soon as some documents write "Mr"; the likelihood ratio weighs both anyway.
     trainer.IGNORE_ABBREV_PENALTY = True
     trainer.train(text, finalize=True)
     learned = trainer.get_params()
+    seen = learned.ortho_context.items()
     return SentenceSplitter(
         abbreviations=frozenset(learned.abbrev_types),
         collocations=frozenset(learned.collocations),
         sentence_starters=frozenset(learned.sent_starters),
-        lowercase_types=frozenset(word for word, seen in learned.ortho_context.items() if seen & _SEEN_LOWERCASE),
-        capitalised_inside=frozenset(
-            word for word, seen in learned.ortho_context.items() if seen & _SEEN_CAPITALISED_INSIDE
-        ),
+        lowercase_types=frozenset(word for word, how in seen if how & _SEEN_LOWERCASE),
+        capitalised_inside=frozenset(word for word, how in seen if how & _SEEN_CAPITALISED_INSIDE),
     )
 
 

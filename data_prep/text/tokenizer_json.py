@@ -1,14 +1,14 @@
 """A vocabulary as Hugging Face's tokenizer files, which give the same ids in transformers 4 and 5.
 
-A WordPiece vocabulary is run by the `tokenizers` library anyway, and a tokenizer.json is copied. The rest of this
-module carries a SentencePiece model over. `tokenizers` reads the same map of characters, but differently:
+The `tokenizers` library already runs a WordPiece vocabulary, and a tokenizer.json is copied. Most of this module
+converts a SentencePiece model. `tokenizers` reads the same map of characters, but applies it differently:
 
-- SentencePiece replaces the longest sequence that the map knows, "E" with its accent by an accented "e".
-  `Precompiled` replaces what it finds first in a grapheme, "E", and loses the accent. So sequences are composed before,
-  by Unicode's NFKC, and each character is then handed to `Precompiled` alone.
-- NFKC reorders and joins marks that SentencePiece leaves alone: a separator stands behind each sequence of the map.
+- SentencePiece replaces the longest sequence that is in the map: an "E" and its accent by an accented "e".
+  `Precompiled` replaces the first match inside a grapheme, the "E", and loses the accent. So sequences are composed
+  first, by Unicode's NFKC, and then `Precompiled` gets one character at a time.
+- NFKC reorders and joins marks that SentencePiece leaves alone, so a separator is put after each sequence of the map.
 
-`_exceptions` compares the outcome with the map, entry by entry. What cannot be carried over exactly is refused.
+`_exceptions` compares the result with the map, entry by entry. What cannot be converted exactly is refused.
 """
 
 import struct
@@ -21,21 +21,20 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 import data_prep.text.tokenizer as vocabulary
 from data_prep.files import finished_file, write_json
-from data_prep.text.vocab_files import is_special
+from data_prep.text.vocab_files import PIPELINE_FILE, SETTINGS_FILE, SPECIAL_TOKENS, is_special
 
-# Noncharacters of Unicode, which no text should have; a text that has them all the same loses them to STRAY.
+# Noncharacters of Unicode, which no text should contain; if a text does, STRAY replaces them.
 SEQUENCE_END, CHARACTER_START, STRAY = "\ufdd0", "\ufdd1", "\ufdef"
-KEPT = ("\ufdd2", "\ufdd3", "\ufdd4")  # each stands for a character that NFKC would change and the map does not
+KEPT = ("\ufdd2", "\ufdd3", "\ufdd4")  # each replaces a character that NFKC would change and the map does not
 MOST_EXCEPTIONS = 64
 BYTES = np.arange(1, 256)
-ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # in the order of SPECIAL_TOKENS
 SPACE = "\u2581"  # SentencePiece's mark of a space
 
 
 class CharacterMap:
-    """The replacements of a SentencePiece model, a double array (as in darts-clone) of UTF-8 bytes.
+    """The replacements of a SentencePiece model, stored as a trie of UTF-8 bytes in a double array (as in darts-clone).
 
-    .root, .steps(node) -> [(character, its replacement or None, next node), ...]
+    .root, .steps(node) -> [(character, replacement of the sequence that ends with it or None, next node), ...]
     """
 
     def __init__(self, content: bytes) -> None:
@@ -72,16 +71,16 @@ def _any_of(characters: list[str] | set[str]) -> str:
 
 @lru_cache(maxsize=2)
 def normalizer_steps(content: bytes) -> list[normalizers.Normalizer]:
-    """What SentencePiece's map of characters does, exactly, as steps of `tokenizers`.
+    """Steps of `tokenizers` that together do exactly what SentencePiece's map of characters does.
 
-    Raises ValueError for a map that is not made of Unicode's NFKC, as those that come with SentencePiece are.
+    Raises ValueError for a map that is not based on Unicode's NFKC; those that come with SentencePiece are.
     """
     table = CharacterMap(content)
     inner: set[str] = set()  # characters that continue a sequence
 
     @cache
     def behind(node: int) -> str:
-        """A regular expression of what may follow a character of a sequence."""
+        """A regular expression for what may follow a character of a sequence."""
         ways: dict[str, list[str]] = {}
         for character, value, below in table.steps(node):
             rest = behind(below)
@@ -110,9 +109,9 @@ def normalizer_steps(content: bytes) -> list[normalizers.Normalizer]:
 
 
 def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
-    """(steps before NFKC, steps behind everything) for entries of the map that composition gets wrong.
+    """(steps before NFKC, steps after all others) for entries of the map that composition gets wrong.
 
-    They are few: scripts that are younger than the Unicode of `tokenizers`, and U+FF5E, which SentencePiece keeps.
+    They are few: scripts that are newer than the Unicode of `tokenizers`, and U+FF5E, which SentencePiece keeps.
     """
     nfkc, nfc = normalizers.NFKC(), normalizers.NFC()
     plain = cache(nfkc.normalize_str)
@@ -154,29 +153,23 @@ def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
 def sentencepiece_json(path: Path) -> Tokenizer:
     """A SentencePiece unigram model as a `tokenizers` pipeline that gives the same ids.
 
-    Pieces that SentencePiece never finds in a text, control pieces other than BERT's, get a space at their end: text
-    has none by then. Raises ValueError for a model that cannot be carried over exactly.
+    Raises ValueError for a model that cannot be converted exactly.
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(Path(path).read_bytes())
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     trained, rules, kinds = model.trainer_spec, model.normalizer_spec, model.SentencePiece
     if trained.model_type != trained.UNIGRAM:
-        raise ValueError(
-            f"{path}: only unigram SentencePiece models convert to Hugging Face; train with --type sentencepiece"
-        )
-    for is_wrong, option in (
-        (trained.byte_fallback, "byte_fallback"),
-        (trained.treat_whitespace_as_suffix, "treat_whitespace_as_suffix"),
-        (not rules.add_dummy_prefix, "add_dummy_prefix=False"),
-        (not rules.remove_extra_whitespaces, "remove_extra_whitespaces=False"),
-        (not rules.escape_whitespaces, "escape_whitespaces=False"),
-    ):
-        if is_wrong:
-            raise ValueError(
-                f"{path} was trained with {option}, which does not convert to Hugging Face; train without it"
-            )
+        raise ValueError(f"{path}: only unigram models convert to Hugging Face; train with --type sentencepiece")
+    unsupported = {
+        "byte_fallback": trained.byte_fallback,
+        "treat_whitespace_as_suffix": trained.treat_whitespace_as_suffix,
+        "add_dummy_prefix=False": not rules.add_dummy_prefix,
+        "remove_extra_whitespaces=False": not rules.remove_extra_whitespaces,
+        "escape_whitespaces=False": not rules.escape_whitespaces,
+    }
+    if used := [option for option, is_used in unsupported.items() if is_used]:
+        raise ValueError(f"{path} was trained with {used[0]}, which does not convert to Hugging Face; train without it")
     content = rules.precompiled_charsmap
     try:
         steps = normalizer_steps(content) if content else []
@@ -195,7 +188,11 @@ def sentencepiece_json(path: Path) -> Tokenizer:
 
 
 def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> list[tuple[str, float]]:
-    """The pieces as `models.Unigram` has to see them, with the scores that SentencePiece works with."""
+    """The pieces for `models.Unigram`, with the scores that SentencePiece works with.
+
+    Pieces that SentencePiece never finds in a text, control pieces other than BERT's, get a space at their end: by then
+    the text has none.
+    """
     scores = [piece.score for piece in pieces if piece.type == kinds.NORMAL]
     mapped = {character for character, *_ in table.steps(table.root)} if table else set()
     scored = []
@@ -204,7 +201,7 @@ def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> lis
         if piece.type == kinds.USER_DEFINED and not is_special(text):
             score = len(text.encode()) * max(scores) - 0.1  # as in SentencePiece's unigram_model.cc
             if mapped & set(text) or score < min(scores):
-                raise ValueError(f"the user-defined piece {text!r} is not carried over; train without it")
+                raise ValueError(f"the user-defined piece {text!r} does not convert; train without it")
         elif piece.type in (kinds.CONTROL, kinds.UNUSED) and not is_special(text):
             text += " "
         scored.append((text, score))
@@ -214,22 +211,25 @@ def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> lis
 def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
     """The vocabulary as a `tokenizers` pipeline that gives the same ids and adds [CLS] and [SEP].
 
-    Raises ValueError for a SentencePiece model that cannot be carried over exactly.
+    Raises ValueError for a SentencePiece model that cannot be converted exactly.
     """
     if tokenizer.path.suffix == ".json":
         return Tokenizer.from_file(str(tokenizer.path))
-    if tokenizer.kind == "wordpiece":
+    is_sentencepiece = tokenizer.kind == "sentencepiece"
+    if is_sentencepiece:
+        pipeline = sentencepiece_json(tokenizer.path)
+    else:
         pipeline = Tokenizer.from_str(tokenizer.pipeline.to_str())
         pipeline.decoder = decoders.WordPiece()
-    else:
-        pipeline = sentencepiece_json(tokenizer.path)
-    names = {name: tokenizer.tokens[index] for name, index in zip(ROLES, tokenizer.special_ids, strict=True)}
-    # A space before [MASK] is not a token of its own: a masked word has taken it along.
-    is_sentencepiece = tokenizer.kind == "sentencepiece"
+    # A space before [MASK] is not a token of its own, since a masked word has taken it along.
+    roles = _special_tokens(tokenizer)
     pipeline.add_special_tokens(
-        [AddedToken(n, lstrip=is_sentencepiece and r == "mask_token", normalized=False) for r, n in names.items()]
+        [
+            AddedToken(token, lstrip=is_sentencepiece and role == "mask_token", normalized=False)
+            for role, token in roles.items()
+        ]
     )
-    cls, sep = names["cls_token"], names["sep_token"]
+    cls, sep = roles["cls_token"], roles["sep_token"]
     pipeline.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
@@ -238,21 +238,26 @@ def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
     return pipeline
 
 
+def _special_tokens(tokenizer: vocabulary.Tokenizer) -> dict[str, str]:
+    """Hugging Face's names of SPECIAL_TOKENS, pad_token to mask_token, and how the vocabulary spells each."""
+    roles = (f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS)
+    return {role: tokenizer.tokens[index] for role, index in zip(roles, tokenizer.special_ids, strict=True)}
+
+
 def save_tokenizer(tokenizer: vocabulary.Tokenizer, folder: Path, max_length: int) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the vocabulary file itself.
+    """Write tokenizer.json, tokenizer_config.json and the vocabulary file itself, for inputs of `max_length` tokens.
 
     Raises ValueError, before anything is written, for what `tokenizer_json` refuses.
     """
     content = tokenizer_json(tokenizer).to_str(pretty=True)
     tokenizer.save(folder)
     if tokenizer.path.suffix != ".json":
-        with finished_file(folder / "tokenizer.json", "w") as file:
+        with finished_file(folder / PIPELINE_FILE, "w") as file:
             file.write(content)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # a name that transformers 4 and 5 both know
         "model_max_length": max_length,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],  # without it a pair is one segment
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],  # else a pair would be one segment
         "clean_up_tokenization_spaces": False,
     }
-    names = {role: tokenizer.tokens[index] for role, index in zip(ROLES, tokenizer.special_ids, strict=True)}
-    write_json(folder / "tokenizer_config.json", tokenizer.settings() | settings | names)
+    write_json(folder / SETTINGS_FILE, tokenizer.settings() | settings | _special_tokens(tokenizer))

@@ -1,26 +1,30 @@
-"""The files of a vocabulary: which they are, the tokens of a vocab.txt, and what stands beside it.
+"""The files of a vocabulary: which they are, the tokens of a vocab.txt, and what the files beside it say.
 
-A vocab.txt does not say how text is folded before it is looked up. That stands in `tokenizer_config.json`, which we
-write beside every vocab.txt, with Hugging Face's names and meaning:
+A vocab.txt does not say how text is folded before its words are looked up. `tokenizer_config.json` says it, with
+Hugging Face's names and meaning, and we write one beside every vocab.txt:
 
     {"do_lower_case": true, "strip_accents": false, "tokenize_chinese_chars": true}
 
-Where it is missing, a tokenizer.json is asked. Tokens that `add_tokens` of transformers has added are in these files,
-too, as "added_tokens_decoder" and "added_tokens", and those of old versions in added_tokens.json.
+Where that is missing, a tokenizer.json says it. Both files also hold the tokens that `add_tokens` of transformers has
+added, as "added_tokens_decoder" and "added_tokens"; old versions wrote them into added_tokens.json.
 """
 
 import json
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.files import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SETTINGS_FILE, PIPELINE_FILE = "tokenizer_config.json", "tokenizer.json"
-TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_IN_ALBERT = {name: f"<{name[1:-1].lower()}>" for name in SPECIAL_TOKENS}  # its public models have <pad> and <unk>
+SETTINGS_FILE, PIPELINE_FILE, OLD_ADDED_FILE = "tokenizer_config.json", "tokenizer.json", "added_tokens.json"
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+SETTINGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")  # the fields of Folding in SETTINGS_FILE
+_NORMALIZER_SETTINGS = ("lowercase", "strip_accents", "handle_chinese_chars")  # and in PIPELINE_FILE
 
 
 class Folding(NamedTuple):
@@ -31,14 +35,23 @@ class Folding(NamedTuple):
     split_cjk: bool = True  # each Chinese character is a word
 
 
+class Added(NamedTuple):
+    """A token that was added to a trained vocabulary; `flags` are those of the `tokenizers` library."""
+
+    id: int
+    token: str
+    flags: dict[str, bool]
+
+
 def find_vocabularies(folder: Path) -> list[Path]:
     """The vocabulary files of a folder: `*.model` and `*vocab.txt`, else other `*.txt` files that have BERT's special
     tokens on lines of their own, else tokenizer.json.
     """
     found = sorted([*folder.glob("*.model"), *folder.glob("*vocab.txt")])
     pipeline = folder / PIPELINE_FILE
-    if len(found) == 1 and found[0].suffix == ".model" and pipeline.is_file() and has_added_tokens(read_json(pipeline)):
-        return [pipeline]  # the model has no place for tokens that were added later
+    added = read_object(pipeline).get("added_tokens") or []
+    if [file.suffix for file in found] == [".model"] and any(not token["special"] for token in added):
+        return [pipeline]  # a model has no place for tokens that were added later
     found = found or sorted(path for path in folder.glob("*.txt") if _has_special_tokens(path))
     return found or [path for path in [pipeline] if path.is_file()]
 
@@ -50,91 +63,90 @@ def _has_special_tokens(path: Path) -> bool:
         return False
 
 
+def read_object(path: Path) -> dict:
+    """The JSON object in a tokenizer's file; {} if there is no such file. ValueError names a damaged file."""
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; it is damaged, or does not belong to a tokenizer")
+    return content
+
+
 def is_special(token: str) -> bool:
     """Whether a token is one of SPECIAL_TOKENS, in BERT's spelling or in ALBERT's."""
-    return token in SPECIAL_TOKENS or token in map(_albert_name, SPECIAL_TOKENS)
+    return token in _IN_ALBERT or token in _IN_ALBERT.values()
 
 
 def special_ids(path: Path, tokens: list[str]) -> list[int]:
-    """Ids of SPECIAL_TOKENS; ALBERT's public models call the first two <pad> and <unk>."""
+    """Ids of SPECIAL_TOKENS in either spelling. Raises ValueError unless all are there."""
     ids = {token: i for i, token in enumerate(tokens)}
-    missing = [name for name in SPECIAL_TOKENS if name not in ids and _albert_name(name) not in ids]
-    if missing:
+    found = [ids.get(name, ids.get(albert)) for name, albert in _IN_ALBERT.items()]
+    if None in found:
+        missing = ", ".join(name for name, index in zip(SPECIAL_TOKENS, found, strict=True) if index is None)
         raise ValueError(
-            f"vocabulary {path} has no {', '.join(missing)}; BERT needs {' '.join(SPECIAL_TOKENS)}: "
+            f"vocabulary {path} has no {missing}; BERT needs {' '.join(SPECIAL_TOKENS)}: "
             "train one with `python -m data_prep.vocab` or take one of BERT's"
         )
-    return [ids.get(name, ids.get(_albert_name(name))) for name in SPECIAL_TOKENS]
-
-
-def _albert_name(name: str) -> str:
-    return f"<{name[1:-1].lower()}>"
+    return found
 
 
 def read_vocab_txt(path: Path) -> list[str]:
+    """The tokens of a vocab.txt, one per line. Raises ValueError for other files and for duplicate tokens."""
     try:
         tokens = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"vocabulary {path} is not UTF-8 text (byte {error.start}); a vocab.txt has one token a line"
-        ) from error
+        raise ValueError(f"vocabulary {path} is not UTF-8 text (byte {error.start}); give a vocab.txt") from error
     first_line: dict[str, int] = {}
     for line, token in enumerate(tokens, start=1):
         if first_line.setdefault(token, line) != line:
             raise ValueError(
-                f"vocabulary {path} has token {token!r} on lines {first_line[token]} and {line}; "
-                "every token must be unique: remove one"
+                f"vocabulary {path} has token {token!r} on lines {first_line[token]} and {line}; remove one"
             )
     return tokens
 
 
 def find_folding(path: Path, tokens: list[str], cased: bool | None) -> Folding:
-    """As `cased`, tokenizer_config.json and tokenizer.json say, in this order, else as the tokens look.
+    """How a vocab.txt wants text folded, by `cased`, tokenizer_config.json and tokenizer.json beside it, in this order.
 
-    Raises ValueError where the two files contradict each other, or say what is not built.
+    What none of them says is guessed from the tokens, with a warning. Raises ValueError where the two files contradict
+    each other or ask for what BERT does not do.
     """
     settings, content = _beside(path)
     normalizer = content.get("normalizer") or {}
     if content and not (normalizer.get("type") == "BertNormalizer" and normalizer["clean_text"]):
-        raise ValueError(f"{path} is used otherwise than BERT does by tokenizer.json beside it; give that as --vocab")
+        raise ValueError(f"{path}: {PIPELINE_FILE} beside it normalises text unlike BERT; give that file as --vocab")
     if settings.get("do_basic_tokenize") is False:
-        raise ValueError(f"{path}: do_basic_tokenize=False in {SETTINGS_FILE} beside it is not built; remove it")
-    told = []
-    for name, in_settings, in_normalizer in (
-        ("lower_case", "do_lower_case", "lowercase"),
-        ("strip_accents", "strip_accents", "strip_accents"),
-        ("split_cjk", "tokenize_chinese_chars", "handle_chinese_chars"),
-    ):
-        values = {value for value in (settings.get(in_settings), normalizer.get(in_normalizer)) if value is not None}
-        if len(values) > 1 and not (name == "lower_case" and cased is not None):
+        raise ValueError(f"{path}: do_basic_tokenize=False in {SETTINGS_FILE} beside it is not supported; remove it")
+    stated = []
+    for ours, theirs in zip(SETTINGS, _NORMALIZER_SETTINGS, strict=True):
+        values = {value for value in (settings.get(ours), normalizer.get(theirs)) if value is not None}
+        if len(values) > 1 and (cased is None or ours != SETTINGS[0]):
             raise ValueError(
-                f"{path}: {SETTINGS_FILE} beside it says {in_settings}={settings[in_settings]} and {PIPELINE_FILE} "
-                f"{in_normalizer}={normalizer[in_normalizer]}; make them agree"
+                f"{path}: {SETTINGS_FILE} beside it says {ours}={settings[ours]} and {PIPELINE_FILE} "
+                f"{theirs}={normalizer[theirs]}; make them agree"
             )
-        told.append(values.pop() if len(values) == 1 else None)
-    told_lower, strip, cjk = told
-    lower = told_lower if cased is None else not cased
-    is_told = lower is not None and lower == told_lower
-    is_guess = lower is None
+        stated.append(values.pop() if len(values) == 1 else None)
+    stated_lower, strip, split_cjk = stated
     looks_lower, looks_stripped = guess_folding(tokens)
+    lower = stated_lower if cased is None else not cased
+    is_guess = lower is None
     if is_guess:
         lower = looks_lower
-    if strip is None:
-        strip = lower and (is_told or looks_stripped)
-        is_guess |= strip != lower
+    if strip is None:  # a file that asks for lower case then asks for both, as in Hugging Face
+        strip = lower and (stated_lower == lower or looks_stripped)
+        is_guess = is_guess or strip != lower
     if is_guess:
         print(
             f"warning: no file beside {path} says whether it is cased; by its tokens it is taken to be "
-            f"{'un' * lower}cased, with accents {'stripped' if strip else 'kept'}. Confirm that or say otherwise with "
-            f"--cased or --uncased, or in {path.with_name(SETTINGS_FILE)}: "
+            f"{'uncased' if lower else 'cased'}, with accents {'stripped' if strip else 'kept'}. Confirm or correct "
+            f"that with --cased or --uncased, or in {path.with_name(SETTINGS_FILE)}: "
             + json.dumps({"do_lower_case": lower, "strip_accents": strip}),
             file=sys.stderr,
         )
-    return Folding(lower, strip, True if cjk is None else cjk)
+    return Folding(lower, strip, True if split_cjk is None else split_cjk)
 
 
 def guess_folding(tokens: list[str]) -> tuple[bool, bool]:
-    """(lower_case, strip_accents) that the tokens look like.
+    """(lower_case, strip_accents) as the tokens suggest.
 
     Every trained vocabulary has its alphabet as tokens, and a cased one has the capitals of most usual letters: in
     Google's, 117 of 276 letters have theirs; in its uncased one none of 165. A few tokens that somebody put into free
@@ -153,56 +165,39 @@ def _stripped(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
 
 
-def added_tokens(path: Path, tokens: list[str]) -> list[tuple[int, str, dict[str, bool]]]:
-    """(id, token, flags) of what was added to a vocab.txt, by id, as the files beside it tell."""
+def added_beside(path: Path, tokens: list[str]) -> list[Added]:
+    """What was added to a vocab.txt, by id, as the files beside it say. ValueError if they have other tokens."""
     settings, content = _beside(path)
     held, ids = content.get("model", {}).get("vocab"), {token: index for index, token in enumerate(tokens)}
-    if content and held not in (ids, ids | {"": len(ids)}):  # with or without a blank last line
-        raise ValueError(f"{path} and tokenizer.json beside it have different tokens; remove the one that is wrong")
-    entries = {int(index): token for index, token in settings.get("added_tokens_decoder", {}).items()}
+    if content and held not in (ids, ids | {"": len(ids)}):  # with or without an empty last line
+        raise ValueError(f"{path} and {PIPELINE_FILE} beside it have different tokens; remove the one that is wrong")
+    old = read_object(path.with_name(OLD_ADDED_FILE))
+    entries = {index: {"content": token} for token, index in old.items()}
+    entries |= {int(index): token for index, token in settings.get("added_tokens_decoder", {}).items()}
     entries |= {token["id"]: token for token in content.get("added_tokens", [])}
-    old = path.with_name("added_tokens.json")
-    if old.is_file():
-        entries = {index: {"content": token} for token, index in read_json(old).items()} | entries
-    default = {name: name == "normalized" for name in TOKEN_FLAGS}
+    return [added for added in added_tokens(entries) if not is_special(added.token)]
+
+
+def added_tokens(entries: dict[int, dict]) -> list[Added]:
+    """Added tokens, by id, from Hugging Face's description of each."""
+    default = {name: name == "normalized" for name in _FLAGS}
     return [
-        (index, token["content"], {name: token.get(name, default[name]) for name in TOKEN_FLAGS})
+        Added(index, token["content"], {name: token.get(name, default[name]) for name in _FLAGS})
         for index, token in sorted(entries.items())
-        if not is_special(token["content"])
     ]
 
 
-def with_added(path: Path, tokens: list[str], added: list[tuple[int, str, dict[str, bool]]]) -> list[str]:
-    """All tokens by id."""
+def with_added(path: Path, tokens: list[str], added: Iterable[Added]) -> list[str]:
+    """All tokens by id; `added` is sorted. Raises ValueError for an id that leaves a gap or is another token's."""
     tokens = list(tokens)
-    for index, token, _ in sorted(added, key=lambda entry: entry[0]):
+    for index, token, _ in added:
         if index == len(tokens):
             tokens.append(token)
         elif index > len(tokens) or tokens[index] != token:
-            raise ValueError(
-                f"{path}: the added token {token!r} has id {index}, which does not follow on the tokens before it"
-            )
+            raise ValueError(f"{path}: added token {token!r} has id {index}, which does not follow the ids before it")
     return tokens
 
 
-def has_added_tokens(content: object) -> bool:
-    """Whether a tokenizer.json has tokens that are found in text and are no pieces of its model."""
-    return isinstance(content, dict) and any(not token["special"] for token in content.get("added_tokens") or [])
-
-
-def lost_tokens(path: Path, pieces: list[str]) -> list[str]:
-    """Tokens that an added_tokens.json beside a SentencePiece model names and the model has not."""
-    old = path.with_name("added_tokens.json")
-    return sorted(set(read_json(old)) - set(pieces)) if old.is_file() else []
-
-
 def _beside(path: Path) -> tuple[dict, dict]:
-    """The contents of tokenizer_config.json and tokenizer.json beside a vocab.txt; {} where there is none."""
-    settings, content = (
-        read_json(file) if file.is_file() else {} for file in map(path.with_name, (SETTINGS_FILE, PIPELINE_FILE))
-    )
-    if not isinstance(settings, dict) or not isinstance(content, dict):
-        raise ValueError(
-            f"{SETTINGS_FILE} or {PIPELINE_FILE} beside {path} is no JSON object: damaged, or not a tokenizer's"
-        )
-    return settings, content
+    """The contents of tokenizer_config.json and tokenizer.json beside a vocab.txt."""
+    return read_object(path.with_name(SETTINGS_FILE)), read_object(path.with_name(PIPELINE_FILE))

@@ -21,7 +21,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def give(program: str, arguments: list, **options) -> subprocess.Popen:
-    """Start `python -c program ARGUMENTS` in a process group of its own."""
+    """Start `python -c program ARGUMENTS` in a new process group."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL, **options)
 
@@ -29,7 +29,7 @@ def give(program: str, arguments: list, **options) -> subprocess.Popen:
 def finish_through_kills(program: str, arguments: list, output: Path, num_kills: int = 10) -> list[dict[str, str]]:
     """Hashes of every folder `output` that came to its end while the command was killed `num_kills` times.
 
-    A run that ends before its kill counts as an end and begins anew; the last one is left to end.
+    A run that ends before its kill counts as an end and is started again; the last one may run to its end.
     """
     started = time.monotonic()
     assert give(program, [*arguments, "--output", output]).wait() == 0

@@ -28,7 +28,7 @@ def make_bounds(num_documents: int, *, seed: int = 0, max_sentences: int = 40, m
 
 
 def make_corpus(folder: Path, tokenizer: Tokenizer, num_documents: int = 60, *, seed: int = 0) -> Corpus:
-    """A corpus of random words whose tokens lie in `folder`; its manifest tells the vocabulary."""
+    """A corpus of random words whose tokens are stored in `folder`; its manifest names the vocabulary."""
     sentence_start, document_start = make_bounds(num_documents, seed=seed)
     tokens = np.random.default_rng(seed).integers(len(SPECIAL_TOKENS), VOCAB_SIZE, sentence_start[-1]).astype(np.uint16)
     tokens.tofile(Path(folder) / "corpus.bin")

@@ -1,6 +1,5 @@
 """Corpus to shards: the same bytes for any number of workers and after interruptions; balanced, shuffled, complete."""
 
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 
 from data_prep import build as build_module
-from data_prep.build import BuildConfig, build, cut_into_chunks, main
+from data_prep.build import BuildOptions, build, cut_into_chunks, main
+from data_prep.corpus import Corpus
 from data_prep.files import sole_process
 from data_prep.indexed_dataset import IndexedDatasetWriter
 from data_prep.instances import InstanceRule, make_instances
@@ -37,14 +37,11 @@ def source(tmp_path):
     return make_corpus(folder, tokenizer), tokenizer
 
 
-def make(source, output, workers=1, num_shards=None, prepare=False, **config):
-    config = BuildConfig(**{"seq_length": 64, "max_predictions": 10, "duplicates": 2} | config)
-    build(*source, output, config, num_shards=num_shards, workers=workers, prepare=prepare)
-    return None if prepare else Shards(output)
-
-
-def make_step(source, output, step):
-    build(*source, output, BuildConfig(seq_length=64, max_predictions=10, duplicates=2), num_shards=5, **step)
+def make(source, output, **options):
+    """Build shards of 64 tokens, or do one step of that. Returns the shards unless it was one step."""
+    options = {"seq_length": 64, "max_predictions": 10, "duplicates": 2} | options
+    build(*source, BuildOptions(corpus=source[0].token_ids.filename, output=output, **options))
+    return Shards(output) if not options.keys() & {"prepare", "slice", "finish"} else None
 
 
 def contents(folder):
@@ -62,16 +59,11 @@ def test_workers_do_not_change_a_byte(source, tmp_path, small_chunks):
     make(source, tmp_path / "four", workers=4)
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "four")
-    assert sorted(one) == [
-        "config.json",
-        "manifest.json",
-        *sorted(n for n in one if n.startswith("shard-")),
-        "tokenizer_config.json",
-        "vocab.txt",
-    ]
+    shards = sorted(name for name in one if name.startswith("shard-"))
+    assert sorted(one) == ["finished.json", "manifest.json", "run.json", *shards, "tokenizer_config.json", "vocab.txt"]
 
 
-def test_an_interrupted_build_goes_on_to_the_same_bytes(source, tmp_path, small_chunks, monkeypatch):
+def test_an_interrupted_build_resumes_to_the_same_bytes(source, tmp_path, small_chunks, monkeypatch):
     make(source, tmp_path / "whole", num_shards=5)
     calls = []
 
@@ -97,14 +89,14 @@ def test_slices_do_not_change_a_byte(source, tmp_path, small_chunks):
     steps = [{"prepare": True}, *({"slice": (index, 3)} for index in (2, 0, 1)), {"finish": True}]
     for step in steps[1:]:
         with pytest.raises(ValueError, match="not prepared: give the same command with --prepare"):
-            make_step(source, output, step)
+            make(source, output, num_shards=5, **step)
     assert not output.exists()
     for step in steps[:-2]:
-        make_step(source, output, step)
+        make(source, output, num_shards=5, **step)
     with pytest.raises(ValueError, match="2 of 5 shards are missing, the first shard-00001-of-00005"):
-        make_step(source, output, {"finish": True})
+        make(source, output, num_shards=5, finish=True)
     for step in steps[-2:]:
-        make_step(source, output, step)
+        make(source, output, num_shards=5, **step)
     assert contents(output) == contents(tmp_path / "whole")
 
 
@@ -171,20 +163,20 @@ def test_every_instance_is_there_once_shuffled_and_balanced(source, tmp_path, pa
         ([[9] * 30] * 40, "sop", None),
     ],
 )
-def test_sentences_that_hardly_serve_are_warned_of(source, tmp_path, capsys, sentence_lengths, pair_task, warning):
+def test_a_warning_about_sentences_that_hardly_suit(source, tmp_path, capsys, sentence_lengths, pair_task, warning):
     lengths = [sum(sentence_lengths, []), [len(document) for document in sentence_lengths]]
     bounds = [np.concatenate([[0], np.cumsum(column)]) for column in lengths]
     np.full(bounds[0][-1], 7, np.uint16).tofile(tmp_path / "t.bin")
-    corpus = type(source[0])(np.memmap(tmp_path / "t.bin", np.uint16, mode="r"), *bounds, manifest=None)
+    corpus = Corpus(np.memmap(tmp_path / "t.bin", np.uint16, mode="r"), *bounds, manifest=None)
     for _ in ("new", "its chunks are there"):
         make((corpus, source[1]), tmp_path / "shards", pair_task=pair_task, prepare=True)
-        (tmp_path / "shards" / "plan" / "prepared.json").unlink()
-        lines = capsys.readouterr().err.splitlines()  # one may say that the case of the vocabulary is guessed
+        (tmp_path / "shards" / "chunks" / "prepared.json").unlink()
+        lines = capsys.readouterr().err.splitlines()  # another may say that the case of the vocabulary is guessed
         found = [line for line in lines if line.startswith("warning") and "no file beside" not in line]
         assert len(found) == (warning is not None) and (not warning or re.search(warning, found[0]))
 
 
-def test_two_builds_of_one_folder_are_told(source, tmp_path):
+def test_two_builds_of_one_folder_are_refused(source, tmp_path):
     with sole_process(tmp_path / "shards", shared=True), pytest.raises(ValueError, match="another process is at work"):
         make(source, tmp_path / "shards")
     assert make(source, tmp_path / "shards").num_sequences
@@ -219,7 +211,7 @@ def test_duplicates_have_other_masks(source, tmp_path):
     assert len(set(masked)) > 0.98 * len(masked)
 
 
-def test_the_manifest_tells_what_was_done(source, tmp_path):
+def test_the_manifest_records_what_was_done(source, tmp_path):
     manifest = make(source, tmp_path / "shards", seed=3).manifest
     assert manifest["config"] == {
         "seq_length": 64,
@@ -241,12 +233,12 @@ def test_the_manifest_tells_what_was_done(source, tmp_path):
 
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_stored_masks_are_those_of_epoch_0(source, tmp_path, whole_word):
-    """So a loader that masks anew each epoch begins with the stored ones."""
+    """So a loader that makes new masks for each epoch starts with the stored ones."""
     shards = make(source, tmp_path / "shards", whole_word=whole_word, seed=5)
-    indices = np.array([40, 3, 200])
-    records = shards.gather(indices)
+    samples = np.array([40, 3, 200])
+    records = shards.gather(samples)
     rule = masking_rule(source[1], masked_lm_prob=0.15, max_predictions=10, whole_word=whole_word)
-    masked = mask_sequences(records, indices, rule, seed=5, epoch=0)
+    masked = mask_sequences(records, samples, rule, seed=5, epoch=0)
     assert (masked.token_ids == records.token_ids).all()
     assert masked.num_predictions.tolist() == records.num_predictions.tolist()
     assert masked.masked_lm_positions.tolist() == records.masked_lm_positions.tolist()
@@ -277,24 +269,22 @@ def test_command_line_on_a_megatron_corpus(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "match"),
+    "flags, message",
     [
-        ({"seq_length": 7}, "seq_length=7 must be between 8 and"),
-        ({"seq_length": 70_000}, "seq_length=70000"),
-        ({"max_predictions": 64}, "max_predictions=64.*less than seq_length=64"),
-        ({"duplicates": 0}, "duplicates=0"),
-        ({"pair_task": "nps"}, "pair_task=nps must be one of nsp, sop, none"),
-        ({"masked_lm_prob": 15.0}, "masked_lm_prob=15.0"),
-        ({"short_seq_prob": -0.1}, "short_seq_prob=-0.1"),
-        ({"seed": -1}, "seed=-1"),
-        ({"num_shards": 10**6}, "num_shards=1000000 exceeds the .* sequences"),
-        ({"num_shards": 0}, "num_shards=0"),
-        ({"workers": 0}, "workers=0"),
+        ("--seq-length 7", "--seq-length: 7 is not between 8 and 65535"),
+        ("--max-predictions 64 --seq-length 64", "--max-predictions 64 is not below --seq-length 64"),
+        ("--duplicates 0", "--duplicates: 0 is below 1"),
+        ("--pair-task nps", "--pair-task: invalid choice: 'nps'"),
+        ("--max-ngram 11", "--max-ngram: 11 is not between 1 and 10"),
+        ("--masked-lm-prob 1", "--masked-lm-prob: 1 is not below 1"),
+        ("--short-seq-prob -0.1", "--short-seq-prob: -0.1 is not between 0 and 1"),
+        ("--seed -1", "--seed: -1 is not between 0 and"),
+        ("--num-shards 0", "--num-shards: 0 is below 1"),
     ],
 )
-def test_values_outside_their_rules_leave_nothing(source, tmp_path, config, match):
-    with pytest.raises(ValueError, match=match):
-        make(source, tmp_path / "shards", **config)
+def test_values_outside_their_rules(tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        main(["--corpus", str(tmp_path / "c"), "--output", str(tmp_path / "shards"), *flags.split()])
     assert not (tmp_path / "shards").exists()
 
 
@@ -302,10 +292,8 @@ def test_corpora_that_cannot_serve(source, tmp_path):
     corpus, tokenizer = source
 
     def refused(match, pair_task="nsp", vocab=tokenizer, **changes):
-        names = ("token_ids", "sentence_start", "document_start", "manifest")
-        other = type(corpus)(**{name: getattr(corpus, name) for name in names} | changes)
         with pytest.raises(ValueError, match=match):
-            make((other, vocab), tmp_path / "shards", pair_task=pair_task)
+            make((corpus._replace(**changes), vocab), tmp_path / "shards", pair_task=pair_task)
         assert not (tmp_path / "shards").exists()
 
     starts = corpus.sentence_start
@@ -316,14 +304,15 @@ def test_corpora_that_cannot_serve(source, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     (small / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
-    refused(
-        "holds token id 499 and vocabulary .* has 6 entries", manifest=None, vocab=build_module.load_tokenizer(small)
-    )
+    refused("holds token id 499 and .* has 6 entries", manifest=None, vocab=build_module.load_tokenizer(small))
+    with pytest.raises(ValueError, match="--num-shards 1000000 exceeds the .* sequences"):
+        make(source, tmp_path / "shards", num_shards=10**6)
+    assert not (tmp_path / "shards").exists()
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "data_prep.build", "--corpus", str(tmp_path), "--output", str(tmp_path / "shards")]
     result = subprocess.run([*command, "--seq-length", "3"], capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.startswith("error: seq_length=3 must be")
-    assert json.dumps([p.name for p in tmp_path.iterdir()]) == "[]"
+    assert result.stderr.startswith("error: argument --seq-length: 3 is not between")
+    assert not list(tmp_path.iterdir())

@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from data_prep import build, corpus, parts
+from data_prep.cli import InputOptions
 from data_prep.corpus import open_corpus
 from data_prep.files import sole_process
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
@@ -61,11 +63,8 @@ def test_documents_sentences_tokens_and_what_was_dropped(inputs, tmp_path):
     assert (opened.token_ids[opened.sentence_start[1:] - 1] == 5).all()
     assert manifest["num_unknown_tokens"] == 0
     assert {name: hashes(tmp_path / "c")[name] for name in manifest["sha256"]} == manifest["sha256"]
-    assert set(hashes(tmp_path / "c")) - {*manifest["sha256"]} == {
-        "config.json",
-        "manifest.json",
-        "tokenizer_config.json",
-    }
+    others = {"run.json", "finished.json", "manifest.json", "tokenizer_config.json"}
+    assert set(hashes(tmp_path / "c")) - {*manifest["sha256"]} == others
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_the_bytes_depend_neither_on_workers_nor_on_slices(inputs, tmp_path, sma
         assert hashes(output) == hashes(tmp_path / "one")
 
 
-def test_what_to_scrub_and_read_may_be_said_in_several_places(inputs, tmp_path):
+def test_lists_of_inputs_and_scrubbers_may_be_given_in_several_places(inputs, tmp_path):
     text = cut_in_files(inputs, tmp_path / "text")
     files = [str(path) for path in sorted(text.iterdir())]
     run(inputs, tmp_path / "c", "--input", *files, "--scrub", "emails", "urls")
@@ -110,7 +109,7 @@ def test_what_to_scrub_and_read_may_be_said_in_several_places(inputs, tmp_path):
     assert open_corpus(tmp_path / "d").manifest["config"]["scrub"] == ["emails", "urls"]
 
 
-def test_two_processes_in_one_folder_are_told(inputs, tmp_path):
+def test_two_processes_in_one_folder_are_refused(inputs, tmp_path):
     with sole_process(tmp_path / "c"):
         for step in ((), ("--prepare",)):
             with pytest.raises(ValueError, match=f"another process is at work in {tmp_path / 'c'}; wait"):
@@ -124,7 +123,7 @@ def test_two_processes_in_one_folder_are_told(inputs, tmp_path):
 
 
 def test_chinese_by_character_with_its_own_sentence_ends(tmp_path):
-    """Documents of 。！？ sentences: a token a character, a sentence a sequence, pairs and masks as in any language."""
+    """。！？ end sentences, each character is a token, and pairs and masks are as in any language."""
     characters = [chr(code) for code in range(0x4E00, 0x4E00 + 300)]
     documents = [
         ["".join(RANDOM.choice(characters, 5 + 3 * i % 17)) + "。！？"[i % 3] for i in range(4 + d)] for d in range(20)
@@ -146,7 +145,7 @@ def test_chinese_by_character_with_its_own_sentence_ends(tmp_path):
     assert records.num_predictions.tolist() == [max(1, round(0.15 * n)) for n in records.lengths.tolist()]
 
 
-def test_slices_that_read_different_text_are_told(inputs, tmp_path, small_parts):
+def test_slices_that_read_different_text_are_refused(inputs, tmp_path, small_parts):
     text = cut_in_files(inputs, tmp_path / "text")
     options = ["--input", str(text)]
     run(inputs, tmp_path / "c", *options, "--prepare")
@@ -160,17 +159,17 @@ def test_slices_that_read_different_text_are_told(inputs, tmp_path, small_parts)
 def test_tiny_documents_are_bounded_by_their_number(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PART_DOCUMENTS", 9)
     files = [inputs / "text.jsonl"]
-    sources = parts.missing_sources(tmp_path, files, "auto", "text", (0, 1), print, lambda num_bytes: None)
+    sources = parts.missing_sources(tmp_path, files, InputOptions(input=()), (0, 1), tqdm(disable=True))
     assert [len(source.documents) for source in sources] == [9] * 11 + [3]
 
 
-def test_steps_out_of_order_are_told(inputs, tmp_path, small_parts):
+def test_steps_out_of_order_are_refused(inputs, tmp_path, small_parts):
     for step in (("--slice", "0/2"), ("--finish",)):
         with pytest.raises(ValueError, match="not prepared: give the same command with --prepare"):
             run(inputs, tmp_path / "c", *step)
     assert not (tmp_path / "c").exists()
     run(inputs, tmp_path / "c", "--prepare")
-    with pytest.raises(ValueError, match="volume 0 was not read to its end; give all its --slice commands again"):
+    with pytest.raises(ValueError, match="1 of 1 volumes are missing, the first volume-00000.json; give"):
         run(inputs, tmp_path / "c", "--finish")
     run(inputs, tmp_path / "c", "--slice", "0/2")
     with pytest.raises(ValueError, match="parts are missing, the first part-00000-00001"):
@@ -180,7 +179,7 @@ def test_steps_out_of_order_are_told(inputs, tmp_path, small_parts):
     run(inputs, tmp_path / "c", "--slice", "1/2")
     with pytest.raises(ValueError, match=f"{part.name} is damaged"):
         run(inputs, tmp_path / "c", "--finish")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="argument --slice: '2/2' is not I/N"):
         run(inputs, tmp_path / "c", "--slice", "2/2")
 
 
@@ -195,7 +194,7 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(inputs, tmp_
         assert end == hashes(tmp_path / "whole")
 
 
-def test_a_full_disk_is_told_and_what_is_done_stays(inputs, small_disk, tmp_path, small_parts):
+def test_a_full_disk_is_reported_and_finished_files_stay(inputs, small_disk, tmp_path, small_parts):
     filler = small_disk / "filler"
     for step, num_free in (("--slice", "0/1"), 30_000), (("--finish",), 4_096):
         run(inputs, small_disk / "c", "--prepare")
@@ -232,7 +231,7 @@ def test_a_finished_corpus_is_reused_another_refused_an_interrupted_one_complete
     assert "reused" in capsys.readouterr().out
     with pytest.raises(ValueError, match="min_characters: 1 there, 2 asked for"):
         run(inputs, tmp_path / "c", "--min-characters", "2")
-    for name in ("manifest.json", "corpus.idx"):
+    for name in ("finished.json", "manifest.json", "corpus.idx"):
         (tmp_path / "c" / name).unlink()
     (tmp_path / "c" / "corpus.bin.tmp").write_bytes(b"half")
     run(inputs, tmp_path / "c")
@@ -256,7 +255,7 @@ def test_mistakes_exit_with_2_and_write_nothing(inputs, tmp_path):
         assert not (tmp_path / "c").exists()
 
 
-def test_a_corpus_with_no_document_left_is_told(inputs, tmp_path):
+def test_a_corpus_with_no_document_left_is_refused(inputs, tmp_path):
     with pytest.raises(ValueError, match="no document is left: {'empty': 1, 'not valid JSON': 1, 'shorter_.*': 101}"):
         run(inputs, tmp_path / "c", "--min-characters", "100000")
     assert not list((tmp_path / "c").glob("corpus.*"))
@@ -321,7 +320,7 @@ def test_a_long_index_is_written_in_chunks(tmp_path, monkeypatch):
     assert document_start.tolist() == [0, 1_000]
 
 
-def test_damaged_datasets_are_told(tmp_path):
+def test_damaged_datasets_are_refused(tmp_path):
     writer = IndexedDatasetWriter(tmp_path / "x", np.uint16)
     writer.add_documents(np.arange(3), np.array([2, 1]), [2])
     writer.finish()

@@ -1,22 +1,22 @@
-"""Readers: every format, every compression, and input that is no text."""
+"""Readers: every format, every compression, and input that is not text."""
 
-import argparse
 import bz2
 import gzip
 import json
 import lzma
 import zlib
 from collections import Counter
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
 import pytest
 import zstandard
 
+from data_prep.cli import InputOptions
 from data_prep.text import documents
 from data_prep.text.documents import (
     Document,
-    add_input_arguments,
     count_skips,
     find_files,
     guess_format,
@@ -79,12 +79,12 @@ def test_folders_are_read_in_sorted_order_without_hidden_and_foreign_files(tmp_p
     assert find_files([tmp_path / "photo.jpg"]) == [tmp_path / "photo.jpg"]
 
 
-def test_suffixes_in_any_case_and_what_is_left_out_is_said(tmp_path):
+def test_suffixes_in_any_case_and_a_note_about_files_left_out(tmp_path):
     for name in ("A.TXT", "b.md", "c.JSONL.GZ", "d.Html", "photo.jpg", "wiki.train.tokens"):
         write(tmp_path / name, b"x")
-    told = []
-    assert [path.name for path in find_files([tmp_path], told.append)] == ["A.TXT", "b.md", "c.JSONL.GZ", "d.Html"]
-    assert len(told) == 1 and told[0].startswith(f"2 of 6 files in {tmp_path} are left out: they do not end in .txt")
+    notes = []
+    assert [path.name for path in find_files([tmp_path], notes.append)] == ["A.TXT", "b.md", "c.JSONL.GZ", "d.Html"]
+    assert len(notes) == 1 and notes[0].startswith(f"2 of 6 files in {tmp_path} are left out: they do not end in .txt")
 
 
 def test_linked_folders_are_read_once_and_loops_end(tmp_path):
@@ -102,7 +102,7 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     assert len(find_files([tmp_path / "link"])) == 4
 
 
-def test_what_may_not_be_read_is_reported_and_counted(tmp_path, bound_by_modes):
+def test_unreadable_files_and_folders_are_reported_and_counted(tmp_path, bound_by_modes):
     folder = tmp_path / "in"
     for name in ("good.txt", "shut/1.txt", "shut.txt", "listed/2.txt", "z/also.txt"):
         write(folder / name, name)
@@ -130,10 +130,9 @@ def test_what_may_not_be_read_is_reported_and_counted(tmp_path, bound_by_modes):
     assert alone == ([], [("unreadable: Permission denied", f"{folder / 'shut'}:1")])
 
 
-def test_inputs_given_twice_are_all_read():
-    parser = argparse.ArgumentParser()
-    add_input_arguments(parser)
-    assert parser.parse_args(["--input", "a", "b", "--text-key", "t", "--input", "c"]).input == ["a", "b", "c"]
+def test_the_formats_of_the_option_are_those_that_have_readers():
+    (field,) = (field for field in fields(InputOptions) if field.name == "format")
+    assert field.metadata["choices"] == ("auto", *documents._READERS)
 
 
 def test_missing_and_empty_input_is_named(tmp_path):
@@ -192,7 +191,7 @@ def test_sentences_format_is_chosen_by_name_only(tmp_path):
     ]
 
 
-def test_jsonl_skips_lines_that_are_no_document_and_says_where(tmp_path):
+def test_jsonl_skips_lines_without_a_document_and_says_where(tmp_path):
     lines = [json.dumps({"id": 7, "text": "A\n\nB"}), "", "[1]", "{", '{"text": 3}', '{"id": null, "text": "C"}']
     path = write(tmp_path / "x.jsonl", "\n".join(lines).encode() + b'\n{"text": "\xff"}\n')
     found, problems = read_with_problems([path])
@@ -207,8 +206,8 @@ def test_jsonl_skips_lines_that_are_no_document_and_says_where(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["null", "3", "NaN", "true", '["a", "b"]', '{"a": "b"}', None])
-def test_what_is_no_text_in_jsonl_never_becomes_text(tmp_path, value):
-    """Not "null", not "['a', 'b']"; a missing key is one of them."""
+def test_other_json_values_never_become_text(tmp_path, value):
+    """They become neither "null" nor "['a', 'b']"; a missing key counts as one of them."""
     bad = f'{{"text": {value}}}' if value else '{"body": "null"}'
     path = write(tmp_path / "x.jsonl", f'{{"text": "A"}}\n{bad}\n{{"text": "B"}}\r\n')
     found, problems = read_with_problems([path])
@@ -259,7 +258,7 @@ def test_lines_of_any_length_stay_whole(tmp_path):
         (b"\x7fELF\0\0", "NUL byte, so not a text file", 1),
     ],
 )
-def test_what_is_no_text_is_skipped_with_its_place(tmp_path, content, reason, line):
+def test_a_file_that_is_not_text_is_skipped_with_its_place(tmp_path, content, reason, line):
     bad, good = write(tmp_path / "bad.txt", content), write(tmp_path / "good.txt", "fine")
     found, problems = read_with_problems([bad, good])
     assert [document.text for document in found] == ["fine"]
@@ -308,17 +307,17 @@ def test_the_sample_is_even_bounded_and_the_same_every_time():
     assert sum(len(piece.text) for piece in sample_documents([Document("book", "x" * 25_000)], 10**6)) == 25_000
 
 
-def test_skips_are_counted_and_the_first_told():
-    counts, told = Counter(), []
-    skip = count_skips(counts, told.append)
+def test_skips_are_counted_and_the_first_reported():
+    counts, reported = Counter(), []
+    skip = count_skips(counts, reported.append)
     for line in range(30):
         skip("not valid JSON", f"a:{line}")
     assert counts == {"not valid JSON": 30}
-    assert len(told) == 10 and told[0] == "skipped a:0: not valid JSON"
+    assert len(reported) == 10 and reported[0] == "skipped a:0: not valid JSON"
 
 
 def test_lines_that_break_parsers_and_encoders(tmp_path):
-    """A lone surrogate is dropped, a pair stays, a line nested too deep is skipped with its place."""
+    """A lone surrogate is dropped, a pair is kept, and a line that is nested too deeply is skipped with its place."""
     path = tmp_path / "bad.jsonl"
     lines = [r'{"text": "a \ud800b"}', "[" * 100_000, r'{"text": "\ud83d\ude00 c"}']
     path.write_text("\n".join(lines), encoding="utf-8")

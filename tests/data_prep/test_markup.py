@@ -1,4 +1,4 @@
-"""MediaWiki dumps and HTML: what becomes prose, what is passed over, and input that is damaged or hostile."""
+"""MediaWiki dumps and HTML: what becomes prose, what is dropped, and input that is damaged or hostile."""
 
 import bz2
 import gzip
@@ -201,7 +201,7 @@ def test_language_variants_in_a_dump(tmp_path):
         (one_variant, ("-{", "-{zh:", "-{<nowiki>", "-{{{{", "-{zh:;a=>", "-{H|;;", "-{}-")),
     ],
 )
-def test_markup_that_nobody_closed_takes_no_more_than_linear_time(read, openings):
+def test_unclosed_markup_takes_no_more_than_linear_time(read, openings):
     for opening in openings:
         seconds = []
         for num_characters in (15_000, 60_000):
@@ -235,7 +235,7 @@ def test_a_sample_never_cuts_markup(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0.3, 0.6, 0.9, 0.999])
-def test_what_stands_before_a_damaged_place_is_read(tmp_path, size):
+def test_pages_before_a_damaged_place_are_read(tmp_path, size):
     dump = (HEADER + "".join(page(f"T{i}", f"Text {i}.") for i in range(2_000)) + "</mediawiki>\n").encode()
     line = dump[: int(len(dump) * size)].count(b"\n") + 1
     found, problems = read_with_problems(write(tmp_path / "a.xml", dump[: int(len(dump) * size)]))
@@ -253,13 +253,13 @@ def test_what_stands_before_a_damaged_place_is_read(tmp_path, size):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ("<rss><channel/></rss>", "XML, but no MediaWiki dump"),
+        ("<rss><channel/></rss>", "XML, but not a MediaWiki dump"),
         ("\0\1\2", "damaged XML"),
         ("", "damaged XML"),
         (
             '<?xml version="1.0"?>\n<!DOCTYPE mediawiki [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;">]>\n'
             + DUMP.replace("A question", "&b;" * 1_000),
-            "XML with a document type, so no MediaWiki dump",
+            "XML with a document type, so not a MediaWiki dump",
         ),
         ('<!DOCTYPE mediawiki SYSTEM "file:///etc/passwd"><mediawiki/>', "XML with a document type"),
     ],
@@ -326,7 +326,7 @@ def test_html_becomes_prose(tmp_path, name, meta, charset):
     assert "|".join(" ".join(block.split()) for block in document.text.split("\n\n") if block.strip()) == HTML_PROSE
 
 
-def test_html_that_is_no_text_or_long_or_empty(tmp_path, monkeypatch):
+def test_html_that_is_not_text_or_long_or_empty(tmp_path, monkeypatch):
     path = write(tmp_path / "a.html", "<p>\nZürich".encode("latin-1"))
     assert read_with_problems(path) == ([], [("not valid UTF-8", f"{path}:2")])
     assert read_with_problems(write(tmp_path / "b.html", "<nav>" * 3_000))[1] == []
@@ -341,7 +341,7 @@ def test_html_that_is_no_text_or_long_or_empty(tmp_path, monkeypatch):
     assert len(found) == 1 and problems == [("HTML of more than 500,000 characters", f"{tmp_path / 'd.html'}:1")]
 
 
-def test_a_declared_charset_must_be_one_of_text():
+def test_a_declared_charset_must_be_a_character_set():
     for name in ("hex", "idna", "undefined", "utf-16", "punycode", "unicode_escape", "raw_unicode_escape"):
         assert html_charset(b"<meta charset=%s>" % name.encode()) == "utf-8-sig"
     assert html_charset(b"\xef\xbb\xbf<meta charset=latin-1>") == "utf-8-sig"

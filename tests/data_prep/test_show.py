@@ -1,4 +1,4 @@
-"""What show prints about a folder whose contents are known."""
+"""The records, statistics and plots that show prints for a folder with known contents."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from data_prep.build import BuildConfig, build
+from data_prep.build import BuildOptions, build
 from data_prep.shards import Records, Shards, make_manifest, shard_entry, unigram_entropy, write_shard
 from data_prep.show import collect_statistics, format_record, main, statistics_table
 from data_prep.text.tokenizer import load_tokenizer
@@ -17,8 +17,9 @@ from tests.data_prep.small_corpus import make_corpus, make_tokenizer
 def folder(tmp_path_factory):
     base = tmp_path_factory.mktemp("show")
     tokenizer = make_tokenizer(base)
-    config = BuildConfig(seq_length=64, max_predictions=10, duplicates=2)
-    build(make_corpus(base, tokenizer), tokenizer, base / "shards", config)
+    sizes = {"seq_length": 64, "max_predictions": 10, "duplicates": 2}
+    corpus = make_corpus(base, tokenizer)
+    build(corpus, tokenizer, BuildOptions(corpus=base, output=base / "shards", **sizes))
     return base / "shards"
 
 
@@ -26,7 +27,7 @@ def test_a_record_is_readable_and_marked(tmp_path):
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "walk", "##ed", "##s", "home"]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     tokenizer = load_tokenizer(tmp_path)
-    # [CLS] the [MASK] walk##s [SEP] the home [SEP]: cat hidden, ##ed replaced by ##s, home kept
+    # [CLS] the [MASK] walk##s [SEP] the home [SEP]: cat masked, ##ed replaced by ##s, home kept
     records = Records(
         sequence_start=np.array([0, 9]),
         prediction_start=np.array([0, 3]),
@@ -75,7 +76,7 @@ def test_command_line(folder, tmp_path, capsys):
     assert "unigram entropy" in printed and "have the bytes that were written" in printed and "#0:" not in printed
     plots = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert plots == ["lengths.png", "num_predictions.png", "segment_b_lengths.png", "unigrams.png"]
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="--records: -1 is below 0"):
         main([str(folder), "--records", "-1"])
 
 

@@ -1,4 +1,4 @@
-"""WordPiece ids equal Hugging Face's, token for token; both kinds have one face; bad vocabularies are told."""
+"""WordPiece ids equal Hugging Face's, token for token; both kinds have one interface; bad vocabularies are named."""
 
 import bz2
 import tarfile
@@ -42,7 +42,7 @@ def vocabularies(tmp_path_factory):
 
 
 def reference(path, lowercase):
-    """BertTokenizerFast told, as we are, that text never holds special tokens."""
+    """BertTokenizerFast, set to find no special tokens in text."""
     from transformers import BertTokenizerFast
 
     backend = BertTokenizerFast(str(path), do_lower_case=lowercase).backend_tokenizer
@@ -65,7 +65,7 @@ def every_kind_of_character():
 def test_wordpiece_equals_hugging_face(vocabularies, name):
     path = vocabularies / f"{name}-vocab.txt"
     ours, theirs = load_tokenizer(path), reference(path, name == "uncased")
-    assert ours.lowercase == (name == "uncased")
+    assert ours.folding.lower_case == (name == "uncased")
     for text in TEXTS + every_kind_of_character():
         expected = theirs(text)
         assert ours.encode(text) == expected, text  # cold
@@ -79,14 +79,14 @@ def test_wordpiece_equals_hugging_face_on_real_text(name):
     if not path.exists():
         pytest.skip("no shared data")
     ours, theirs = load_tokenizer(path), reference(path, name != "cased")
-    assert ours.lowercase == (name != "cased")
+    assert ours.folding.lower_case == (name != "cased")
     for file in texts:
         for line in file.read_text(encoding="utf-8").split("\n")[:1500]:
             assert ours.encode(line) == theirs(line)
 
 
 def all_given_lines():
-    """Every line of the texts (books, packed ones too, wikitext, a Wikipedia dump as it is) and of GLUE's files."""
+    """Every line of the texts (books, wikitext, a Wikipedia dump with its markup) and of GLUE's files."""
     for path in [*sorted((DATA / "pretrain").rglob("*.txt")), *sorted((DATA / "glue").rglob("*.tsv"))]:
         yield from path.read_text(encoding="utf-8", errors="replace").split("\n")
     with tarfile.open(DATA / "pretrain" / "gutenberg_extra.tar.xz") as books:
@@ -125,7 +125,7 @@ def test_the_cache_stays_bounded(vocabularies, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["uncased-vocab.txt", "spm.model"])
-def test_both_kinds_have_one_face(vocabularies, tmp_path, name):
+def test_both_kinds_have_one_interface(vocabularies, tmp_path, name):
     tokenizer = load_tokenizer(vocabularies / name)
     assert tokenizer.kind == ("sentencepiece" if name == "spm.model" else "wordpiece")
     ids = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
@@ -168,11 +168,9 @@ def test_bad_paths(vocabularies, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_tokenizer(tmp_path / "vocab.txt")
     (tmp_path / "spm.model").write_bytes(b"no model")
-    with pytest.raises(ValueError, match="is no SentencePiece model"):
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
         load_tokenizer(tmp_path / "spm.model")
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"is no tokenizer\.json"):
-        load_tokenizer(tmp_path / "vocab.json")
-    (tmp_path / "vocab").write_text("[PAD]")
-    with pytest.raises(ValueError, match=r"neither \.txt .* nor \.model"):
-        load_tokenizer(tmp_path / "vocab")
+    for name in ("vocab.json", "vocab"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(ValueError, match=r"neither \*\.txt .* nor tokenizer\.json"):
+            load_tokenizer(tmp_path / name)

@@ -35,7 +35,9 @@ def run(text_file, output, *options):
 def test_every_type_trains_loads_and_repeats_in_another_process(text_file, tmp_path, type_, file):
     run(text_file, tmp_path / "a", "--type", type_)
     tokenizer = load_tokenizer(tmp_path / "a")
-    assert tokenizer.vocab_size == 500 and tuple(tokenizer.tokens[:5]) == SPECIAL_TOKENS and tokenizer.lowercase
+    assert (
+        tokenizer.vocab_size == 500 and tuple(tokenizer.tokens[:5]) == SPECIAL_TOKENS and tokenizer.folding.lower_case
+    )
     assert read_json(tmp_path / "a" / "manifest.json")["vocab"]["sha256"] == tokenizer.sha256
     arguments = ["--input", text_file, "--output", tmp_path / "b", "--size", "500", "--type", type_]
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
@@ -47,7 +49,7 @@ def test_every_type_trains_loads_and_repeats_in_another_process(text_file, tmp_p
 def test_cased_keeps_capitals_and_accents(text_file, tmp_path, type_):
     run(text_file, tmp_path / "v", "--type", type_, "--cased")
     tokenizer = load_tokenizer(tmp_path / "v")
-    assert not tokenizer.lowercase
+    assert not tokenizer.folding.lower_case
     assert tokenizer.encode("Éa") != tokenizer.encode("éa") != tokenizer.encode("ea")
 
 
@@ -73,27 +75,18 @@ def test_smoothing_gives_a_small_language_more_than_its_size(tmp_path):
     assert vocab.smoothed_shares([10_000, 100], 0.5) == pytest.approx([10 / 11, 1 / 11])
     num_greek = {}
     for smoothing in ("1", "0.5"):
-        options = [
-            "--size",
-            "400",
-            "--sample-mb",
-            "0.1",
-            "--smoothing",
-            smoothing,
-            "--output",
-            f"{tmp_path}/{smoothing}",
-        ]
-        vocab.main(["--input", f"{tmp_path}/big", f"{tmp_path}/small", *options])
+        inputs, output = ["--input", f"{tmp_path}/big", f"{tmp_path}/small"], ["--output", f"{tmp_path}/{smoothing}"]
+        vocab.main([*inputs, *output, "--size", "400", "--sample-mb", "0.1", "--smoothing", smoothing])
         tokens = load_tokenizer(tmp_path / smoothing).tokens
         num_greek[smoothing] = sum(token.strip("▁")[:1] >= "α" for token in tokens if token.strip("▁"))
     assert num_greek["0.5"] > 1.5 * num_greek["1"]
 
 
-def test_mistakes_are_told_before_anything_is_written(text_file, tmp_path):
+def test_mistakes_are_reported_before_anything_is_written(text_file, tmp_path):
     for options, message in (
-        (["--size", "7"], "--size 7 is not between"),
-        (["--sample-mb", "0"], "--sample-mb 0.0 must be"),
-        (["--smoothing", "2"], "--smoothing 2.0 is not between"),
+        (["--size", "7"], "--size: 7 is not between 100 and 1000000"),
+        (["--sample-mb", "0"], "--sample-mb: 0 is not above 0"),
+        (["--smoothing", "2"], "--smoothing: 2 is not between 0 and 1"),
         (["--format", "jsonl"], r"holds no document; .*text\.txt:1: not valid JSON"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -102,7 +95,7 @@ def test_mistakes_are_told_before_anything_is_written(text_file, tmp_path):
 
 
 def test_more_pieces_than_the_text_has_can_be_asked_for_again_with_fewer(text_file, tmp_path):
-    with pytest.raises(ValueError, match="cannot make --size 90000 .* at most"):
+    with pytest.raises(ValueError, match="cannot make --size 90000 .*; ask for at most"):
         run(text_file, tmp_path / "v", "--size", "90000")
     run(text_file, tmp_path / "v", "--size", "600")
     with pytest.raises(ValueError, match="less than the .* special tokens and characters"):

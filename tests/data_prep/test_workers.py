@@ -1,4 +1,4 @@
-"""The pool of workers: in order, and gone with the process that started it."""
+"""The pool of workers: results in order, and no worker outlives the process that started it."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
-def test_a_killed_worker_is_told():
+def test_a_killed_worker_is_reported():
     with pytest.raises(OSError, match="worker process was killed"), worker_pool(2) as ordered_map:
         list(ordered_map(_kill_itself, range(4)))
 
