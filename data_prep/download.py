@@ -93,7 +93,9 @@ class TransferOptions:
     """The options of all three commands."""
 
     output: Path = option("folder to fetch into", metavar="DIR")
-    attempts: int = option("failures in a row without a new byte before giving up", default=8, type=at_least(1))
+    attempts: int = option(
+        "failures in a row without a new byte before giving up", default=8, type=at_least(1), metavar="N"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class WikipediaOptions(TransferOptions):
 class GlueOptions(TransferOptions):
     """Fetch GLUE's nine tasks, or its diagnostic set AX."""
 
-    tasks: tuple[str, ...] = option("tasks to fetch", default=NINE_TASKS, choices=tuple(GLUE_FILES))
+    tasks: tuple[str, ...] = option("tasks to fetch", default=NINE_TASKS, choices=tuple(GLUE_FILES), metavar="TASK")
     base_url: str = _mirror_of("https://dl.fbaipublicfiles.com")
     no_checksums: bool = option(UNCHECKED, default=False)
 
