@@ -133,8 +133,8 @@ def starts_of(lengths: np.ndarray | list[int]) -> np.ndarray:
 
 
 def _select_runs(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of all elements of the runs `rows` [B] of the runs that begin at `starts`, and their starts [B + 1]
-    among the selected ones.
+    """Selects the runs `rows` [B] of those that begin at `starts`: the indices of their elements, and where each run
+    begins among these, [B + 1].
     """
     first = starts[rows].astype(np.int64)
     lengths = starts[rows + 1] - first
