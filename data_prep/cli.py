@@ -24,6 +24,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -185,6 +186,17 @@ def _reader(
 
 
 share = number(low=0, high=1)
+
+
+def matching(pattern: str, description: str) -> Callable[[str], str]:
+    """A `type` of an option: a text that the regular expression `pattern` matches to its end."""
+
+    def matched(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return text
+
+    return matched
 
 
 def part(text: str) -> tuple[int, int]:

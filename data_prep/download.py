@@ -4,7 +4,7 @@
     python -m data_prep.download glue --tasks CoLA SST-2 --output glue
     python -m data_prep.download squad --version 1.1 2.0 --output squad
 
-Afterwards the output folders hold:
+They leave:
 
     dumps/   enwiki-20260901-pages-articles-multistream1.xml-p1p41242.bz2 ...   as published
     glue/    CoLA/train.tsv dev.tsv test.tsv, MNLI/train.tsv dev_matched.tsv dev_mismatched.tsv ..., AX/AX.tsv
@@ -12,7 +12,7 @@ Afterwards the output folders hold:
     sources.json in each of them: name -> URL, digest; glue/downloads/ holds the archives and may be removed
 
 The same command continues an interrupted transfer and reuses finished files, also those that were put there by hand.
-Only NAME.part and NAME.tmp are unfinished.
+Unfinished ones are named NAME.part or NAME.tmp.
 
 The sizes and digests of a Wikipedia dump are read from its dumpstatus.json. GLUE and SQuAD publish none; the tables
 below hold those that TensorFlow Datasets and Hugging Face's `datasets` recorded for the same URLs. AX.tsv and
@@ -20,28 +20,24 @@ dev-v1.1.json were compared with local copies. The other digests, the names insi
 themselves were not checked, because this was written without a network.
 """
 
-import argparse
 import json
 import lzma
 import os
 import re
 import shutil
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data_prep.cli import run_cli
-from data_prep.files import finished_file, read_json, require_space, sha256_file, sync_folder, write_json
+from data_prep.cli import at_least, matching, option, parse, run_cli
+from data_prep.files import finished_file, read_json, require_space, sha256_file, sole_process, sync_folder, write_json
 from data_prep.transfer import NotFound, RemoteFile, fetch, read_text, require_curl
 
-WIKIPEDIA_URL = "https://dumps.wikimedia.org"
-GLUE_URL = "https://dl.fbaipublicfiles.com"
-SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
-
-# The jobs of a dump that hold the current text of all articles. The first one that is complete is taken.
+# The jobs of a dump that hold the current text of all articles. The first complete one is taken.
 WIKIPEDIA_JOBS = ("articlesmultistreamdump", "articlesdump")
 ARTICLES = r"-pages-articles(-multistream)?\d*\.xml(-p\d+p\d+)?\.(bz2|gz|xz)"  # not the index of a multistream dump
 
@@ -68,7 +64,7 @@ GLUE_FILES = {
     "WNLI": [("glue/data/WNLI.zip", 28_999, "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46")],
     "AX": [("glue/data/AX.tsv", 222_257, "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd")],
 }
-NINE_TASKS = [task for task in GLUE_FILES if task != "AX"]  # AX, the diagnostic set, has no labels
+NINE_TASKS = tuple(task for task in GLUE_FILES if task != "AX")  # AX, the diagnostic set, has no labels
 
 SQUAD_FILES = {
     "1.1": [
@@ -81,14 +77,62 @@ SQUAD_FILES = {
     ],
 }
 
+UNCHECKED = "accept files whose size or checksum is not the recorded one, if a host has changed them"
+CODE = matching("[a-z][a-z0-9_-]*", "the code of a Wikipedia such as en, de, zh, simple")
+DATE = matching(r"latest|\d{8}", "YYYYMMDD or latest")
 
-class _NotComplete(ValueError):
-    """The dump is still being made."""
+
+def _mirror_of(host: str) -> str:
+    """The option --base-url of a command whose files come from `host`."""
+    is_url = matching("https?://[^/].*", "a URL with http:// or https:// and a host")
+    return option("the host, or a mirror with the same paths", default=host, type=is_url, metavar="URL")
 
 
-def download_wikipedia(output: Path, language: str, date: str, base_url: str, attempts: int) -> None:
-    wiki = f"{language.replace('-', '_')}wiki"
-    files = find_dump(f"{base_url}/{wiki}", wiki, date, attempts)
+@dataclass(frozen=True, kw_only=True)
+class TransferOptions:
+    """The options of all three commands."""
+
+    output: Path = option("folder to fetch into", metavar="DIR")
+    attempts: int = option(
+        "failures in a row without a new byte before giving up", default=8, type=at_least(1), metavar="N"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WikipediaOptions(TransferOptions):
+    """Fetch the article dump of one language and date."""
+
+    language: str = option("en, de, zh, simple, ...", type=CODE, metavar="CODE")
+    date: str = option("date of the dump", default="latest", type=DATE, metavar="YYYYMMDD")
+    base_url: str = _mirror_of("https://dumps.wikimedia.org")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueOptions(TransferOptions):
+    """Fetch GLUE's nine tasks, or its diagnostic set AX."""
+
+    tasks: tuple[str, ...] = option("tasks to fetch", default=NINE_TASKS, choices=tuple(GLUE_FILES), metavar="TASK")
+    base_url: str = _mirror_of("https://dl.fbaipublicfiles.com")
+    no_checksums: bool = option(UNCHECKED, default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquadOptions(TransferOptions):
+    """Fetch SQuAD 1.1 and 2.0."""
+
+    version: tuple[str, ...] = option("versions to fetch", default=tuple(SQUAD_FILES), choices=tuple(SQUAD_FILES))
+    base_url: str = _mirror_of("https://rajpurkar.github.io/SQuAD-explorer/dataset")
+    no_checksums: bool = option(UNCHECKED, default=False)
+
+
+class NotComplete(ValueError):
+    """The dump is not finished yet."""
+
+
+def download_wikipedia(options: WikipediaOptions) -> None:
+    """Fetch a dump. Raises ValueError if the folder holds files of another dump, which a corpus would read as well."""
+    output, wiki = options.output, f"{options.language.replace('-', '_')}wiki"
+    files = find_dump(f"{options.base_url.rstrip('/')}/{wiki}", wiki, options.date, options.attempts)
     found = re.search(r"-(\d{8})-", files[0].url)[1]
     others = {match[1] for path in output.glob("*") if (match := re.match(rf"{wiki}-(\d{{8}})-", path.name))} - {found}
     if others:
@@ -96,23 +140,21 @@ def download_wikipedia(output: Path, language: str, date: str, base_url: str, at
             f"{output} holds {wiki} of {min(others)}, and a corpus would read that of {found} as well; "
             "continue with that --date or choose another folder"
         )
-    fetch_files(files, output, attempts)
+    fetch_files(files, output, options.attempts)
 
 
 def find_dump(place: str, wiki: str, date: str, attempts: int) -> list[RemoteFile]:
-    """The article files of the dump of `date` ("YYYYMMDD"), or of the newest complete dump if it is "latest"."""
-    if date != "latest":
+    """The article files of the dump of `date` ("YYYYMMDD"), or of the newest complete dump if `date` is "latest".
+
+    Raises ValueError if there is no such dump or it is not complete.
+    """
+    for candidate in reversed(_dump_dates(place, attempts)) if date == "latest" else [date]:
         try:
-            return _dump_files(f"{place}/{date}", f"{wiki}-{date}", attempts)
-        except NotFound as error:
-            dates = ", ".join(_dump_dates(place, attempts))
-            raise ValueError(f"there is no dump {place}/{date}; there are {dates}") from error
-    for date in reversed(_dump_dates(place, attempts)):
-        try:
-            return _dump_files(f"{place}/{date}", f"{wiki}-{date}", attempts)
-        except (NotFound, _NotComplete) as error:
-            print(f"{place}/{date} is skipped: {error}")
-    raise ValueError(f"none of the dumps of {place} is complete; try again later")
+            return _dump_files(f"{place}/{candidate}", f"{wiki}-{candidate}", attempts)
+        except (NotFound, NotComplete) as error:
+            print(f"{place}/{candidate} is skipped: {error}")
+    dates = ", ".join(_dump_dates(place, attempts))
+    raise ValueError(f"{place} has no complete dump for --date {date}; choose one of {dates}, or try again later")
 
 
 def _dump_dates(place: str, attempts: int) -> list[str]:
@@ -136,7 +178,7 @@ def _dump_files(place: str, prefix: str, attempts: int) -> list[RemoteFile]:
         states = {job: jobs[job]["status"] for job in WIKIPEDIA_JOBS if job in jobs}
         complete = [job for job, state in states.items() if state == "done"]
         if not complete:
-            raise _NotComplete(f"{url}: the articles are not complete yet ({states}); choose another date, or latest")
+            raise NotComplete(f"{url}: the articles are not complete yet ({states}); choose another date, or latest")
         files = {
             name: RemoteFile(f"{place}/{name}", info["size"], f"sha1:{info['sha1']}")
             for name, info in jobs[complete[0]]["files"].items()
@@ -151,28 +193,35 @@ def _dump_files(place: str, prefix: str, attempts: int) -> list[RemoteFile]:
     return [files[name] for name in sorted(files, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])]
 
 
-def download_glue(output: Path, tasks: list[str], base_url: str, has_checksums: bool, attempts: int) -> None:
-    wanted = {}
-    for task in dict.fromkeys(tasks):
+def download_glue(options: GlueOptions) -> None:
+    """Make the folder of each task that is missing. The archives stay in `downloads`."""
+    output, downloads, wanted = options.output, options.output / "downloads", {}
+    for task in dict.fromkeys(options.tasks):
         if not (output / task).exists():
-            wanted[task] = remote_files(GLUE_FILES[task], base_url, has_checksums)
+            wanted[task] = remote_files(GLUE_FILES[task], options)
         elif missing := [name for name in table_names(task) if not (output / task / name).is_file()]:
             raise ValueError(f"{output / task} exists without {missing[0]}; move it away to fetch it again")
         else:
             print(f"{output / task}: reused")
-    downloads = output / "downloads"
-    require_room([remote for remotes in wanted.values() for remote in remotes], downloads)
-    for task, remotes in wanted.items():
-        paths = [fetch(remote, downloads / remote.name, attempts) for remote in remotes]
-        record_sources(output, {task: remotes}, downloads)
-        if task == "MRPC":
-            build_mrpc(output / task, *paths)
-        elif task == "AX":
-            with finished_folder(output / task) as temporary:
-                shutil.copy(paths[0], temporary)
-        else:
-            unpack(paths[0], output / task)
-        print(f"{output / task}: {' '.join(sorted(path.name for path in (output / task).iterdir()))}")
+    with sole_process(output):
+        require_room([remote for remotes in wanted.values() for remote in remotes], downloads)
+        for task, remotes in wanted.items():
+            paths = [fetch(remote, downloads / remote.name, options.attempts) for remote in remotes]
+            record_sources(output, {task: remotes}, downloads)
+            if task == "MRPC":
+                build_mrpc(output / task, *paths)
+            elif task == "AX":
+                with finished_folder(output / task) as temporary:
+                    shutil.copy(paths[0], temporary)
+            else:
+                unpack(paths[0], output / task)
+            print(f"{output / task}: {' '.join(sorted(path.name for path in (output / task).iterdir()))}")
+
+
+def download_squad(options: SquadOptions) -> None:
+    """Fetch the training and dev files of each version."""
+    files = [file for version in dict.fromkeys(options.version) for file in SQUAD_FILES[version]]
+    fetch_files(remote_files(files, options), options.output, options.attempts)
 
 
 def table_names(task: str) -> list[str]:
@@ -185,9 +234,9 @@ def table_names(task: str) -> list[str]:
 def unpack(archive: Path, folder: Path) -> None:
     """Make `folder` from the folder of the same name in a zip, whole or not at all.
 
-    Raises ValueError for a damaged zip, for one with a member outside its own folder, for one that would grow more than
-    MAX_RATIO times or over the free disk, and if one of the task's tables is missing. zipfile itself never writes more
-    than the size that a member announces, and never makes links.
+    Raises ValueError for a damaged zip, a member outside its own folder, an unpacked size above MAX_RATIO times the
+    archive's or above the free disk, and a missing table. zipfile itself never writes more than the size that a member
+    announces, and never makes links.
     """
     try:
         with zipfile.ZipFile(archive) as file:
@@ -218,9 +267,9 @@ def unpack(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def finished_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` if nothing goes wrong and is removed otherwise."""
+    """A temporary folder to fill. It becomes `folder` at the end, or is removed after an exception."""
     temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     temporary.mkdir()
     try:
         yield temporary
@@ -231,7 +280,7 @@ def finished_folder(folder: Path) -> Iterator[Path]:
 
 
 def build_mrpc(folder: Path, train: Path, test: Path, dev_ids: Path) -> None:
-    """Make GLUE's MRPC from Microsoft's files as GLUE's own script does it.
+    """Make GLUE's MRPC from Microsoft's files, as GLUE's own script does.
 
     The dev set is the rows of the training file whose pair of ids is in `dev_ids`; the test set loses its labels. Rows
     are "Quality, #1 ID, #2 ID, #1 String, #2 String", separated by tabs.
@@ -254,35 +303,36 @@ def _lines(path: Path) -> list[bytes]:
     return [line.rstrip(b"\r") for line in path.read_bytes().split(b"\n") if line.strip()]
 
 
-def remote_files(files: list[tuple[str, int, str]], base_url: str, has_checksums: bool) -> list[RemoteFile]:
-    if not has_checksums:
-        return [RemoteFile(f"{base_url}/{path}") for path, _, _ in files]
-    return [RemoteFile(f"{base_url}/{path}", size, f"sha256:{sha256}") for path, size, sha256 in files]
+def remote_files(files: list[tuple[str, int, str]], options: GlueOptions | SquadOptions) -> list[RemoteFile]:
+    """The files of a table (path, bytes, sha256) on their host, without size and digest after --no-checksums."""
+    host = options.base_url.rstrip("/")
+    if options.no_checksums:
+        return [RemoteFile(f"{host}/{path}") for path, _, _ in files]
+    return [RemoteFile(f"{host}/{path}", size, f"sha256:{sha256}") for path, size, sha256 in files]
 
 
 def fetch_files(remotes: list[RemoteFile], output: Path, attempts: int) -> None:
     """Fetch files into `output` and note their sources."""
-    require_room(remotes, output)
-    for remote in remotes:
-        fetch(remote, output / remote.name, attempts)
-    record_sources(output, {remote.name: [remote] for remote in remotes}, output)
+    with sole_process(output):
+        require_room(remotes, output)
+        for remote in remotes:
+            fetch(remote, output / remote.name, attempts)
+        record_sources(output, {remote.name: [remote] for remote in remotes}, output)
 
 
-def require_room(remotes: list[RemoteFile], output: Path) -> None:
-    """Report how much is missing; raises ValueError if the disk has no room for all of it."""
-    missing = [remote for remote in remotes if not (output / remote.name).exists()]
-    parts = [output / f"{remote.name}.part" for remote in missing]
-    num_bytes = sum(remote.size or 0 for remote in missing) - sum(
-        part.stat().st_size for part in parts if part.exists()
-    )
+def require_room(remotes: list[RemoteFile], folder: Path) -> None:
+    """Print how much is missing in `folder`, and raise ValueError if its disk has no room for that."""
+    missing = [remote for remote in remotes if not (folder / remote.name).exists()]
+    parts = [path for remote in missing if (path := folder / f"{remote.name}.part").exists()]
+    num_bytes = sum(remote.size or 0 for remote in missing) - sum(path.stat().st_size for path in parts)
     if missing:
-        output.mkdir(parents=True, exist_ok=True)
-        print(f"{len(missing)} of {len(remotes)} files to fetch into {output}, {num_bytes:,} bytes")
-        require_space(output, num_bytes, "the download")
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{len(missing)} of {len(remotes)} files to fetch into {folder}, {num_bytes:,} bytes")
+        require_space(folder, num_bytes, "the download")
 
 
 def record_sources(output: Path, made: dict[str, list[RemoteFile]], downloads: Path) -> None:
-    """Add to sources.json where each entry of `output` came from; files without a published digest get their sha256."""
+    """Add the URL and the digest of each entry's files to sources.json; without a published digest, their sha256."""
     path = output / "sources.json"
     sources = read_json(path) if path.exists() else {}
     for name, remotes in made.items():
@@ -290,53 +340,29 @@ def record_sources(output: Path, made: dict[str, list[RemoteFile]], downloads: P
     write_json(path, sources)
 
 
-def _matching(text: str, pattern: str, rule: str) -> str:
-    """An argparse type: accepts a text that matches all of `pattern`, and says the `rule` for any other."""
-    if not re.fullmatch(pattern, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {rule}")
-    return text
+COMMANDS = {
+    "wikipedia": (WikipediaOptions, download_wikipedia),
+    "glue": (GlueOptions, download_glue),
+    "squad": (SquadOptions, download_squad),
+}
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.download",
-        description="Fetch public corpora and benchmarks from their official hosts, check every file, and continue "
-        "interrupted transfers. Needs curl.",
-    )
-    code = partial(_matching, pattern="[a-z][a-z0-9_-]*", rule="the code of a Wikipedia such as en, de, zh, simple")
-    date = partial(_matching, pattern=r"latest|\d{8}", rule="YYYYMMDD or latest")
-    url = partial(_matching, pattern="https?://[^/].*", rule="a URL with http:// or https:// and a host")
-    count = partial(_matching, pattern="[1-9][0-9]*", rule="a number of at least 1")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="wikipedia|glue|squad")
-    wikipedia = commands.add_parser("wikipedia", help="the article dump of one language and date")
-    wikipedia.add_argument("--language", type=code, required=True, metavar="CODE", help="en, de, zh, simple, ...")
-    wikipedia.add_argument("--date", type=date, default="latest", metavar="YYYYMMDD", help="(default: latest)")
-    glue = commands.add_parser("glue", help="GLUE's nine tasks and its diagnostic set")
-    glue.add_argument("--tasks", nargs="+", action="extend", choices=GLUE_FILES, help="(default: all but AX)")
-    squad = commands.add_parser("squad", help="SQuAD 1.1 and 2.0")
-    squad.add_argument("--version", nargs="+", action="extend", choices=SQUAD_FILES, help="(default: both)")
-    patience = "give up after N failures in a row that brought no new byte (default: %(default)s)"
-    for command, host in ((wikipedia, WIKIPEDIA_URL), (glue, GLUE_URL), (squad, SQUAD_URL)):
-        command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fetch into")
-        command.add_argument("--base-url", type=url, default=host, metavar="URL", help="a mirror of %(default)s")
-        command.add_argument("--attempts", type=count, default="8", metavar="N", help=patience)
-    unchecked = "accept files whose size or checksum is not the recorded one, if a host has changed them"
-    for command in (glue, squad):
-        command.add_argument("--no-checksums", action="store_true", help=unchecked)
-    return parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """Fetch public corpora and benchmarks from their official hosts, check every file, and continue interrupted
+    transfers. Needs curl. `python -m data_prep.download wikipedia --help` lists the options of a command.
+    """
+
+    command: str = option("what to fetch", flags=("command",), choices=tuple(COMMANDS))
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    base_url, attempts = args.base_url.rstrip("/"), int(args.attempts)
+    argv = sys.argv[1:] if argv is None else argv
+    command = parse(DownloadOptions, "data_prep.download", argv[:1]).command
+    options_class, download = COMMANDS[command]
+    options = parse(options_class, f"data_prep.download {command}", argv[1:])
     require_curl()
-    if args.command == "wikipedia":
-        download_wikipedia(args.output, args.language, args.date, base_url, attempts)
-    elif args.command == "glue":
-        download_glue(args.output, args.tasks or NINE_TASKS, base_url, not args.no_checksums, attempts)
-    else:
-        files = [file for version in dict.fromkeys(args.version or SQUAD_FILES) for file in SQUAD_FILES[version]]
-        fetch_files(remote_files(files, base_url, not args.no_checksums), args.output, attempts)
+    download(options)
 
 
 if __name__ == "__main__":

@@ -14,26 +14,21 @@ from data_prep.randomness import MASKING, below, compiled, start_stream, uniform
 from data_prep.shards import Records
 from data_prep.text.tokenizer import Tokenizer
 
-_SPECIAL, _BEGINS_UNIT, _CONTINUES_UNIT = 0, 1, 2
+_SPECIAL, _BEGINS_UNIT, _CONTINUES_UNIT = 0, 1, 2  # values of token_role
 
 
 class MaskingRule(NamedTuple):
     """How sequences are masked; made by `masking_rule`.
 
-    masked_lm_prob   share of a sequence's tokens to predict, special tokens included
-    max_predictions  most predictions per sequence
-    max_ngram        longest run of units masked together; a run of n units has a probability proportional to 1/n
-                     (Lan et al. 2019, section 3.1)
-    mask_id          id of [MASK]
-    token_role       uint8 [V]. 0: special, neither predicted nor a random replacement. 1: begins a unit that is masked
-                     together, which is a word or a single token. 2: continues a unit
+    A unit is what is masked together: a word, or a single token. A run of n units is masked with a probability
+    proportional to 1/n (Lan et al. 2019, section 3.1).
     """
 
-    masked_lm_prob: float
-    max_predictions: int
-    max_ngram: int
-    mask_id: int
-    token_role: np.ndarray
+    masked_lm_prob: float  # share of a sequence's tokens to predict, special tokens included
+    max_predictions: int  # per sequence
+    max_ngram: int  # longest run of units
+    mask_id: int  # of [MASK]
+    token_role: np.ndarray  # uint8 [V]; a special token is neither predicted nor a random replacement
 
 
 def masking_rule(
@@ -65,40 +60,38 @@ def mask_sequences(
     num_wanted = np.rint(records.lengths * rule.masked_lm_prob).astype(np.int64)
     budgets = np.minimum(rule.max_predictions, np.maximum(1, num_wanted))
     epochs = np.full(len(budgets), epoch, np.int64)
-    num_predictions, positions, labels = _mask_sequences(
-        token_ids, records.lengths, np.asarray(samples), epochs, budgets, rule, seed
+    prediction_start, labels, positions = _mask_sequences(
+        token_ids, records.sequence_start, np.asarray(samples), epochs, budgets, rule, seed
     )
     return records._replace(
         token_ids=token_ids,
-        num_predictions=num_predictions,
-        masked_lm_positions=positions,
+        prediction_start=prediction_start,
         masked_lm_labels=labels,
+        masked_lm_positions=positions,
     )
 
 
 @compiled
-def _mask_sequences(tokens, lengths, samples, epochs, budgets, rule, seed):
-    """Mask `tokens` in place; returns num_predictions [B], masked_lm_positions [P] and masked_lm_labels [P]."""
+def _mask_sequences(tokens, sequence_start, samples, epochs, budgets, rule, seed):
+    """Mask `tokens` in place; returns prediction_start [B + 1], masked_lm_labels [P] and masked_lm_positions [P]."""
     stream = np.empty(1, np.uint64)
-    longest = np.max(lengths) if len(lengths) else 0
+    longest = np.max(np.diff(sequence_start)) if len(samples) else 0
     units, chosen = np.empty(longest, np.int64), np.empty(longest, np.bool_)
-    num_predictions = np.empty(len(lengths), np.int64)
-    positions, labels = np.empty(np.sum(budgets), np.int64), np.empty(np.sum(budgets), tokens.dtype)
-    start = total = 0
-    for i in range(len(lengths)):
-        sequence = tokens[start : start + lengths[i]]
-        start += lengths[i]
+    prediction_start = np.zeros(len(samples) + 1, np.int64)
+    labels, positions = np.empty(np.sum(budgets), tokens.dtype), np.empty(np.sum(budgets), np.int64)
+    total = 0
+    for i in range(len(samples)):
+        sequence = tokens[sequence_start[i] : sequence_start[i + 1]]
         start_stream(stream, seed, MASKING, epochs[i], samples[i])
         num_units = _find_units(sequence, rule.token_role, units)
         _choose(sequence, rule.token_role, rule.max_ngram, units, num_units, budgets[i], chosen, stream)
-        before = total
         for position in range(len(sequence)):
             if chosen[position]:
-                positions[total], labels[total] = position, sequence[position]
+                labels[total], positions[total] = sequence[position], position
                 _hide(sequence, position, rule, stream)
                 total += 1
-        num_predictions[i] = total - before
-    return num_predictions, positions[:total], labels[:total]
+        prediction_start[i + 1] = total
+    return prediction_start, labels[:total], positions[:total]
 
 
 @compiled

@@ -1,11 +1,10 @@
-"""The quick start's reader: the English documentation that is installed on this machine.
+"""Command line: collect the English documentation that is installed on this machine, for a first run without downloads.
 
-A first run should need no download. The docstrings of the standard library and of some large packages, with Python's
-own help topics, hold ten megabytes of English prose. `ast` reads them from the source files: nothing is imported or
-run.
+The docstrings of the standard library and of some large packages, with Python's own help topics, hold ten megabytes of
+English prose. `ast` reads them from the source files: nothing is imported or run.
 
-One document is one module. Whole modules are held out, and a held-out paragraph stays only if no run of LEAK_WORDS
-words of it is also in the training part, so a text that was copied from module to module cannot be on both sides.
+One document is one module. Whole modules are held out, and a held-out paragraph is dropped if any LEAK_WORDS
+consecutive words of it also occur in the training part, so that text copied between modules cannot be on both sides.
 
 What is written (UTF-8; the same bytes for the same versions of Python and the packages):
 
@@ -14,10 +13,10 @@ What is written (UTF-8; the same bytes for the same versions of Python and the p
     manifest.json                                  rows and sha256 of each of them
 
 The task: does the second passage follow the first in one module's documentation (label 1), or is it from another module
-(label 0)? Neither passage alone tells. Its training pairs come from training modules, its dev pairs from held-out ones.
+(label 0)? Neither passage alone gives the answer. Its training pairs come from training modules, its dev pairs from
+held-out ones.
 """
 
-import argparse
 import ast
 import hashlib
 import importlib.metadata
@@ -30,25 +29,18 @@ import random
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.cli import run_cli
+from data_prep.cli import number, option, parse, run_cli
 from data_prep.files import claim_output, finished_file, mark_finished, sha256_file, write_json
 
-# Import name -> distribution name. All come with this project's own requirements; one that is missing is left out.
-PACKAGES = {
-    "matplotlib": "matplotlib",
-    "networkx": "networkx",
-    "nltk": "nltk",
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "sympy": "sympy",
-    "torch": "torch",
-}
+# All come with this project's own requirements; a missing one is left out.
+PACKAGES = ("matplotlib", "networkx", "nltk", "numpy", "scipy", "sklearn", "sympy", "torch")
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # the packages whose distribution has another name
 SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "testing", "site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data", "_vendor"}
 )
@@ -66,15 +58,12 @@ ABBREVIATIONS = ("e.g.", "i.e.", "cf.", "etc.", "vs.", "eq.", "fig.", "al.", "re
 
 HEADING_RULE = re.compile(r"([=\-~^*#+`'\"_])\1{2,}\s*")
 KEPT_DIRECTIVE = re.compile(r"\.\. (?:note|warning|tip|caution|important|seealso|hint)::\s*", re.IGNORECASE)
-# A list item, a Sphinx field, or an argument in Google's style: each opens a paragraph of its own.
+# A list item, a Sphinx field, or an argument in Google's style: each begins a paragraph.
 ITEM = re.compile(
     r"(?:[-*+•]|\(?\d{1,2}[.)]|:\w+[^:`]*:(?!`)|\*{0,2}\w+\*{0,2} ?\([^()]*(?:\([^()]*\))?[^()]*\) ?:|@\w+)\s+"
 )
 MARKUP = (
-    (
-        re.compile(r":math:`[^`]*`"),
-        "\\\\",
-    ),  # the backslash makes is_prose refuse the sentence: it is not English without it
+    (re.compile(r":math:`[^`]*`"), "\\\\"),  # a backslash: is_prose refuses a sentence that needs its formula
     (re.compile(r":[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`"), r"\1"),
     (re.compile(r"`{1,2}([^`<]*?)(?:\s*<[^`>]*>)?`{1,2}_{0,2}"), r"\1"),
     (re.compile(r"\s?\[[\w\d]+\]_"), ""),
@@ -87,27 +76,26 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 def find_modules(packages: Iterable[str] = PACKAGES) -> list[tuple[str, Path]]:
     """(module name, source file) of the standard library and of those of `packages` that are installed."""
-    roots = [("", Path(sysconfig.get_path("stdlib")))]
+    roots = [((), Path(sysconfig.get_path("stdlib")))]
     for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
-            roots.append((package, Path(spec.origin).parent))
+            roots.append(((package,), Path(spec.origin).parent))
     modules = []
     for package, root in roots:
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             if SKIPPED_FOLDERS.isdisjoint(parts):
-                names = (package, *parts) if package else parts
-                modules.append((".".join(names).removesuffix(".__init__"), path))
+                modules.append((".".join(package + parts).removesuffix(".__init__"), path))
     return modules
 
 
 def read_docstrings(source: bytes) -> list[str]:
-    """Docstrings of a module and of its classes and functions, in file order; none if the file does not parse."""
+    """The docstrings of a module, its classes and functions, in file order; [] if the file does not parse."""
     if b'"""' not in source and b"'''" not in source:
         return []  # parsing is nine tenths of the time, and a docstring of one quoted line is rarely a sentence
     try:
-        with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes are not our user's concern
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes in these files do not concern our user
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return []
@@ -122,12 +110,12 @@ def read_topics(stdlib: Path) -> dict[str, str]:
     path = stdlib / "pydoc_data" / "topics.py"
     if not path.exists():
         return {}
-    assignments = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Assign)]
-    return ast.literal_eval(assignments[0].value) if assignments else {}
+    assignments = (node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Assign))
+    return ast.literal_eval(next(assignments).value)  # the file is one dictionary
 
 
 def strip_markup(text: str) -> str:
-    """Text without reStructuredText and Markdown marks, white space made single."""
+    """Text without reStructuredText and Markdown markup, on one line and with single spaces."""
     for pattern, replacement in MARKUP:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -147,7 +135,8 @@ def clean_docstring(docstring: str) -> list[str]:
     """Paragraphs of prose, each on one line. Doctests, code, tables, headings and bare signatures are dropped."""
     lines = inspect.cleandoc(docstring.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
     paragraphs: list[list[str]] = [[]]
-    indent, opened_item, skipped_indent = 0, False, None  # skipped_indent: inside a literal block that began left of it
+    indent, opened_item = 0, False
+    skipped_indent = None  # of the line that began a literal block, while that is being skipped
     for i, line in enumerate(lines):
         text = line.strip()
         if not text or HEADING_RULE.fullmatch(text):
@@ -173,39 +162,35 @@ def clean_docstring(docstring: str) -> list[str]:
 
 
 def name_hash(name: str) -> int:
-    """A number that looks random and depends on the name alone: 64 bits of its sha256."""
+    """A pseudo-random number that depends on the name alone: 64 bits of its sha256."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def normalised_words(text: str) -> list[str]:
-    """Lower-case words without digits and punctuation: what two copies of one text still share."""
+    """Lower-case words without digits and punctuation, by which copies of a text are recognised."""
     return re.findall(r"[a-z]+", text.lower())
 
 
 def drop_repeated(documents: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Each paragraph kept only where it first occurs, compared by its words; documents left empty are gone."""
-    seen: set[str] = set()
-    unique = {}
+    """The documents with each paragraph only where it first occurs, compared by its words; empty ones are dropped."""
+    first: dict[str, tuple[str, str]] = {}
     for name, paragraphs in documents.items():
-        kept = []
         for paragraph in paragraphs:
-            key = " ".join(normalised_words(paragraph))
-            if key not in seen:
-                seen.add(key)
-                kept.append(paragraph)
-        if kept:
-            unique[name] = kept
+            first.setdefault(" ".join(normalised_words(paragraph)), (name, paragraph))
+    unique: dict[str, list[str]] = {}
+    for name, paragraph in first.values():
+        unique.setdefault(name, []).append(paragraph)
     return unique
 
 
 def word_runs(paragraph: str) -> set[str]:
-    """Every run of LEAK_WORDS words of a paragraph, as one string each."""
+    """Every run of LEAK_WORDS consecutive words of a paragraph, each as one string."""
     words = normalised_words(paragraph)
     return {" ".join(words[i : i + LEAK_WORDS]) for i in range(max(1, len(words) - LEAK_WORDS + 1))}
 
 
 def split_by_module(documents: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(train, held-out) documents. A module's name alone decides its side; leaking held-out paragraphs are dropped."""
+    """(train, held-out) documents. A module's name alone decides its side; leaking held-out paragraphs go."""
     train, heldout = {}, {}
     for name, paragraphs in documents.items():
         (heldout if name_hash(name) % 100 < HELDOUT_PERCENT else train)[name] = paragraphs
@@ -227,9 +212,7 @@ def split_sentences(paragraph: str) -> list[str]:
 
 
 def cut_passages(paragraphs: list[str]) -> list[str]:
-    """A document cut into runs of whole sentences of at least PASSAGE_WORDS words each; what is left at the end is
-    dropped.
-    """
+    """Cut a document into runs of whole sentences with at least PASSAGE_WORDS words; a shorter rest is dropped."""
     passages, current = [], []
     for sentence in (sentence for text in paragraphs for sentence in split_sentences(text)):
         current += sentence.split(" ")
@@ -240,10 +223,10 @@ def cut_passages(paragraphs: list[str]) -> list[str]:
 
 
 def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list[tuple[str, str, int]]:
-    """Up to `num_rows` (passage, passage, label): 1 where the second follows the first, 0 where it is another module's.
+    """Up to `num_rows` rows (passage, passage, label): 1 if the second follows the first, 0 if its module is another.
 
-    The second passages of the wrong pairs are those of other wrong pairs, so no passage by itself says anything of its
-    label: only the two together do. No passage occurs twice.
+    The wrong pairs exchange their second passages among themselves, so a single passage gives no hint of the label. No
+    passage occurs twice.
     """
     pairs = []
     for name, paragraphs in documents.items():
@@ -254,7 +237,7 @@ def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list
     pairs = pairs[:num_rows]
     wrong, right = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
     rows = [(first, second, 1) for _, first, second in right]
-    # Sorted by module and moved by half of their number, the second passages meet first ones of other modules.
+    # Sorted by module and shifted by half their number, the second passages meet first passages of other modules.
     wrong.sort()
     shift = len(wrong) // 2
     for index, (name, first, _) in enumerate(wrong):
@@ -266,14 +249,13 @@ def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list
 
 
 def collect_documents(modules: list[tuple[str, Path]], max_bytes: float) -> dict[str, list[str]]:
-    """Module name -> paragraphs, sorted by name, repeated paragraphs dropped, of at most about `max_bytes` of prose.
+    """Module name -> paragraphs, sorted by name, with about `max_bytes` of prose at most and no paragraph twice.
 
-    Modules are read in the order of a hash of their names: a limit takes a fair sample of all packages.
+    Modules are read in the order of a hash of their names, so that a limit takes a fair sample of all packages.
     """
-    texts = {
-        f"pydoc_data.topics.{name}": text for name, text in read_topics(Path(sysconfig.get_path("stdlib"))).items()
-    }
-    sources = dict(sorted([*modules, *texts.items()], key=lambda source: name_hash(source[0])))
+    topics = read_topics(Path(sysconfig.get_path("stdlib")))
+    texts = [(f"pydoc_data.topics.{name}", text) for name, text in topics.items()]
+    sources = dict(sorted([*modules, *texts], key=lambda source: name_hash(source[0])))
     documents: dict[str, list[str]] = {}
     num_bytes = 0
     for name, source in tqdm(sources.items(), desc="reading documentation", unit=" modules", smoothing=0):
@@ -287,53 +269,49 @@ def collect_documents(modules: list[tuple[str, Path]], max_bytes: float) -> dict
     return drop_repeated(dict(sorted(documents.items())))
 
 
-def write_documents(path: Path, documents: dict[str, list[str]]) -> None:
-    """One {"id", "text"} object a line; a blank line between paragraphs."""
-    with finished_file(path, "w") as file:
-        for name, paragraphs in documents.items():
-            file.write(json.dumps({"id": name, "text": "\n\n".join(paragraphs)}, ensure_ascii=False) + "\n")
+def document_lines(documents: dict[str, list[str]]) -> Iterator[str]:
+    """One object {"id", "text"} per line, with a blank line between the paragraphs of a text."""
+    for name, paragraphs in documents.items():
+        yield json.dumps({"id": name, "text": "\n\n".join(paragraphs)}, ensure_ascii=False) + "\n"
 
 
-def write_task(path: Path, rows: list[tuple[str, str, int]]) -> None:
-    """A header, then sentence1<TAB>sentence2<TAB>label: the columns of GLUE's pair tasks."""
-    with finished_file(path, "w") as file:
-        file.write("sentence1\tsentence2\tlabel\n")
-        file.writelines(f"{first}\t{second}\t{label}\n" for first, second, label in rows)
+def task_lines(rows: list[tuple[str, str, int]]) -> Iterator[str]:
+    """A header and the rows, with the columns of GLUE's pair tasks."""
+    yield "sentence1\tsentence2\tlabel\n"
+    yield from (f"{first}\t{second}\t{label}\n" for first, second, label in rows)
 
 
 def installed_versions() -> dict[str, str]:
-    """Distribution name -> version of the packages that are read, and Python's own: what the output depends on."""
+    """Distribution name -> version of Python and the packages that are read, on which the output depends."""
     versions = {"python": platform.python_version()}
-    for package, distribution in PACKAGES.items():
+    for package in PACKAGES:
         if importlib.util.find_spec(package) is not None:
+            distribution = DISTRIBUTIONS.get(package, package)
             versions[distribution] = importlib.metadata.version(distribution)
     return versions
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.python_docs",
-        description="Collect the English documentation installed on this machine: a corpus for pretraining and a task"
-        " for fine-tuning, split by module. Needs no network and imports none of the packages it reads.",
-        epilog="Then: python -m data_prep.vocab --input DIR/pretrain/train.jsonl ...",
+@dataclass(frozen=True, kw_only=True)
+class PythonDocsOptions:
+    """Collect the English documentation installed on this machine: a corpus for pretraining and a task for fine-tuning,
+    split by module. Needs no network and imports none of the packages it reads.
+    """
+
+    output: Path = option("folder to make, with pretrain/ and task/ in it", metavar="DIR")
+    max_mb: float | None = option(
+        "stop after about N MB of prose; without it, everything is read",
+        default=None,
+        type=number(above=0),
+        metavar="N",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder to make: pretrain/ and task/ in it"
-    )
-    parser.add_argument(
-        "--max-mb", type=float, metavar="N", help="stop after about N MB of prose (default: read everything)"
-    )
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    if args.max_mb is not None and not args.max_mb > 0:
-        raise ValueError(f"--max-mb {args.max_mb:g} must be above 0; leave it out to read all documentation")
-    identity = {"versions": installed_versions(), "max_mb": args.max_mb}
-    if claim_output(args.output, "data_prep.python_docs", identity) == "done":
+    options = parse(PythonDocsOptions, "data_prep.python_docs", argv)
+    identity = {"versions": installed_versions(), "max_mb": options.max_mb}
+    if claim_output(options.output, "data_prep.python_docs", identity) == "done":
         return
-    documents = collect_documents(find_modules(), max_bytes=1e6 * args.max_mb if args.max_mb else math.inf)
+    documents = collect_documents(find_modules(), max_bytes=1e6 * options.max_mb if options.max_mb else math.inf)
     train, heldout = split_by_module(documents)
     parts = {
         "pretrain/train.jsonl": train,
@@ -341,15 +319,16 @@ def main(argv: list[str] | None = None) -> None:
         "task/train.tsv": make_task(train, NUM_TASK_PAIRS["train"], seed="train"),
         "task/dev.tsv": make_task(heldout, NUM_TASK_PAIRS["dev"], seed="dev"),
     }
-    rows = []
+    entries = []
     for name, content in parts.items():
-        path = args.output / name
+        path = options.output / name
         path.parent.mkdir(exist_ok=True)
-        (write_documents if isinstance(content, dict) else write_task)(path, content)
-        rows.append({"file": name, "rows": len(content), "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+        with finished_file(path, "w") as file:
+            file.writelines(document_lines(content) if isinstance(content, dict) else task_lines(content))
+        entries.append({"file": name, "rows": len(content), "bytes": path.stat().st_size, "sha256": sha256_file(path)})
         print(f"{path}: {len(content):,} rows, {path.stat().st_size / 1e6:.2f} MB")
-    write_json(args.output / "manifest.json", rows)
-    mark_finished(args.output)
+    write_json(options.output / "manifest.json", entries)
+    mark_finished(options.output)
 
 
 if __name__ == "__main__":

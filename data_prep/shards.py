@@ -51,7 +51,7 @@ Samples are numbered through the shards in this order. The sizes of two shards d
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,29 +68,29 @@ _REPAIR = "copy it again or rebuild the folder"
 
 
 class Records(NamedTuple):
-    """B sequences without padding, with T tokens and P predictions in all. `Shards.gather` gives int64 arrays.
+    """B sequences with T tokens and P predictions in all, as the arrays of a shard (see above)."""
 
-    token_ids            [T] with the masks applied
-    lengths              [B] in tokens; they sum to T
-    segment_b_start      [B] within the sequence; its length if there is no second segment
-    pair_labels          [B] 0: B follows A; 1: B is random or A and B are swapped; -1: no pair
-    num_predictions      [B]; they sum to P
-    masked_lm_positions  [P] within the sequence of the prediction, ascending
-    masked_lm_labels     [P] the original tokens of the predicted positions
-    """
+    sequence_start: np.ndarray  # [B + 1]
+    prediction_start: np.ndarray  # [B + 1]
+    token_ids: np.ndarray  # [T], the array `tokens` of a shard
+    masked_lm_labels: np.ndarray  # [P]
+    masked_lm_positions: np.ndarray  # [P], within the sequence
+    segment_b_start: np.ndarray  # [B], within the sequence
+    pair_labels: np.ndarray  # [B]
 
-    token_ids: np.ndarray
-    lengths: np.ndarray
-    segment_b_start: np.ndarray
-    pair_labels: np.ndarray
-    num_predictions: np.ndarray
-    masked_lm_positions: np.ndarray
-    masked_lm_labels: np.ndarray
+    @property
+    def lengths(self) -> np.ndarray:
+        """[B]: the number of tokens of each sequence."""
+        return np.diff(self.sequence_start)
+
+    @property
+    def num_predictions(self) -> np.ndarray:
+        """[B]: the number of predictions of each sequence."""
+        return np.diff(self.prediction_start)
 
     def masked_lm_rows(self) -> np.ndarray:
-        """int64 [P]: the index of each prediction in `token_ids`."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        return np.repeat(starts, self.num_predictions) + self.masked_lm_positions
+        """[P]: the index of each prediction in `token_ids`."""
+        return np.repeat(self.sequence_start[:-1], self.num_predictions) + self.masked_lm_positions
 
     def original_token_ids(self) -> np.ndarray:
         """[T]: a copy of the tokens as they were before masking."""
@@ -98,22 +98,48 @@ class Records(NamedTuple):
         token_ids[self.masked_lm_rows()] = self.masked_lm_labels
         return token_ids
 
+    def take(self, rows: np.ndarray) -> "Records":
+        """The sequences `rows` [B] in that order, copied to int64 arrays."""
+        tokens, sequence_start = _select_runs(self.sequence_start, rows)
+        predictions, prediction_start = _select_runs(self.prediction_start, rows)
+        taken = Records(
+            sequence_start,
+            prediction_start,
+            self.token_ids[tokens],
+            self.masked_lm_labels[predictions],
+            self.masked_lm_positions[predictions],
+            self.segment_b_start[rows],
+            self.pair_labels[rows],
+        )
+        return Records(*(array.astype(np.int64, copy=False) for array in taken))
 
-def join_records(parts: list[Records]) -> Records:
+
+_ARRAYS = ("sequence_start", "prediction_start", "tokens", *Records._fields[3:])  # their names in a shard
+
+
+def join_records(parts: Sequence[Records]) -> Records:
     """The sequences of all parts, one part after the other."""
-    return parts[0] if len(parts) == 1 else Records(*map(np.concatenate, zip(*parts, strict=True)))
+    if len(parts) == 1:
+        return parts[0]
+    return Records(*map(np.concatenate, zip(*parts, strict=True)))._replace(
+        sequence_start=starts_of(np.concatenate([part.lengths for part in parts])),
+        prediction_start=starts_of(np.concatenate([part.num_predictions for part in parts])),
+    )
 
 
-class _Columns(NamedTuple):
-    """The arrays of a shard file, in the order of the file."""
+def starts_of(lengths: np.ndarray | list[int]) -> np.ndarray:
+    """int64 [B + 1]: where each of B consecutive runs of `lengths` [B] begins, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
-    sequence_start: np.ndarray
-    prediction_start: np.ndarray
-    tokens: np.ndarray
-    masked_lm_labels: np.ndarray
-    masked_lm_positions: np.ndarray
-    segment_b_start: np.ndarray
-    pair_labels: np.ndarray
+
+def _select_runs(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Selects the runs `rows` [B] of those that begin at `starts`: the indices of their elements, and where each run
+    begins among these, [B + 1].
+    """
+    first = starts[rows].astype(np.int64)
+    lengths = starts[rows + 1] - first
+    selected_start = starts_of(lengths)
+    return np.repeat(first - selected_start[:-1], lengths) + np.arange(selected_start[-1]), selected_start
 
 
 class Shards:
@@ -130,31 +156,31 @@ class Shards:
         self.manifest = _read_manifest(self.folder)
         self.vocab_file = self.folder / self.manifest["vocab"]["file"]
         _check_vocabulary(self.vocab_file, self.manifest["vocab"]["sha256"])
-        self._columns = [_map_shard(self.folder, entry) for entry in self.manifest["shards"]]
-        self._first = _starts([entry["num_sequences"] for entry in self.manifest["shards"]])
+        self._shards = [_map_shard(self.folder, entry) for entry in self.manifest["shards"]]
+        self._first = starts_of([entry["num_sequences"] for entry in self.manifest["shards"]])
         self.num_sequences = int(self._first[-1])
 
     def num_predictions(self, samples: np.ndarray) -> np.ndarray:
         """int64 [B]: how many predictions each of the `samples` [B] has. Reads nothing else."""
         num_predictions = np.empty(len(samples), np.int64)
-        for columns, places, rows in self._by_shard(samples):
-            num_predictions[places] = _row_lengths(columns.prediction_start, rows)
+        for shard, places, rows in self._by_shard(samples):
+            num_predictions[places] = shard.prediction_start[rows + 1] - shard.prediction_start[rows]
         return num_predictions
 
     def gather(self, samples: np.ndarray) -> Records:
-        """The sequences `samples` [B] in that order. Raises IndexError outside 0 .. num_sequences - 1."""
-        found = [(_take(columns, rows), places) for columns, places, rows in self._by_shard(samples)]
+        """The sequences `samples` [B] in that order, as int64. Raises IndexError outside 0 .. num_sequences - 1."""
+        found = [(shard.take(rows), places) for shard, places, rows in self._by_shard(samples)]
         parts, places = zip(*found, strict=True)
         joined = join_records(parts)
-        return joined if len(parts) == 1 else _take(_as_columns(joined), np.argsort(np.concatenate(places)))
+        return joined if len(parts) == 1 else joined.take(np.argsort(np.concatenate(places)))
 
     def blocks(self, num_sequences: int = 8192) -> Iterator[Records]:
         """All sequences from first to last, `num_sequences` at a time."""
         for first in range(0, self.num_sequences, num_sequences):
             yield self.gather(np.arange(first, min(first + num_sequences, self.num_sequences)))
 
-    def _by_shard(self, samples: np.ndarray) -> Iterator[tuple[_Columns, np.ndarray, np.ndarray]]:
-        """For each shard that holds some of the `samples`: its columns, their places in `samples`, their rows in it."""
+    def _by_shard(self, samples: np.ndarray) -> Iterator[tuple[Records, np.ndarray, np.ndarray]]:
+        """For each shard that holds some of the `samples`: the shard, their places in `samples`, their rows in it."""
         samples = np.asarray(samples, np.int64)
         if len(samples) and not 0 <= samples.min() <= samples.max() < self.num_sequences:
             raise IndexError(f"sequences {samples.min()} .. {samples.max()} of a folder of {self.num_sequences}")
@@ -162,7 +188,7 @@ class Shards:
         # An empty request goes to the first shard, which answers it with empty arrays of the right dtype.
         for shard in np.unique(shard_of) if len(samples) else [0]:
             places = np.flatnonzero(shard_of == shard)
-            yield self._columns[shard], places, samples[places] - self._first[shard]
+            yield self._shards[shard], places, samples[places] - self._first[shard]
 
 
 def write_shard(path: str | Path, records: Records) -> None:
@@ -176,8 +202,8 @@ def write_shard(path: str | Path, records: Records) -> None:
     if (num_tokens := len(records.token_ids)) >= 1 << 32:
         raise ValueError(f"a shard of {num_tokens:,} tokens exceeds the format's {1 << 32:,}; raise --num-shards")
     dtypes = ("<u4", "<u4", token_type, token_type, "<u2", "<u2", "i1")
-    arrays = [np.ascontiguousarray(column, dtype) for column, dtype in zip(_as_columns(records), dtypes, strict=True)]
-    tensors = {name: (array.dtype, array.shape) for name, array in zip(_Columns._fields, arrays, strict=True)}
+    arrays = [np.ascontiguousarray(column, dtype) for column, dtype in zip(records, dtypes, strict=True)]
+    tensors = {name: (array.dtype, array.shape) for name, array in zip(_ARRAYS, arrays, strict=True)}
     with finished_file(path) as file:
         file.write(safetensors_header(tensors, {"format": FORMAT, "version": str(VERSION)}))
         for array in arrays:
@@ -203,7 +229,7 @@ def safetensors_header(tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], 
 
 def shard_entry(path: Path) -> dict:
     """The manifest entry of a finished shard file, read from its bytes."""
-    counts = dict(zip(_COUNTS, _count(_map_columns(path)), strict=True))
+    counts = dict(zip(_COUNTS, _count(_map_arrays(path)), strict=True))
     return {"file": path.name, "sha256": sha256_file(path), "num_bytes": path.stat().st_size} | counts
 
 
@@ -291,26 +317,31 @@ def _check_vocabulary(path: Path, sha256: str) -> None:
         )
 
 
-def _map_shard(folder: Path, entry: dict) -> _Columns:
+def _map_shard(folder: Path, entry: dict) -> Records:
     """Map a shard and compare its size and counts with its entry in the manifest."""
     path = folder / entry["file"]
     num_bytes = path.stat().st_size if path.is_file() else None
     if num_bytes != entry["num_bytes"]:
         found = "is missing" if num_bytes is None else f"has {num_bytes:,} bytes"
         raise ValueError(f"{path} {found}, the manifest says {entry['num_bytes']:,}; {_REPAIR}")
-    columns = _map_columns(path)
-    if (counts := _count(columns)) != tuple(entry[name] for name in _COUNTS):
+    shard = _map_arrays(path)
+    if (counts := _count(shard)) != tuple(entry[name] for name in _COUNTS):
         raise ValueError(f"{path} holds {counts} {_COUNTS}, the manifest says otherwise; {_REPAIR}")
-    return columns
+    return shard
 
 
-def _map_columns(path: Path) -> _Columns:
+def _count(shard: Records) -> tuple[int, int, int]:
+    """The numbers of sequences, tokens and predictions."""
+    return len(shard.pair_labels), len(shard.token_ids), len(shard.masked_lm_labels)
+
+
+def _map_arrays(path: Path) -> Records:
     """Views of a shard's arrays in the mapped file; nothing is copied."""
     file = np.memmap(path, np.uint8, mode="r")
     data_start = 8 + int.from_bytes(file[:8].tobytes(), "little")
     try:
         header = json.loads(file[8:data_start].tobytes())
-        return _Columns(*(_view(file[data_start:], header[name]) for name in _Columns._fields))
+        return Records(*(_view(file[data_start:], header[name]) for name in _ARRAYS))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has no readable shard header; {_REPAIR}") from error
 
@@ -318,53 +349,3 @@ def _map_columns(path: Path) -> _Columns:
 def _view(data: np.ndarray, tensor: dict) -> np.ndarray:
     begin, end = tensor["data_offsets"]
     return np.asarray(data[begin:end]).view(_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-
-
-def _count(columns: _Columns) -> tuple[int, int, int]:
-    """The numbers of sequences, tokens and predictions."""
-    return len(columns.pair_labels), len(columns.tokens), len(columns.masked_lm_labels)
-
-
-def _as_columns(records: Records) -> _Columns:
-    return _Columns(
-        _starts(records.lengths),
-        _starts(records.num_predictions),
-        records.token_ids,
-        records.masked_lm_labels,
-        records.masked_lm_positions,
-        records.segment_b_start,
-        records.pair_labels,
-    )
-
-
-def _take(columns: _Columns, rows: np.ndarray) -> Records:
-    """The sequences `rows` [B] of one shard, as int64 arrays."""
-    lengths = _row_lengths(columns.sequence_start, rows)
-    num_predictions = _row_lengths(columns.prediction_start, rows)
-    tokens = _ragged_range(columns.sequence_start[rows], lengths)
-    predictions = _ragged_range(columns.prediction_start[rows], num_predictions)
-    taken = Records(
-        columns.tokens[tokens],
-        lengths,
-        columns.segment_b_start[rows],
-        columns.pair_labels[rows],
-        num_predictions,
-        columns.masked_lm_positions[predictions],
-        columns.masked_lm_labels[predictions],
-    )
-    return Records(*(array.astype(np.int64, copy=False) for array in taken))
-
-
-def _starts(lengths: np.ndarray | list[int]) -> np.ndarray:
-    """int64 [B + 1]: where each of B runs of `lengths` [B] begins, and where the last one ends."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _row_lengths(starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return starts[rows + 1].astype(np.int64) - starts[rows]
-
-
-def _ragged_range(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int64 [sum of lengths]: starts[0], starts[0] + 1, ... (lengths[0] numbers), then the same from starts[1], ..."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts.astype(np.int64) - ends + lengths, lengths) + np.arange(lengths.sum())

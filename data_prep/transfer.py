@@ -5,15 +5,12 @@ one, and renames it to NAME once its size and its digest are the published ones.
 those of the machine.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,15 +19,17 @@ from tqdm import tqdm
 from data_prep.files import naming, sync_folder
 
 USER_AGENT = "bert-pretraining-at-scale (python -m data_prep.download)"  # Wikimedia refuses clients without a name
-STALL_S = 60  # a connection that brings no byte for so long is given up
+STALL_S = 60  # a connection is given up after so long without a byte
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # between attempts; the wait doubles each time
 MAX_PAGE_BYTES = 64 << 20
+_CURL = ("curl", "--silent", "--show-error", "--fail", "--location", "--globoff", "--user-agent", USER_AGENT)
 _NO_RANGES, _BAD_CERTIFICATE = 33, 60  # exit codes of curl
+_TEMPORARY = ("408", "425", "429")  # the client errors of HTTP that are worth another attempt
 _WAY_OUT = "Try again later, or name a mirror with --base-url"
 
 
 class RemoteFile(NamedTuple):
-    """A URL and what was published about its file; a size of None or an empty digest means that it is not known."""
+    """A URL and what was published about its file; a size of None or an empty digest is unknown."""
 
     url: str
     size: int | None = None  # bytes
@@ -55,11 +54,11 @@ def require_curl() -> None:
 
 
 def fetch(remote: RemoteFile, path: Path, attempts: int) -> Path:
-    """Make `path` the file behind `remote.url` and return it; a file that is there already is checked and kept.
+    """Make `path` the file behind `remote.url` and return it; a file that exists is checked and kept.
 
-    Raises ValueError after `attempts` failures in a row that brought no new byte (what came is kept for the next run),
-    if the content is not the published one, and if `path` is another file. Raises NotFound if the server has no such
-    file.
+    The caller makes sure that no other process fetches into the same folder. Raises ValueError after `attempts`
+    failures in a row without a new byte (the next run continues from what came), if the content is not the published
+    one, and if `path` is another file. Raises NotFound if the server does not have the file.
     """
     if path.exists():
         if fault := _fault(path, remote):
@@ -68,25 +67,29 @@ def fetch(remote: RemoteFile, path: Path, attempts: int) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with _partial_file(part) as file, tqdm(desc=path.name, total=remote.size, unit="B", unit_scale=True) as bar:
-        if not remote.digest or file.tell() > (remote.size or file.tell()):
-            file.truncate(0)  # without a digest, nothing would show that the file has changed since
-        _receive(remote.url, file, remote.size, attempts, bar)
-        file.flush()
-        os.fsync(file.fileno())
-        if fault := _fault(part, remote):
-            file.truncate(0)
-            raise ValueError(f"{remote.url}: {fault}; nothing was kept, and the same command starts anew. {_WAY_OUT}")
+    try:
+        with naming(part), open(part, "ab") as file:
+            if not remote.digest or file.tell() > (remote.size or file.tell()):
+                file.truncate(0)  # without a digest, nothing would show that the file has changed since
+            _receive(remote.url, file, remote.size, attempts)
+            file.flush()
+            os.fsync(file.fileno())
+            if fault := _fault(part, remote):
+                file.truncate(0)
+                raise ValueError(f"{remote.url}: {fault}; nothing was kept, the next run starts over. {_WAY_OUT}")
         os.replace(part, path)
         sync_folder(path.parent)
+    finally:
+        if part.exists() and part.stat().st_size == 0:
+            part.unlink()
     print(f"{path}: fetched, {path.stat().st_size:,} bytes")
     return path
 
 
 def read_text(url: str, attempts: int) -> str:
     """The text of a page or a JSON file of at most MAX_PAGE_BYTES. Raises as `fetch` does."""
-    with tempfile.TemporaryFile() as file, tqdm(disable=True) as bar:
-        _receive(url, file, MAX_PAGE_BYTES, attempts, bar)
+    with tempfile.TemporaryFile() as file:
+        _receive(url, file, MAX_PAGE_BYTES, attempts)
         file.seek(0)
         try:
             return file.read().decode("utf-8")
@@ -94,54 +97,35 @@ def read_text(url: str, attempts: int) -> str:
             raise ValueError(f"{url} is not UTF-8 text; check --base-url") from error
 
 
-@contextmanager
-def _partial_file(part: Path) -> Iterator[IO[bytes]]:
-    """Opens `part` for appending by this process alone, and removes it in the end if it is empty."""
-    with naming(part), open(part, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.path.samestat(os.fstat(file.fileno()), part.stat())  # not just renamed by its owner
-        except (BlockingIOError, FileNotFoundError):
-            is_ours = False
-        if not is_ours:
-            raise ValueError(f"{part}: another process is fetching this file; wait for it to end")
-        try:
-            yield file
-        finally:
-            if file.seek(0, os.SEEK_END) == 0:
-                part.unlink(missing_ok=True)
-
-
-def _receive(url: str, file: IO[bytes], limit: int | None, attempts: int, bar: tqdm) -> None:
+def _receive(url: str, file: IO[bytes], limit: int | None, attempts: int) -> None:
     """Append to `file` what it lacks of the content of `url`, over as many connections as that takes.
 
-    `limit` is the published size, or the most that is accepted.
+    `limit` is the published size, or the largest that is accepted.
     """
     furthest, failures = file.seek(0, os.SEEK_END), 0
-    while file.tell() != limit and (reason := _connect(url, file, limit, bar)):
+    while file.tell() != limit and (reason := _connect(url, file, limit)):
         failures = 0 if file.tell() > furthest else failures + 1
         furthest = max(furthest, file.tell())
         if failures >= attempts:
-            advice = "What came is kept; the same command continues it" if file.tell() else _WAY_OUT
+            advice = "The next run continues from what came" if file.tell() else _WAY_OUT
             raise ValueError(f"{url}: {reason} (attempt {failures} of {attempts}). {advice}")
         wait_s = min(FIRST_WAIT_S * 2 ** min(max(failures - 1, 0), 10), LONGEST_WAIT_S)
-        bar.write(f"{url}: {reason}; trying again in {wait_s:g} s")
+        print(f"{url}: {reason}; trying again in {wait_s:g} s")
         time.sleep(wait_s)
 
 
-def _connect(url: str, file: IO[bytes], limit: int | None, bar: tqdm) -> str:
-    """Run curl once, from the end of `file` on. Returns the reason if it failed in a way that may pass, else nothing.
+def _connect(url: str, file: IO[bytes], limit: int | None) -> str:
+    """Run curl once, from the end of `file` on. Returns "" if it succeeded, or the reason of a temporary failure.
 
-    The bytes go through this process: so curl ends when this process is killed, and no more than `limit` is written.
+    The bytes go through this process, so that curl ends when this process is killed and never writes beyond `limit`.
     """
     offset = file.seek(0, os.SEEK_END)
-    bar.initial = 0
-    bar.reset()
-    bar.initial = bar.n = offset  # the rate that is shown is that of this connection
-    command = ["curl", "--silent", "--show-error", "--fail", "--location", "--globoff", "--user-agent", USER_AGENT]
-    command += ["--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S)]
-    command += ["--write-out", "%{stderr}\n%{http_code}", "--continue-at", str(offset), url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
+    patience = ("--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S))
+    command = (*_CURL, *patience, "--write-out", "%{stderr}\n%{http_code}", "--continue-at", str(offset), url)
+    with (
+        tqdm(desc=url.rpartition("/")[2], total=limit, initial=offset, unit="B", unit_scale=True, delay=1) as bar,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl,
+    ):
         while block := curl.stdout.read1(1 << 18):
             if limit is not None and file.tell() + len(block) > limit:
                 file.truncate(0)
@@ -153,17 +137,17 @@ def _connect(url: str, file: IO[bytes], limit: int | None, bar: tqdm) -> str:
         return ""
     if offset and (curl.returncode == _NO_RANGES or status == "416"):
         file.truncate(0)  # the server cannot continue this file
-        return _connect(url, file, limit, bar)
+        return _connect(url, file, limit)
     reason = message.partition(") ")[2].strip() or f"curl ended with exit code {curl.returncode}"
     if status in ("404", "410"):
         raise NotFound(f"{url} does not exist ({reason}); name a mirror with --base-url")
-    if curl.returncode == _BAD_CERTIFICATE or (status.startswith("4") and status not in ("408", "425", "429")):
+    if curl.returncode == _BAD_CERTIFICATE or (status.startswith("4") and status not in _TEMPORARY):
         raise ValueError(f"{url}: {reason}. {_WAY_OUT}")
     return reason
 
 
 def _fault(path: Path, remote: RemoteFile) -> str:
-    """Says how a file differs from the published one; empty if it does not."""
+    """How a file differs from the published one; empty if it does not."""
     size = path.stat().st_size
     if remote.size not in (None, size):
         return f"it has {size:,} bytes, and {remote.size:,} are published"

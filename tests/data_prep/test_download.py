@@ -1,4 +1,4 @@
-"""The download command with a mirror on this machine: layouts that evaluation reads, a kill, mistakes in one line."""
+"""The download command with a mirror on this machine: layouts that evaluation reads, a kill, one line per mistake."""
 
 import bz2
 import hashlib
@@ -18,6 +18,7 @@ import pytest
 
 from data_prep import download, transfer
 from data_prep.cli import run_cli
+from data_prep.files import sole_process
 from evaluation.tasks.glue import GLUE_TASKS
 from tests.data_prep.unruly_server import Served, serving
 
@@ -52,6 +53,7 @@ def fail(capsys, *argv) -> str:
 def test_without_curl_the_way_out_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "curl is not installed" in fail(capsys, "squad", "--output", tmp_path / "squad")
+    assert "invalid choice: 'books'" in fail(capsys, "books")
     assert names(tmp_path) == []
 
 
@@ -102,16 +104,17 @@ def test_mistakes_about_wikipedia(server, tmp_path, capsys):
     offer_dump(server)
     offer_dump(server, "20260910", status="waiting")
     line = fail(capsys, *wikipedia(server, tmp_path / "d", "--date", "20250101"))
-    assert line.endswith(f"no dump {server.url}/xxwiki/20250101; there are 20260820, 20260901, 20260910")
+    assert f"{server.url}/xxwiki has no complete dump for --date 20250101; choose one of 20260820, 20260901" in line
     server.files["/xxwiki/20260901/dumpstatus.json"].content = b"<html>Sign in</html>"
     for options, reason in (
-        (["--date", "20260910"], "not complete yet"),
+        (["--date", "20260910"], "no complete dump for --date 20260910"),
+        (["--language", "EN"], "'EN' is not the code of a Wikipedia"),
         (["--date", "yesterday"], "'yesterday' is not YYYYMMDD or latest"),
         (["--language", "../x"], "'../x' is not the code of a Wikipedia"),
         (["--language", "yy"], "/yywiki does not exist"),
         (["--date", "20260901"], "is not the status of a dump"),
         (["--base-url", "file:///etc"], "'file:///etc' is not a URL"),
-        (["--attempts", "0"], "'0' is not a number of at least 1"),
+        (["--attempts", "0"], "0 is below 1"),
     ):
         assert reason in fail(capsys, *wikipedia(server, tmp_path / "d", *options))
     assert not (tmp_path / "d").exists()
@@ -122,6 +125,13 @@ def test_a_disk_too_small_for_all_files_together(server, tmp_path, capsys, monke
     monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(2000, 1000, 1000))
     line = fail(capsys, *wikipedia(server, tmp_path))
     assert "needs 1,600 bytes" in line and "1,000 free" in line and names(tmp_path) == []
+
+
+def test_two_processes_do_not_fetch_into_one_folder(server, tmp_path, capsys):
+    offer_dump(server)
+    with sole_process(tmp_path):
+        assert "another process is at work in" in fail(capsys, *wikipedia(server, tmp_path))
+    assert names(tmp_path) == []
 
 
 def test_a_killed_command_is_continued(server, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.masking import mask_sequences, masking_rule
-from data_prep.shards import Records
+from data_prep.shards import Records, starts_of
 from tests.data_prep.small_corpus import VOCAB_SIZE, make_tokenizer
 
 CLS, SEP, MASK = 2, 3, 4
@@ -25,9 +25,15 @@ def make_rule(tokenizer, *, masked_lm_prob=0.15, max_predictions=20, whole_word=
 
 def unmasked(tokens, lengths):
     """Sequences without masks that lie one after another in `tokens`."""
-    lengths, nothing = np.asarray(lengths), np.empty(0, np.int64)
-    zeros = np.zeros(len(lengths), np.int64)
-    return Records(np.asarray(tokens), lengths, lengths, zeros - 1, zeros, nothing, nothing.astype(tokens.dtype))
+    return Records(
+        sequence_start=starts_of(lengths),
+        prediction_start=np.zeros(len(lengths) + 1, np.int64),
+        token_ids=tokens,
+        masked_lm_labels=np.empty(0, tokens.dtype),
+        masked_lm_positions=np.empty(0, np.int64),
+        segment_b_start=np.asarray(lengths),
+        pair_labels=np.full(len(lengths), -1),
+    )
 
 
 def make_sequences(num_sequences, *, longest=160, seed=0):

@@ -1,4 +1,4 @@
-"""The quick start's reader: prose out of docstrings, no leak between the parts, a task one passage cannot solve."""
+"""The quick start's text: prose from docstrings, no leak between the parts, a task that one passage cannot solve."""
 
 import csv
 import json
@@ -87,7 +87,7 @@ def test_an_argument_description_is_one_paragraph(docstring):
         "",
     ],
 )
-def test_what_is_no_prose(text):
+def test_what_is_not_prose(text):
     assert not is_prose(text)
 
 
@@ -132,7 +132,7 @@ def test_passages_are_whole_sentences_of_bounded_length():
     assert "".join(paragraphs).replace(" ", "").startswith(passages[0].replace(" ", ""))
 
 
-def test_a_pair_is_right_or_of_two_modules_and_one_passage_does_not_tell():
+def test_a_pair_is_right_or_of_two_modules_and_one_passage_gives_no_hint():
     word = "abcdefghij"
     documents = {f"m{m}": [f"In {m} the {word[k]}{' of it' * 13} is." for k in range(10)] for m in range(20)}
     rows = make_task(documents, num_rows=60, seed="train")
@@ -192,7 +192,7 @@ def test_a_finished_folder_is_reused_and_a_foreign_one_left_alone(output, tmp_pa
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan"])
-def test_a_size_that_is_none_is_refused_before_anything_is_written(value, tmp_path):
+def test_an_impossible_size_is_refused_before_anything_is_written(value, tmp_path):
     with pytest.raises(ValueError, match="--max-mb"):
         main(["--output", str(tmp_path / "text"), f"--max-mb={value}"])
     assert not (tmp_path / "text").exists()

@@ -21,13 +21,13 @@ from tests.data_prep.small_corpus import VOCAB_SIZE, make_tokenizer
 
 # The worked example of the format's specification.
 EXAMPLE = Records(
+    sequence_start=np.array([0, 8, 12]),
+    prediction_start=np.array([0, 2, 2]),
     token_ids=np.array([2, 5, 4, 7, 3, 4, 9, 3, 2, 5, 6, 3], np.uint16),
-    lengths=np.array([8, 4]),
+    masked_lm_labels=np.array([6, 8]),
+    masked_lm_positions=np.array([2, 5]),
     segment_b_start=np.array([5, 4]),
     pair_labels=np.array([0, -1]),
-    num_predictions=np.array([2, 0]),
-    masked_lm_positions=np.array([2, 5]),
-    masked_lm_labels=np.array([6, 8]),
 )
 EXAMPLE_HEADER = (
     b'{"__metadata__":{"format":"bert-masked-shards","version":"1"},'
@@ -64,13 +64,13 @@ def make_sequences(num_sequences, seed=0):
 def as_records(sequences, dtype=np.uint16):
     tokens, segment_b_start, pair_labels, positions, labels = zip(*sequences, strict=True)
     return Records(
+        sequence_start=np.cumsum([0, *map(len, tokens)]),
+        prediction_start=np.cumsum([0, *map(len, labels)]),
         token_ids=np.concatenate(tokens).astype(dtype),
-        lengths=np.array(list(map(len, tokens))),
+        masked_lm_labels=np.concatenate(labels),
+        masked_lm_positions=np.concatenate(positions),
         segment_b_start=np.array(segment_b_start),
         pair_labels=np.array(pair_labels),
-        num_predictions=np.array(list(map(len, labels))),
-        masked_lm_positions=np.concatenate(positions),
-        masked_lm_labels=np.concatenate(labels),
     )
 
 
@@ -112,17 +112,11 @@ def test_golden_bytes_of_the_worked_example(tmp_path):
 def test_the_safetensors_library_reads_a_shard(tmp_path):
     load_file = pytest.importorskip("safetensors.numpy").load_file
     for dtype in (np.uint16, np.uint32):
-        write_shard(tmp_path / "example.safetensors", EXAMPLE._replace(token_ids=EXAMPLE.token_ids.astype(dtype)))
+        records = EXAMPLE._replace(token_ids=EXAMPLE.token_ids.astype(dtype))
+        write_shard(tmp_path / "example.safetensors", records)
         loaded = load_file(tmp_path / "example.safetensors")
-        assert {name: value.tolist() for name, value in loaded.items()} == {
-            "sequence_start": [0, 8, 12],
-            "prediction_start": [0, 2, 2],
-            "tokens": EXAMPLE.token_ids.tolist(),
-            "masked_lm_labels": [6, 8],
-            "masked_lm_positions": [2, 5],
-            "segment_b_start": [5, 4],
-            "pair_labels": [0, -1],
-        }
+        wanted = {name.replace("token_ids", "tokens"): array.tolist() for name, array in records._asdict().items()}
+        assert {name: array.tolist() for name, array in loaded.items()} == wanted
         assert loaded["tokens"].dtype == loaded["masked_lm_labels"].dtype == dtype
 
 
@@ -148,7 +142,7 @@ def test_gather_gives_any_sequences_in_the_order_asked(tmp_path, dtype):
 def test_gather_of_nothing_and_out_of_range(folder):
     shards = Shards(folder)
     nothing = shards.gather(np.array([], np.int64))
-    assert all(len(array) == 0 for array in nothing)
+    assert len(nothing.lengths) == len(nothing.token_ids) == len(nothing.masked_lm_labels) == 0
     for index in (-1, 50):
         with pytest.raises(IndexError, match="folder of 50"):
             shards.gather(np.array([0, index]))
@@ -245,7 +239,7 @@ def test_folders_that_are_not_shard_folders(folder, tmp_path):
 
 def test_a_shard_is_mapped_not_copied(folder):
     shards = Shards(folder)
-    tokens = shards._columns[0].tokens
+    tokens = shards._shards[0].token_ids
     while isinstance(tokens.base, np.ndarray) and not isinstance(tokens, np.memmap):
         tokens = tokens.base
     assert isinstance(tokens, np.memmap)

@@ -29,13 +29,13 @@ def test_a_record_is_readable_and_marked(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     # [CLS] the [MASK] walk##s [SEP] the home [SEP]: cat masked, ##ed replaced by ##s, home kept
     records = Records(
+        sequence_start=np.array([0, 9]),
+        prediction_start=np.array([0, 3]),
         token_ids=np.array([2, 5, 4, 7, 9, 3, 5, 10, 3], np.uint16),
-        lengths=np.array([9]),
+        masked_lm_labels=np.array([6, 8, 10]),
+        masked_lm_positions=np.array([2, 4, 7]),
         segment_b_start=np.array([6]),
         pair_labels=np.array([1]),
-        num_predictions=np.array([3]),
-        masked_lm_positions=np.array([2, 4, 7]),
-        masked_lm_labels=np.array([6, 8, 10]),
     )
     write_shard(tmp_path / "shard-0.safetensors", records)
     entry = shard_entry(tmp_path / "shard-0.safetensors")
