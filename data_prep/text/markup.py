@@ -23,7 +23,7 @@ from data_prep.text.compressed import Unreadable
 LONGEST_HTML = 1 << 25
 _FILE_NAMESPACE, _CATEGORY_NAMESPACE = "6", "14"
 
-# Nested wikitext that is not prose: templates, tables, footnotes. What stands between tags of the last group is raw.
+# Nested wikitext that is not prose: templates, tables, footnotes. Text between tags of the last group is raw.
 _BRACKET = re.compile(
     r"\{\{|^[ \t:]*\{\||<ref(?:\s[^<>]*)?(?<!/)>|\}\}|^[ \t]*\|\}(?!\})|</ref\s*>|<!--"
     r"|<(nowiki|pre|math|chem|ce|gallery|source|syntaxhighlight|timeline|score|graph)(?:\s[^<>]*)?(?<!/)>",

@@ -196,9 +196,7 @@ class TokenizerJson(Pipeline):
         model, listed = content.get("model"), content.get("added_tokens") or []
         kinds = {"WordPiece": "wordpiece", "Unigram": "sentencepiece"}
         if not isinstance(model, dict) or model.get("type") not in kinds:
-            raise ValueError(
-                f"{path} is not a tokenizer.json of a WordPiece or Unigram model; other models are not supported"
-            )
+            raise ValueError(f"{path} is not a tokenizer.json of a WordPiece or Unigram model; give one of these")
         self.kind = kinds[model["type"]]
         is_unigram = self.kind == "sentencepiece"
         vocab = {piece: i for i, (piece, _) in enumerate(model["vocab"])} if is_unigram else dict(model["vocab"])
@@ -279,27 +277,21 @@ def load_tokenizer(path: str | Path, cased: bool | None = None) -> Tokenizer:
     found = find_vocabularies(path) if path.is_dir() else [path]
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
-        raise ValueError(
-            f"folder {path} must hold exactly one vocabulary (*.model, *vocab.txt or tokenizer.json), not {names}; "
-            "name the file"
-        )
+        kinds = f"*.model, *vocab.txt or {PIPELINE_FILE}"
+        raise ValueError(f"folder {path} must hold exactly one vocabulary ({kinds}), not {names}; name the file")
     path = found[0]
     if not path.is_file():
         raise ValueError(
-            f"vocabulary {path} does not exist; give a vocab.txt, a SentencePiece *.model, a tokenizer.json or a folder"
+            f"vocabulary {path} does not exist; give a *.txt, *.model, {PIPELINE_FILE} or a folder with one"
         )
     if path.suffix == ".txt":
         return WordPiece(path, cased)
     if path.suffix != ".model" and path.name != PIPELINE_FILE:
-        raise ValueError(
-            f"vocabulary {path} is neither .txt (WordPiece) nor .model (SentencePiece) nor {PIPELINE_FILE}; rename it"
-        )
+        raise ValueError(f"vocabulary {path} is neither *.txt (WordPiece), *.model (SentencePiece) nor {PIPELINE_FILE}")
     tokenizer = SentencePiece(path) if path.suffix == ".model" else TokenizerJson(path)
     if cased is not None and cased == tokenizer.folding.lower_case:
-        raise ValueError(
-            f"--{'cased' if cased else 'uncased'}: {path} itself says that it is {'un' if cased else ''}cased; "
-            "leave the option out"
-        )
+        asked, held = ("cased", "uncased") if cased else ("uncased", "cased")
+        raise ValueError(f"--{asked}: {path} itself says that it is {held}; leave the option out")
     return tokenizer
 
 

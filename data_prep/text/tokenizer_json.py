@@ -23,18 +23,18 @@ import data_prep.text.tokenizer as vocabulary
 from data_prep.files import finished_file, write_json
 from data_prep.text.vocab_files import PIPELINE_FILE, SETTINGS_FILE, SPECIAL_TOKENS, is_special
 
-# Noncharacters of Unicode, which no text should have; a text that has them all the same loses them to STRAY.
+# Noncharacters of Unicode, which no text should contain; if a text does, STRAY replaces them.
 SEQUENCE_END, CHARACTER_START, STRAY = "\ufdd0", "\ufdd1", "\ufdef"
-KEPT = ("\ufdd2", "\ufdd3", "\ufdd4")  # each stands for a character that NFKC would change and the map does not
+KEPT = ("\ufdd2", "\ufdd3", "\ufdd4")  # each replaces a character that NFKC would change and the map does not
 MOST_EXCEPTIONS = 64
 BYTES = np.arange(1, 256)
 SPACE = "\u2581"  # SentencePiece's mark of a space
 
 
 class CharacterMap:
-    """The replacements of a SentencePiece model, a double array (as in darts-clone) of UTF-8 bytes.
+    """The replacements of a SentencePiece model, stored as a trie of UTF-8 bytes in a double array (as in darts-clone).
 
-    .root, .steps(node) -> [(character, its replacement or None, next node), ...]
+    .root, .steps(node) -> [(character, replacement of the sequence that ends with it or None, next node), ...]
     """
 
     def __init__(self, content: bytes) -> None:
@@ -71,16 +71,16 @@ def _any_of(characters: list[str] | set[str]) -> str:
 
 @lru_cache(maxsize=2)
 def normalizer_steps(content: bytes) -> list[normalizers.Normalizer]:
-    """What SentencePiece's map of characters does, exactly, as steps of `tokenizers`.
+    """Steps of `tokenizers` that together do exactly what SentencePiece's map of characters does.
 
-    Raises ValueError for a map that is not made of Unicode's NFKC, as those that come with SentencePiece are.
+    Raises ValueError for a map that is not based on Unicode's NFKC; those that come with SentencePiece are.
     """
     table = CharacterMap(content)
     inner: set[str] = set()  # characters that continue a sequence
 
     @cache
     def behind(node: int) -> str:
-        """A regular expression of what may follow a character of a sequence."""
+        """A regular expression for what may follow a character of a sequence."""
         ways: dict[str, list[str]] = {}
         for character, value, below in table.steps(node):
             rest = behind(below)
@@ -109,9 +109,9 @@ def normalizer_steps(content: bytes) -> list[normalizers.Normalizer]:
 
 
 def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
-    """(steps before NFKC, steps behind everything) for entries of the map that composition gets wrong.
+    """(steps before NFKC, steps after all others) for entries of the map that composition gets wrong.
 
-    They are few: scripts that are younger than the Unicode of `tokenizers`, and U+FF5E, which SentencePiece keeps.
+    They are few: scripts that are newer than the Unicode of `tokenizers`, and U+FF5E, which SentencePiece keeps.
     """
     nfkc, nfc = normalizers.NFKC(), normalizers.NFC()
     plain = cache(nfkc.normalize_str)
@@ -153,16 +153,14 @@ def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
 def sentencepiece_json(path: Path) -> Tokenizer:
     """A SentencePiece unigram model as a `tokenizers` pipeline that gives the same ids.
 
-    Raises ValueError for a model that cannot be carried over exactly.
+    Raises ValueError for a model that cannot be converted exactly.
     """
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     trained, rules, kinds = model.trainer_spec, model.normalizer_spec, model.SentencePiece
     if trained.model_type != trained.UNIGRAM:
-        raise ValueError(
-            f"{path}: only unigram SentencePiece models convert to Hugging Face; train with --type sentencepiece"
-        )
+        raise ValueError(f"{path}: only unigram models convert to Hugging Face; train with --type sentencepiece")
     unsupported = {
         "byte_fallback": trained.byte_fallback,
         "treat_whitespace_as_suffix": trained.treat_whitespace_as_suffix,
@@ -213,7 +211,7 @@ def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> lis
 def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
     """The vocabulary as a `tokenizers` pipeline that gives the same ids and adds [CLS] and [SEP].
 
-    Raises ValueError for a SentencePiece model that cannot be carried over exactly.
+    Raises ValueError for a SentencePiece model that cannot be converted exactly.
     """
     if tokenizer.path.suffix == ".json":
         return Tokenizer.from_file(str(tokenizer.path))

@@ -64,7 +64,7 @@ def _has_special_tokens(path: Path) -> bool:
 
 
 def read_object(path: Path) -> dict:
-    """The JSON object in a tokenizer's file; {} if there is no such file. ValueError names a damaged one."""
+    """The JSON object in a tokenizer's file; {} if there is no such file. ValueError names a damaged file."""
     content = read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object; it is damaged, or does not belong to a tokenizer")
@@ -94,15 +94,12 @@ def read_vocab_txt(path: Path) -> list[str]:
     try:
         tokens = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"vocabulary {path} is not UTF-8 text (byte {error.start}); a vocab.txt has one token per line"
-        ) from error
+        raise ValueError(f"vocabulary {path} is not UTF-8 text (byte {error.start}); give a vocab.txt") from error
     first_line: dict[str, int] = {}
     for line, token in enumerate(tokens, start=1):
         if first_line.setdefault(token, line) != line:
             raise ValueError(
-                f"vocabulary {path} has token {token!r} on lines {first_line[token]} and {line}; "
-                "every token must be unique: remove one"
+                f"vocabulary {path} has token {token!r} on lines {first_line[token]} and {line}; remove one"
             )
     return tokens
 
@@ -116,9 +113,7 @@ def find_folding(path: Path, tokens: list[str], cased: bool | None) -> Folding:
     settings, content = _beside(path)
     normalizer = content.get("normalizer") or {}
     if content and not (normalizer.get("type") == "BertNormalizer" and normalizer["clean_text"]):
-        raise ValueError(
-            f"{path}: {PIPELINE_FILE} beside it does not normalise text as BERT does; give that file as --vocab"
-        )
+        raise ValueError(f"{path}: {PIPELINE_FILE} beside it normalises text unlike BERT; give that file as --vocab")
     if settings.get("do_basic_tokenize") is False:
         raise ValueError(f"{path}: do_basic_tokenize=False in {SETTINGS_FILE} beside it is not supported; remove it")
     stated = []
@@ -171,7 +166,7 @@ def _stripped(text: str) -> str:
 
 
 def added_beside(path: Path, tokens: list[str]) -> list[Added]:
-    """What was added to a vocab.txt, by id, as the files beside it say. Raises ValueError if they have other tokens."""
+    """What was added to a vocab.txt, by id, as the files beside it say. ValueError if they have other tokens."""
     settings, content = _beside(path)
     held, ids = content.get("model", {}).get("vocab"), {token: index for index, token in enumerate(tokens)}
     if content and held not in (ids, ids | {"": len(ids)}):  # with or without an empty last line
@@ -199,9 +194,7 @@ def with_added(path: Path, tokens: list[str], added: Iterable[Added]) -> list[st
         if index == len(tokens):
             tokens.append(token)
         elif index > len(tokens) or tokens[index] != token:
-            raise ValueError(
-                f"{path}: the added token {token!r} has id {index}, which does not follow on the tokens before it"
-            )
+            raise ValueError(f"{path}: added token {token!r} has id {index}, which does not follow the ids before it")
     return tokens
 
 

@@ -41,6 +41,6 @@ def test_undo_wikitext(text, expected):
     assert undo_wikitext(text) == expected
 
 
-def test_fingerprints_tell_paragraphs_apart():
+def test_fingerprints_distinguish_paragraphs():
     assert fingerprint(["a", "b"]) == fingerprint(["a", "b"]) != fingerprint(["a b"])
     assert len(fingerprint([])) == 16

@@ -79,7 +79,7 @@ def test_folders_are_read_in_sorted_order_without_hidden_and_foreign_files(tmp_p
     assert find_files([tmp_path / "photo.jpg"]) == [tmp_path / "photo.jpg"]
 
 
-def test_suffixes_in_any_case_and_what_is_left_out_is_said(tmp_path):
+def test_suffixes_in_any_case_and_a_note_about_files_left_out(tmp_path):
     for name in ("A.TXT", "b.md", "c.JSONL.GZ", "d.Html", "photo.jpg", "wiki.train.tokens"):
         write(tmp_path / name, b"x")
     notes = []
@@ -102,7 +102,7 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     assert len(find_files([tmp_path / "link"])) == 4
 
 
-def test_what_may_not_be_read_is_reported_and_counted(tmp_path, bound_by_modes):
+def test_unreadable_files_and_folders_are_reported_and_counted(tmp_path, bound_by_modes):
     folder = tmp_path / "in"
     for name in ("good.txt", "shut/1.txt", "shut.txt", "listed/2.txt", "z/also.txt"):
         write(folder / name, name)
@@ -207,7 +207,7 @@ def test_jsonl_skips_lines_without_a_document_and_says_where(tmp_path):
 
 @pytest.mark.parametrize("value", ["null", "3", "NaN", "true", '["a", "b"]', '{"a": "b"}', None])
 def test_other_json_values_never_become_text(tmp_path, value):
-    """Not "null", not "['a', 'b']"; a missing key is one of them."""
+    """They become neither "null" nor "['a', 'b']"; a missing key counts as one of them."""
     bad = f'{{"text": {value}}}' if value else '{"body": "null"}'
     path = write(tmp_path / "x.jsonl", f'{{"text": "A"}}\n{bad}\n{{"text": "B"}}\r\n')
     found, problems = read_with_problems([path])
@@ -317,7 +317,7 @@ def test_skips_are_counted_and_the_first_reported():
 
 
 def test_lines_that_break_parsers_and_encoders(tmp_path):
-    """A lone surrogate is dropped, a pair stays, a line nested too deep is skipped with its place."""
+    """A lone surrogate is dropped, a pair is kept, and a line that is nested too deeply is skipped with its place."""
     path = tmp_path / "bad.jsonl"
     lines = [r'{"text": "a \ud800b"}', "[" * 100_000, r'{"text": "\ud83d\ude00 c"}']
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Filters against texts whose fate is plain, MinHash against the true Jaccard similarity."""
+"""Filters on texts with an obvious verdict, MinHash against the true Jaccard similarity."""
 
 from collections import Counter
 
@@ -37,7 +37,7 @@ def test_scrubbing(text, expected):
     assert sum(counts.values()) == sum(scrubbed.count(mark) for mark in ("[URL]", "[EMAIL]", "[PHONE]"))
 
 
-def test_only_what_was_asked_for_is_scrubbed():
+def test_only_the_requested_kinds_are_scrubbed():
     assert scrub(["a@b.org www.c.org"], ("urls",), Counter()) == ["a@b.org [URL]"]
     assert scrub([], ("urls",), Counter()) == []
 
@@ -94,7 +94,7 @@ def test_near_duplicates_are_found_and_others_kept():
 
 
 @pytest.mark.parametrize("similarity, share", [(0.7, (0, 0.02)), (0.9, (0.98, 1))])
-def test_near_duplicates_are_told_from_less_similar_documents(similarity, share):
+def test_near_duplicates_are_distinguished_from_less_similar_documents(similarity, share):
     """At a threshold of 0.8, over 200 pairs of signatures of a known similarity."""
     random = np.random.default_rng(2)
     index, num_found = NearDuplicates(0.8), 0

@@ -201,7 +201,7 @@ def test_language_variants_in_a_dump(tmp_path):
         (one_variant, ("-{", "-{zh:", "-{<nowiki>", "-{{{{", "-{zh:;a=>", "-{H|;;", "-{}-")),
     ],
 )
-def test_markup_that_nobody_closed_takes_no_more_than_linear_time(read, openings):
+def test_unclosed_markup_takes_no_more_than_linear_time(read, openings):
     for opening in openings:
         seconds = []
         for num_characters in (15_000, 60_000):
@@ -235,7 +235,7 @@ def test_a_sample_never_cuts_markup(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0.3, 0.6, 0.9, 0.999])
-def test_what_stands_before_a_damaged_place_is_read(tmp_path, size):
+def test_pages_before_a_damaged_place_are_read(tmp_path, size):
     dump = (HEADER + "".join(page(f"T{i}", f"Text {i}.") for i in range(2_000)) + "</mediawiki>\n").encode()
     line = dump[: int(len(dump) * size)].count(b"\n") + 1
     found, problems = read_with_problems(write(tmp_path / "a.xml", dump[: int(len(dump) * size)]))
@@ -341,7 +341,7 @@ def test_html_that_is_not_text_or_long_or_empty(tmp_path, monkeypatch):
     assert len(found) == 1 and problems == [("HTML of more than 500,000 characters", f"{tmp_path / 'd.html'}:1")]
 
 
-def test_a_declared_charset_must_be_one_of_text():
+def test_a_declared_charset_must_be_a_character_set():
     for name in ("hex", "idna", "undefined", "utf-16", "punycode", "unicode_escape", "raw_unicode_escape"):
         assert html_charset(b"<meta charset=%s>" % name.encode()) == "utf-8-sig"
     assert html_charset(b"\xef\xbb\xbf<meta charset=latin-1>") == "utf-8-sig"

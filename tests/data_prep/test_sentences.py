@@ -75,7 +75,7 @@ def test_boundaries_without_spaces(splitter, sentences):
 
 
 def test_the_ends_are_those_of_unicode():
-    """Sentence_Terminal of another implementation, which may know a later Unicode; new characters are let pass."""
+    """Sentence_Terminal of another implementation, which may know a later Unicode; its new characters are ignored."""
     import regex
 
     every = "".join(chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000)

@@ -1,4 +1,4 @@
-"""A SentencePiece model and its export give the same ids for any text; what cannot be carried over is refused."""
+"""A SentencePiece model and its export give the same ids for any text; a model without an exact export is refused."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def train_elsewhere(path, **options):
 
 
 def random_texts(number, seed=0):
-    """Characters of all blocks, with marks, spaces and repetitions more often than chance has them."""
+    """Characters of all blocks, with marks, spaces and repetitions more often than by chance."""
     choose = random.Random(seed)
 
     def character():
@@ -130,7 +130,7 @@ def test_a_mask_has_the_neighbours_of_the_word_that_it_hides(tmp_path, text, bef
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_type": "bpe"}, "only unigram SentencePiece models convert"),
+        ({"model_type": "bpe"}, "only unigram models convert"),
         ({"byte_fallback": True, "vocab_size": 400}, "was trained with byte_fallback"),
         ({"add_dummy_prefix": False}, "was trained with add_dummy_prefix=False"),
         ({"remove_extra_whitespaces": False}, "was trained with remove_extra_whitespaces=False"),
@@ -138,7 +138,7 @@ def test_a_mask_has_the_neighbours_of_the_word_that_it_hides(tmp_path, text, bef
         ({"user_defined_symbols": ["fox"]}, "user-defined piece 'fox'"),
     ],
 )
-def test_what_cannot_be_carried_over_exactly_is_refused(tmp_path, options, message):
+def test_models_that_do_not_convert_exactly_are_refused(tmp_path, options, message):
     tokenizer = load_tokenizer(train_elsewhere(tmp_path / "spm.model", **options))
     (tmp_path / "hf").mkdir()
     with pytest.raises(ValueError, match=message):
@@ -146,7 +146,7 @@ def test_what_cannot_be_carried_over_exactly_is_refused(tmp_path, options, messa
     assert not list((tmp_path / "hf").iterdir())
 
 
-def test_rules_of_ones_own_are_carried_over_or_refused(tmp_path):
+def test_custom_rules_convert_exactly_or_are_refused(tmp_path):
     rules = tmp_path / "rules.tsv"
     texts = ["the Fox's É", "qQ ab"]
     for content, is_exact in (("46 6F 78\t62\n", False), ("46\t66\n51\t71\n", True)):
@@ -168,7 +168,7 @@ def test_tokenizers_that_transformers_saves_are_vocabularies(tmp_path):
     ours = load_tokenizer(tmp_path / "spm.model")
     (tmp_path / "hf").mkdir()
     save_tokenizer(ours, tmp_path / "hf", 64)
-    # Transformers 5 would write TokenizersBackend, which 4 does not know; 4.57.6 was tried and gives the same ids.
+    # Transformers 5 would write TokenizersBackend, which 4 does not know; 4.57.6 gave the same ids.
     assert read_json(tmp_path / "hf/tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     theirs.save_pretrained(tmp_path / "again")
@@ -190,7 +190,7 @@ def test_tokenizers_that_transformers_saves_are_vocabularies(tmp_path):
     assert load_tokenizer(tmp_path / "both").tokens[-1] == "red fox"
 
 
-def test_tokens_that_a_model_file_cannot_hold_are_not_lost(tmp_path):
+def test_added_tokens_beside_a_model_are_not_lost(tmp_path):
     (tmp_path / "spm.model").write_bytes(train_sentencepiece(SAMPLE, 60))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"[MASK]": 4, "[URL]": 60}))
     with pytest.raises(ValueError, match=r"adds '\[URL\]', which a SentencePiece model cannot hold"):

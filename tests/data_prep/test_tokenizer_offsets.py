@@ -1,4 +1,4 @@
-"""Each token's characters in the text: cut from it, they are what the token was made of, and none is lost."""
+"""The characters of each token: cut out of the text they match the token, and none is lost."""
 
 import unicodedata
 from pathlib import Path
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 def cut(tokenizer, text):
-    """The tokens and the text that each stands for."""
+    """The tokens and the text of each."""
     ids, offsets = tokenizer.encode_with_offsets(text)
     return [(tokenizer.tokens[i], text[begin:end]) for i, (begin, end) in zip(ids, offsets, strict=True)]
 
@@ -36,11 +36,11 @@ def cut(tokenizer, text):
         ("CAFÉ", [("caf", "CAF"), ("##e", "É")]),
         ("cafe\u0301 x", [("caf", "caf"), ("##e", "e\u0301"), ("x", "x")]),  # the accent is its letter's
         ("e\u0301\u0302b", [("e", "e\u0301\u0302"), ("##b", "b")]),
-        ("\u0301x", [("x", "x")]),  # an accent of nothing
+        ("\u0301x", [("x", "x")]),  # an accent without a letter
         ("한", [("ᄒ", "한"), ("##ᅡ", "한"), ("##ᆫ", "한")]),  # NFD makes three letters of one character
         ("日本 です", [("日", "日"), ("本", "本"), ("て", "で"), ("##す", "す")]),
         ("a\u200bb\x00c  d", [("ab", "a\u200bb"), ("##c", "c"), ("d", "d")]),
-        ("a\x0bb", [("ab", "a\x0bb")]),  # to BERT no white space
+        ("a\x0bb", [("ab", "a\x0bb")]),  # not white space to BERT
     ],
 )
 def test_wordpiece_by_hand(folder, text, expected):
@@ -60,7 +60,7 @@ def test_sentencepiece_by_hand(folder):
 
 
 def plain(text):
-    """Another way to the characters that a token is compared by: compatibility forms, no accents, no case."""
+    """The text in compatibility forms, without accents and case, computed independently of the tokenizer."""
     kept = [
         c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) not in ("Mn", "Mc", "Cc", "Cf", "Co")
     ]
@@ -79,7 +79,7 @@ def test_no_character_is_lost_and_none_is_foreign(folder, name):
         assert offsets == sorted(offsets), text
         covered = {place for begin, end in offsets for place in range(begin, end)}
         lost = {text[place] for place in range(len(text)) if place not in covered and not text[place].isspace()}
-        # Normalisation takes away what cannot be seen, accents that stand alone, and the replacement character.
+        # Normalisation removes invisible characters, accents without a letter, and the replacement character.
         lost -= {"\ufffd"}
         assert all(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn", "Mn", "Mc") for c in lost), lost
         for i, (begin, end) in zip(ids, offsets, strict=True):

@@ -1,4 +1,4 @@
-"""What the files of a vocabulary say is honoured, what they do not say is guessed with care, and it is written down."""
+"""The files of a vocabulary decide how text is folded; missing facts are guessed with care, and the result recorded."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_a_guess_goes_by_the_whole_vocabulary(tokens, expected):
     assert guess_folding([*SPECIAL_TOKENS, "[unused1]", "<S>", *tokens]) == expected
 
 
-def test_a_guess_is_said_once_it_is_needed_and_the_option_answers_it(tmp_path, capsys):
+def test_a_guess_is_reported_on_first_use_and_the_option_prevents_it(tmp_path, capsys):
     tokenizer = load_tokenizer(make(tmp_path / "hi", HINDI))
     assert not capsys.readouterr().err
     assert pieces(tokenizer, "अपने घर में") == ["अपने", "घर", "में"]
@@ -109,7 +109,7 @@ def test_the_files_beside_a_vocabulary_are_honoured_as_hugging_face_does(
     [
         ({"do_lower_case": False}, {"lowercase": True}, "do_lower_case=False and tokenizer.json lowercase=True"),
         ({"do_basic_tokenize": False}, None, "do_basic_tokenize=False"),
-        ({}, {"type": "NFC"}, "does not normalise text as BERT does"),
+        ({}, {"type": "NFC"}, "normalises text unlike BERT"),
         ([], None, "not a JSON object"),
     ],
 )
@@ -153,7 +153,7 @@ def test_corpus_and_shards_record_case_and_accents_and_keep_to_them(tmp_path, ca
     assert load_tokenizer(tmp_path / "s").folding == Folding(True, False)
 
 
-def test_a_byte_order_mark_blank_last_lines_and_crlf_are_no_tokens(tmp_path):
+def test_a_byte_order_mark_blank_last_lines_and_crlf_are_not_tokens(tmp_path):
     plain = load_tokenizer(make(tmp_path / "v", LATIN))
     text = (tmp_path / "v/vocab.txt").read_text(encoding="utf-8")
     for number, content in enumerate(
@@ -178,7 +178,7 @@ def test_a_vocabulary_of_any_name_is_found_among_other_texts(tmp_path):
 
 @pytest.mark.parametrize("style", ["added_tokens.json", "added_tokens_decoder", "tokenizer.json"])
 def test_added_tokens_are_tokens(tmp_path, style):
-    """As transformers finds them, in whichever file they stand."""
+    """As transformers finds them, in whichever file they are."""
     from transformers import BertTokenizer
 
     folder = make(tmp_path / "v", LATIN, tokenizer_config={"do_lower_case": True})
