@@ -93,7 +93,9 @@ class TransferOptions:
     """The options of all three commands."""
 
     output: Path = option("folder to fetch into", metavar="DIR")
-    attempts: int = option("failures in a row without a new byte before giving up", default=8, type=at_least(1))
+    attempts: int = option(
+        "failures in a row without a new byte before giving up", default=8, type=at_least(1), metavar="N"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class WikipediaOptions(TransferOptions):
 class GlueOptions(TransferOptions):
     """Fetch GLUE's nine tasks, or its diagnostic set AX."""
 
-    tasks: tuple[str, ...] = option("tasks to fetch", default=NINE_TASKS, choices=tuple(GLUE_FILES))
+    tasks: tuple[str, ...] = option("tasks to fetch", default=NINE_TASKS, choices=tuple(GLUE_FILES), metavar="TASK")
     base_url: str = _mirror_of("https://dl.fbaipublicfiles.com")
     no_checksums: bool = option(UNCHECKED, default=False)
 
@@ -128,6 +130,7 @@ class NotComplete(ValueError):
 
 
 def download_wikipedia(options: WikipediaOptions) -> None:
+    """Fetch a dump. Raises ValueError if the folder holds files of another dump, which a corpus would read as well."""
     output, wiki = options.output, f"{options.language.replace('-', '_')}wiki"
     files = find_dump(f"{options.base_url.rstrip('/')}/{wiki}", wiki, options.date, options.attempts)
     found = re.search(r"-(\d{8})-", files[0].url)[1]
@@ -141,7 +144,10 @@ def download_wikipedia(options: WikipediaOptions) -> None:
 
 
 def find_dump(place: str, wiki: str, date: str, attempts: int) -> list[RemoteFile]:
-    """The article files of the dump of `date` ("YYYYMMDD"), or of the newest complete dump if it is "latest"."""
+    """The article files of the dump of `date` ("YYYYMMDD"), or of the newest complete dump if `date` is "latest".
+
+    Raises ValueError if there is no such dump or it is not complete.
+    """
     for candidate in reversed(_dump_dates(place, attempts)) if date == "latest" else [date]:
         try:
             return _dump_files(f"{place}/{candidate}", f"{wiki}-{candidate}", attempts)
@@ -213,6 +219,7 @@ def download_glue(options: GlueOptions) -> None:
 
 
 def download_squad(options: SquadOptions) -> None:
+    """Fetch the training and dev files of each version."""
     files = [file for version in dict.fromkeys(options.version) for file in SQUAD_FILES[version]]
     fetch_files(remote_files(files, options), options.output, options.attempts)
 

@@ -38,16 +38,11 @@ _CHUNK = 1 << 20  # bytes
 
 
 class IndexedDataset(NamedTuple):
-    """A corpus of T tokens, S sequences and D documents.
+    """A corpus of T tokens, S sequences and D documents."""
 
-    token_ids       [T], a memory map
-    sequence_start  int64 [S + 1] in tokens
-    document_start  int64 [D + 1] in sequences
-    """
-
-    token_ids: np.ndarray
-    sequence_start: np.ndarray
-    document_start: np.ndarray
+    token_ids: np.ndarray  # [T], a memory map
+    sequence_start: np.ndarray  # int64 [S + 1] in tokens
+    document_start: np.ndarray  # int64 [D + 1] in sequences
 
 
 def token_type(vocab_size: int) -> type[np.integer]:

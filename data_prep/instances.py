@@ -20,38 +20,25 @@ _SOP, _NONE = PAIR_TASKS["sop"], PAIR_TASKS["none"]
 
 # Segment A is the tokens a_start .. a_start + a_length - 1 of the corpus, and B likewise. Without a second segment,
 # b_length is 0. `position` is the sequence's number in the shuffled folder, filled in by data_prep.build.
-INSTANCE = np.dtype(
-    [
-        ("position", "<i8"),
-        ("a_start", "<i8"),
-        ("b_start", "<i8"),
-        ("a_length", "<u2"),
-        ("b_length", "<u2"),
-        ("pair_label", "i1"),
-    ],
-    align=True,
-)
+_FIELDS = {"position": "<i8", "a_start": "<i8", "b_start": "<i8", "a_length": "<u2", "b_length": "<u2"}
+INSTANCE = np.dtype([*_FIELDS.items(), ("pair_label", "i1")], align=True)
 
 
 class InstanceRule(NamedTuple):
-    """How documents become instances.
+    """How documents become instances. The values of pair_task:
 
-    seq_length      most tokens of a sequence, special tokens included
-    pair_task       "nsp": as create_pretraining_data.py of google-research/bert (Devlin et al. 2018, section 3.1).
-                    "sop": the two segments of a chunk, swapped half the time (Lan et al. 2019, section 3.1). A chunk
-                    has at least two sentences; a document of one sentence gives no instance.
-                    "none": whole sentences of one document up to the length (Liu et al. 2019, section 4.2,
-                    DOC-SENTENCES). A longer sentence is cut, and no token is lost.
-    duplicates      number of passes over the corpus, each with other chunks and pairs
-    short_seq_prob  share of the documents whose chunks are cut to a random shorter length
-    seed            non-negative
+    "nsp"   as create_pretraining_data.py of google-research/bert (Devlin et al. 2018, section 3.1)
+    "sop"   the two segments of a chunk, swapped half the time (Lan et al. 2019, section 3.1). A chunk has at least two
+            sentences; a document of one sentence gives no instance.
+    "none"  whole sentences of one document up to the length (Liu et al. 2019, section 4.2, DOC-SENTENCES). A longer
+            sentence is cut, and no token is lost.
     """
 
-    seq_length: int
+    seq_length: int  # most tokens of a sequence, special tokens included
     pair_task: str = "nsp"
-    duplicates: int = 1
-    short_seq_prob: float = 0.1
-    seed: int = 0
+    duplicates: int = 1  # passes over the corpus, each with other chunks and pairs
+    short_seq_prob: float = 0.1  # share of the documents whose chunks are cut to a random shorter length
+    seed: int = 0  # non-negative
 
 
 def count_instances(

@@ -14,26 +14,21 @@ from data_prep.randomness import MASKING, below, compiled, start_stream, uniform
 from data_prep.shards import Records
 from data_prep.text.tokenizer import Tokenizer
 
-_SPECIAL, _BEGINS_UNIT, _CONTINUES_UNIT = 0, 1, 2
+_SPECIAL, _BEGINS_UNIT, _CONTINUES_UNIT = 0, 1, 2  # values of token_role
 
 
 class MaskingRule(NamedTuple):
     """How sequences are masked; made by `masking_rule`.
 
-    masked_lm_prob   share of a sequence's tokens to predict, special tokens included
-    max_predictions  most predictions per sequence
-    max_ngram        longest run of units masked together; a run of n units has a probability proportional to 1/n
-                     (Lan et al. 2019, section 3.1)
-    mask_id          id of [MASK]
-    token_role       uint8 [V]. 0: special, neither predicted nor a random replacement. 1: begins a unit that is masked
-                     together, which is a word or a single token. 2: continues a unit
+    A unit is what is masked together: a word, or a single token. A run of n units is masked with a probability
+    proportional to 1/n (Lan et al. 2019, section 3.1).
     """
 
-    masked_lm_prob: float
-    max_predictions: int
-    max_ngram: int
-    mask_id: int
-    token_role: np.ndarray
+    masked_lm_prob: float  # share of a sequence's tokens to predict, special tokens included
+    max_predictions: int  # per sequence
+    max_ngram: int  # longest run of units
+    mask_id: int  # of [MASK]
+    token_role: np.ndarray  # uint8 [V]; a special token is neither predicted nor a random replacement
 
 
 def masking_rule(

@@ -76,18 +76,17 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 def find_modules(packages: Iterable[str] = PACKAGES) -> list[tuple[str, Path]]:
     """(module name, source file) of the standard library and of those of `packages` that are installed."""
-    roots = [("", Path(sysconfig.get_path("stdlib")))]
+    roots = [((), Path(sysconfig.get_path("stdlib")))]
     for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
-            roots.append((package, Path(spec.origin).parent))
+            roots.append(((package,), Path(spec.origin).parent))
     modules = []
     for package, root in roots:
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             if SKIPPED_FOLDERS.isdisjoint(parts):
-                names = (package, *parts) if package else parts
-                modules.append((".".join(names).removesuffix(".__init__"), path))
+                modules.append((".".join(package + parts).removesuffix(".__init__"), path))
     return modules
 
 
@@ -111,8 +110,8 @@ def read_topics(stdlib: Path) -> dict[str, str]:
     path = stdlib / "pydoc_data" / "topics.py"
     if not path.exists():
         return {}
-    assignments = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Assign)]
-    return ast.literal_eval(assignments[0].value) if assignments else {}
+    assignments = (node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Assign))
+    return ast.literal_eval(next(assignments).value)  # the file is one dictionary
 
 
 def strip_markup(text: str) -> str:

@@ -68,24 +68,15 @@ _REPAIR = "copy it again or rebuild the folder"
 
 
 class Records(NamedTuple):
-    """B sequences without padding, with T tokens and P predictions in all: the arrays of a shard, in its order.
+    """B sequences with T tokens and P predictions in all, as the arrays of a shard (see above)."""
 
-    sequence_start       [B + 1] sequence i is token_ids[sequence_start[i] : sequence_start[i + 1]]
-    prediction_start     [B + 1] the same for the predictions
-    token_ids            [T] with the masks applied
-    masked_lm_labels     [P] the original tokens of the predicted positions
-    masked_lm_positions  [P] within the sequence of the prediction, ascending
-    segment_b_start      [B] within the sequence; its length if there is no second segment
-    pair_labels          [B] 0: B follows A; 1: B is random or A and B are swapped; -1: no pair
-    """
-
-    sequence_start: np.ndarray
-    prediction_start: np.ndarray
-    token_ids: np.ndarray
-    masked_lm_labels: np.ndarray
-    masked_lm_positions: np.ndarray
-    segment_b_start: np.ndarray
-    pair_labels: np.ndarray
+    sequence_start: np.ndarray  # [B + 1]
+    prediction_start: np.ndarray  # [B + 1]
+    token_ids: np.ndarray  # [T], the array `tokens` of a shard
+    masked_lm_labels: np.ndarray  # [P]
+    masked_lm_positions: np.ndarray  # [P], within the sequence
+    segment_b_start: np.ndarray  # [B], within the sequence
+    pair_labels: np.ndarray  # [B]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -142,8 +133,8 @@ def starts_of(lengths: np.ndarray | list[int]) -> np.ndarray:
 
 
 def _select_runs(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of all elements of the runs `rows` [B] of the runs that begin at `starts`, and their starts [B + 1]
-    among the selected ones.
+    """Selects the runs `rows` [B] of those that begin at `starts`: the indices of their elements, and where each run
+    begins among these, [B + 1].
     """
     first = starts[rows].astype(np.int64)
     lengths = starts[rows + 1] - first
