@@ -19,7 +19,7 @@ universal checkpoint cannot cross ZeRO stages.
 
 import dataclasses
 import os
-import pydoc
+import pkgutil
 import shutil
 from functools import partial
 from pathlib import Path
@@ -200,7 +200,7 @@ def load_checkpoint(engine, layout: Layout, folder: Path) -> dict:
     here = _layout_of(engine, layout)
     is_same = all(description.get(key) == value for key, value in here.items())
     if is_same and read_json(fragments_file(folder, layout.dp_rank, layout.tp_rank)) == _fragments(engine):
-        classes = [pydoc.locate(name) for name in DEEPSPEED_CLASSES]
+        classes = [pkgutil.resolve_name(name) for name in DEEPSPEED_CLASSES]
         engine.checkpoint_engine.load = partial(load_file, classes=classes)  # its own would unpickle anything
         engine.load_checkpoint(str(folder.parent), tag=folder.name)
     else:

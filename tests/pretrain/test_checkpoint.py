@@ -86,15 +86,15 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named(damage, run_folder, tmp_path):
-    pattern, break_it, told = DAMAGES[damage]
+    pattern, break_it, message = DAMAGES[damage]
     checkpoint = list_checkpoints(run_folder)[-1]
     assert damaged_files(checkpoint) == []
     break_it(next(checkpoint.glob(pattern)))
-    assert told in " ".join(damaged_files(checkpoint))
+    assert message in " ".join(damaged_files(checkpoint))
     if damage.startswith("checksums"):
         assert all(problem.startswith(CHECKSUMS) for problem in damaged_files(checkpoint))
     if damage == "flipped bit":
-        with pytest.raises(ValueError, match=f"is damaged: .*{told}"):
+        with pytest.raises(ValueError, match=f"is damaged: .*{message}"):
             convert(["--checkpoint", str(run_folder), "--output", str(tmp_path / "hf")])
 
 
@@ -140,8 +140,8 @@ def test_a_damaged_newest_falls_back_loudly(shard_folders, config_file, run_fold
 def test_without_any_whole_checkpoint_nothing_is_started(shard_folders, config_file, run_folder):
     for checkpoint in list_checkpoints(run_folder):
         flip_a_bit(checkpoint / "checkpoint.json")
-    told = run_ranks(refusal_of, 2, arguments(shard_folders, config_file, run_folder))
-    assert "no checkpoint is whole (step_00000004: checkpoint.json has another checksum; step_00000002" in told[0]
+    messages = run_ranks(refusal_of, 2, arguments(shard_folders, config_file, run_folder))
+    assert "no checkpoint is whole (step_00000004: checkpoint.json has another checksum; step_00000002" in messages[0]
     assert [path.name for path in list_checkpoints(run_folder)] == ["step_00000002", "step_00000004"]
 
 
@@ -164,8 +164,8 @@ def test_a_strangers_pickle_is_not_run(stage, shard_folders, config_file, run_fo
         names = [line.split("  ")[1] for line in (checkpoint / CHECKSUMS).read_text().splitlines()]
         (checkpoint / CHECKSUMS).write_text("".join(f"{sha256_file(checkpoint / name)}  {name}\n" for name in names))
     more = ["--set", f"zero_optimization.stage={stage}"]
-    told = run_ranks(refusal_of, 2, arguments(shard_folders, config_file, run_folder, *more))
-    assert "refused, it holds posix.mkdir" in told[0]
+    messages = run_ranks(refusal_of, 2, arguments(shard_folders, config_file, run_folder, *more))
+    assert "refused, it holds posix.mkdir" in messages[0]
     with pytest.raises(ValueError, match=r"refused, it holds posix\.mkdir"):
         tensor_reader(checkpoint)
     assert not (tmp_path / "code ran").exists()
@@ -175,7 +175,7 @@ def test_a_strangers_pickle_is_not_run(stage, shard_folders, config_file, run_fo
 
 
 def test_what_is_kept(shard_folders, config_file, tmp_path):
-    """The last one, and every second for good; the rest of a killed save is gone."""
+    """The last checkpoint and every second one are kept; the rest of a killed save is removed."""
     output = tmp_path / "run"
     more = ["--steps", "5", "--save-interval", "1", "--keep-checkpoints", "1", "--keep-every", "2"]
     argv = arguments(shard_folders, config_file, output, *more)
@@ -223,7 +223,7 @@ NUM_KILLS = 20
 @pytest.mark.slow
 def test_killed_again_and_again_the_end_is_the_same(shard_folders, config_file, tmp_path):
     """kill -9 of both ranks at twenty random moments, ten of them in a save that has begun; every step has one. No
-    checkpoint is ever half there. Measured: 89 s on 2 busy cores, 10 saves half done, gone on from 18 different steps.
+    checkpoint is ever half there. Measured: 89 s on 2 busy cores, 10 saves half done, resumes from 18 different steps.
     """
     (tmp_path / "model.json").write_text(json.dumps(SMALL_MODEL))
     whole, killed = tmp_path / "whole", tmp_path / "killed"

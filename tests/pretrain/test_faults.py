@@ -149,8 +149,8 @@ def test_a_rank_that_stands_still_is_named_and_the_job_goes_on(stopped, shard_fo
     print(f"ended after {time.monotonic() - began:.1f} s")
     ranks[stopped].kill()
     assert ranks[stopped].wait(10) == -signal.SIGKILL
-    told = rf"rank {1 - stopped} on \S+, in step \d+: another rank died, .* no longer answer: \[{stopped}\]"
-    assert re.search(told, logs[1 - stopped].read_text())
+    message = rf"rank {1 - stopped} on \S+, in step \d+: another rank died, .* no longer answer: \[{stopped}\]"
+    assert re.search(message, logs[1 - stopped].read_text())
     ranks = start_ranks([*argv, "--stop-after", "2"], logs)
     assert [rank.wait(120) for rank in ranks] == [0, 0], logs[0].read_text()
     assert last_step(output) == 2

@@ -91,7 +91,7 @@ def test_another_runs_folder_is_refused_and_left_as_it_is(shard_folders, config_
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (["--set", "optimizer.params.lr=0.1"], "deepspeed.optimizer.params.lr: 0.005 there, 0.1 asked for"),
         (["--set", "bf16.enabled=true"], r"run \(deepspeed.precision: 'fp32' there, 'bf16' asked for\); choose"),
@@ -104,12 +104,12 @@ def test_another_runs_folder_is_refused_and_left_as_it_is(shard_folders, config_
     ],
     ids=str,
 )
-def test_a_resume_with_other_numbers_is_refused_by_its_key(change, told, shard_folders, config_file, tmp_path):  # noqa: F811
+def test_a_resume_with_other_numbers_is_refused_by_its_key(change, message, shard_folders, config_file, tmp_path):  # noqa: F811
     argv = arguments(shard_folders, config_file, tmp_path / "run")
     with claimed_run_folder(prepare(argv)):
         pass
     other = prepare([*argv, *with_folders(change, shard_folders)])
-    with pytest.raises(ValueError, match=told) as caught, claimed_run_folder(other):
+    with pytest.raises(ValueError, match=message) as caught, claimed_run_folder(other):
         pass
     others = ("params.eps", "betas", "train_batch_size", "hidden_size", "seed")
     assert not [key for key in others if key in str(caught.value)]
@@ -153,11 +153,10 @@ def test_data_sets_of_two_vocabularies_are_not_mixed(shard_folders, config_file,
     other = shutil.copytree(shard_folders[1], tmp_path / "other")
     (vocabulary,) = other.glob("*.model")
     vocabulary.write_bytes(vocabulary.read_bytes() + b"x")
-    told = json.loads((other / "manifest.json").read_text())
-    vocab = told["vocab"] | {"sha256": sha256_file(vocabulary)}
-    (other / "manifest.json").write_text(
-        json.dumps(make_manifest(told["config"], vocab, told["corpus"], told["shards"]))
-    )
+    held = json.loads((other / "manifest.json").read_text())
+    vocab = held["vocab"] | {"sha256": sha256_file(vocabulary)}
+    manifest = make_manifest(held["config"], vocab, held["corpus"], held["shards"])
+    (other / "manifest.json").write_text(json.dumps(manifest))
     more = ["--data", f"{shard_folders[0]}=1", f"{other}=1"]
     with pytest.raises(ValueError, match="other and .*/train have different vocabularies; build both with the same"):
         prepare(arguments(shard_folders, config_file, tmp_path / "run", *more))

@@ -1,4 +1,4 @@
-"""From phase 1 to phase 2: longer sequences, weights and moments kept, the schedule anew; and what a run would be."""
+"""From phase 1 to phase 2: longer sequences, weights and moments kept, the schedule restarted; and dry runs."""
 
 import json
 from pathlib import Path
@@ -129,11 +129,13 @@ def _continuing(shards, config_files, folder: Path, start: Path) -> list[str]:
     return arguments(shards, config_files[1], folder / "run", "--continue-from", str(start))
 
 
-def test_a_dry_run_tells_all_and_writes_nothing(shard_folders, config_files, tmp_path, capsys):
+def test_a_dry_run_prints_everything_and_writes_nothing(shard_folders, config_files, tmp_path, capsys):
     main(arguments(shard_folders, config_files[0], tmp_path / "run", "--dry-run", "--steps", "77"))
-    told = capsys.readouterr().out
-    assert '"total_num_steps": 77' in told and '"hidden_size": 128' in told and '"tensor_parallel": 1' in told
-    assert "time to train, 77 steps" in told and "peak, of " in told and told.endswith("Nothing was written.\n")
+    printed = capsys.readouterr().out
+    assert '"total_num_steps": 77' in printed and '"hidden_size": 128' in printed and '"tensor_parallel": 1' in printed
+    assert (
+        "time to train, 77 steps" in printed and "peak, of " in printed and printed.endswith("Nothing was written.\n")
+    )
     assert not (tmp_path / "run").exists()
 
 

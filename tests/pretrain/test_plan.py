@@ -38,7 +38,7 @@ PREDICTIONS = 7  # make_batch: a seventh of the tokens
 
 
 def train_config(stage: int, dtype: str, num_micro_batches: int, lengths: list[int], dp_size: int) -> dict:
-    """A DeepSpeed file; ZeRO 3 may keep no weights gathered for good, as in models that are larger than its limits."""
+    """A DeepSpeed file; ZeRO 3 may keep no weights permanently gathered, as in models that are larger than its limits."""
     zero = {"stage": stage, "reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
     return {
         "train_batch_size": num_micro_batches * len(lengths) * dp_size,
@@ -72,7 +72,7 @@ def measured(config, deepspeed, tp_size, lengths, sequence_parallel, recompute, 
     path = folder / f"{layout.rank}.json"
     trace.export_chrome_trace(str(path))
     events = json.loads(path.read_text())["traceEvents"]
-    # The running total knows of frees on gloo's threads too, of which there is no event.
+    # The running total includes frees on gloo's threads, which have no events.
     held = sorted((event["ts"], index) for index, event in enumerate(events) if event.get("name") == "[memory]")
     totals = [events[index]["args"]["Total Allocated"] for _, index in held]
     before = totals[0] - events[held[0][1]]["args"]["Bytes"]

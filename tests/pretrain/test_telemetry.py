@@ -51,15 +51,15 @@ def test_any_other_damaged_line_is_named_before_a_rank_starts(name, line, shard_
         pass
     (tmp_path / "run" / name).write_bytes(ROWS + line + b"\n" + ROWS)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "run.lock"}
-    told = rf"{name}, line 3 is damaged: not a JSON object with a step; remove or restore"
-    with pytest.raises(ValueError, match=told), claimed_run_folder(prepare(argv)):
+    message = rf"{name}, line 3 is damaged: not a JSON object with a step; remove or restore"
+    with pytest.raises(ValueError, match=message), claimed_run_folder(prepare(argv)):
         pass
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "run.lock"}
     assert after == before
 
 
 def test_tensorboard_loses_no_step_when_the_clock_goes_back(tmp_path):
-    """Launches at 12 steps each, all of the past ones by a clock that was ahead; the second goes on after step 8."""
+    """Three launches, the first two by a clock that was ahead; the second one resumes after step 8."""
     layout = Layout(1, 1, 0, 0, torch.device("cpu"))
     (tmp_path / "run.json").write_text("{}")
     for first, last, hour in ((0, 12, 9), (8, 12, 8), (12, 15, 0)):

@@ -212,14 +212,14 @@ def test_a_stated_default_and_another_layout_are_the_same_run(shard_folders, con
 
 
 def test_damaged_bytes_of_shards_are_not_trained_on(shard_folders, config_file, tmp_path):
-    """Zeros inside a shard of unchanged size, which only the checksum tells; each rank reads a part of the shards."""
+    """Zeros inside a shard of unchanged size, which only the checksum reveals; each rank reads a part of the shards."""
     folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in shard_folders]
     shard = sorted(folders[1].glob("*.safetensors"))[-1]
     content = bytearray(shard.read_bytes())
     content[2000:4000] = bytes(2000)
     shard.write_bytes(content)
-    told = run_ranks(refusal_of, 2, arguments(folders, config_file, tmp_path / "run"))
-    assert told == [f"{shard}: not the bytes that were written (sha256 differs); copy them again or rebuild the folder"
+    messages = run_ranks(refusal_of, 2, arguments(folders, config_file, tmp_path / "run"))
+    assert messages == [f"{shard}: not the bytes that were written (sha256 differs); copy them again or rebuild the folder"
                     " with `python -m data_prep.build`"] * 2  # fmt: skip
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
@@ -247,7 +247,7 @@ def test_every_stage_logs_the_norm_of_the_gradients(shard_folders, config_file, 
 
 
 def test_bf16_with_all_that_saves_memory_follows_float32(shard_folders, config_file, tmp_path):
-    """Pre-LayerNorm and sinusoidal positions, which are no weights. Measured: 2.8e-5 relative."""
+    """Pre-LayerNorm and sinusoidal positions, which are not parameters. Measured: 2.8e-5 relative."""
     model = SMALL_MODEL | {"model_type": "megatron-bert", "position_embedding_type": "sinusoidal"}
     (tmp_path / "model.json").write_text(json.dumps(model))
     common = ["--model", str(tmp_path / "model.json"), "--dropout", "0"]

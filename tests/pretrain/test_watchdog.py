@@ -29,15 +29,15 @@ def test_a_rank_that_hangs_prints_its_stack_and_ends(tmp_path):
     process.start()
     process.join(20)
     assert process.exitcode == 1
-    told = (tmp_path / "log").read_text()
-    assert "in read_from_a_dead_file_system" in told and "Timeout (0:00:00.2" in told
+    log = (tmp_path / "log").read_text()
+    assert "in read_from_a_dead_file_system" in log and "Timeout (0:00:00.2" in log
 
 
-@pytest.mark.parametrize(("rank", "told"), [(0, "error: the loss is nan\n"), (1, "")])
-def test_a_loss_that_is_not_finite_is_one_line_and_exit_code_1(rank, told, capsys):
+@pytest.mark.parametrize(("rank", "printed"), [(0, "error: the loss is nan\n"), (1, "")])
+def test_a_loss_that_is_not_finite_is_one_line_and_exit_code_1(rank, printed, capsys):
     with pytest.raises(SystemExit) as caught, watch_rank(Layout(2, 1, rank, 0, torch.device("cpu"))):
         raise FloatingPointError("the loss is nan")
-    assert (caught.value.code, capsys.readouterr().err) == (1, told)
+    assert (caught.value.code, capsys.readouterr().err) == (1, printed)
 
 
 def test_only_the_first_rank_of_a_host_reports_wrong_input():
