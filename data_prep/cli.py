@@ -27,17 +27,20 @@ import sys
 import typing
 from collections.abc import Callable
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 Options = TypeVar("Options")
-HOSTS = "over many hosts"
+HOSTS, REQUIRED, OPTIONAL = "over many hosts", "required", "options"
+METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
 def option(help: str | None, *, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
     """A field of an options class: the field `seq_length` is the flag --seq-length.
 
-    The annotation decides how a flag is read. A `bool` is a switch, off by default. A `tuple[X, ...]` takes several
-    values, and repeating the flag adds to them. Any other flag takes one value. A flag without a default is required.
+    The annotation decides how a flag is read. A `bool` is a switch, off by default. A `bool | None` is a pair of
+    switches, `flags=("--yes", "--no")`. A `tuple[X, ...]` takes several values, and repeating the flag adds to them.
+    Any other flag takes one value. A flag without a default is required.
 
     Args:
         help: what --help prints, followed by the default; None hides the flag
@@ -66,50 +69,92 @@ def build_parser(options: type, command: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
     )
-    groups: dict[str, Any] = {"": parser}
+    groups: dict[str, Any] = {name: parser.add_argument_group(name) for name in (REQUIRED, OPTIONAL)}
+    groups[OPTIONAL].add_argument("-h", "--help", action="help", help="show this message and exit")
     types = typing.get_type_hints(options)
+    usage = [parser.prog]
     own_first = sorted(dataclasses.fields(options), key=lambda field: field.name not in options.__annotations__)
     for field in own_first:
-        settings = dict(field.metadata)
-        flags = settings.pop("flags", ("--" + field.name.replace("_", "-"),))
-        group, one_of = settings.pop("group", ""), settings.pop("one_of", "")
+        is_required = field.default is dataclasses.MISSING
+        settings = _settings_by_type(types[field.name]) | dict(field.metadata) | _help(field)
+        flags = settings.pop("flags", _default_flags(field))
+        is_flag = flags[0].startswith("-")
+        group = settings.pop("group", REQUIRED if is_required else OPTIONAL)
+        one_of = settings.pop("one_of", "")
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         if one_of and one_of not in groups:
             groups[one_of] = groups[group].add_mutually_exclusive_group()
-        if flags[0].startswith("-"):
-            settings |= {"dest": field.name, "required": field.default is dataclasses.MISSING}
-        groups[one_of or group].add_argument(*flags, **_settings_by_type(types[field.name]) | settings | _help(field))
+        if is_flag:
+            settings |= {"dest": field.name, "required": is_required}
+        action = groups[one_of or group].add_argument(*flags, **settings)
+        if is_required:
+            values = action.metavar or action.dest.upper()
+            usage += [flags[0], values] if is_flag else [values]
+    parser.usage = " ".join([*usage, "[options]"])
     return parser
 
 
+def command_line(options: Any) -> list[str]:
+    """The words that `parse` reads as these options: its inverse. Options that have their default are left out."""
+    words = []
+    for field in dataclasses.fields(options):
+        value, flags = getattr(options, field.name), field.metadata.get("flags", _default_flags(field))
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flags[0] if value else flags[1])
+        elif isinstance(value, tuple):
+            words += [flags[0], *map(str, value)]
+        else:
+            words.append(f"{flags[0]}={value}")
+    return words
+
+
+def _default_flags(field: dataclasses.Field) -> tuple[str]:
+    return ("--" + field.name.replace("_", "-"),)
+
+
 def _settings_by_type(annotation: Any) -> dict[str, Any]:
-    """What argparse is told about an option because of its annotation."""
+    """What argparse needs to know of an option because of its annotation."""
     if annotation is bool:
         return {"action": "store_true"}
+    if annotation == bool | None:
+        return {"action": _YesOrNo, "nargs": 0}
     if typing.get_origin(annotation) is tuple and annotation.__args__[-1] is Ellipsis:
         return {"action": _Extend, "nargs": "+", "type": annotation.__args__[0]}
     inner = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
-    return {"type": inner[0]}
+    return {"type": inner[0]} | ({"metavar": METAVARS[inner[0]]} if inner[0] in METAVARS else {})
 
 
 def _help(field: dataclasses.Field) -> dict[str, str]:
-    """The help text of a flag with its default, if it has one that says something."""
+    """The help text of an option, followed by its default unless that only means that nothing was given."""
     text, default = field.metadata["help"], field.default
     if text is None:
         return {"help": argparse.SUPPRESS}
-    if default in (dataclasses.MISSING, None, False, "", ()):
+    if default is dataclasses.MISSING or default is None or default is False or default in ("", ()):
         return {"help": text}
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     return {"help": f"{text} (default: {shown})"}
 
 
 class _Extend(argparse.Action):
-    """Collects the values of a flag into a tuple; a repeated flag adds to them instead of replacing them."""
+    """Collects the values of a flag in a tuple. A repeated flag adds to them instead of replacing them."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
+
+
+class _YesOrNo(argparse.Action):
+    """A pair of flags: the first one sets the field to True and the second one to False. They exclude each other."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        chosen = option_string == self.option_strings[0]
+        if getattr(namespace, self.dest, chosen) != chosen:
+            raise argparse.ArgumentError(self, "the two exclude each other")
+        setattr(namespace, self.dest, chosen)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -121,39 +166,52 @@ class _Parser(argparse.ArgumentParser):
 
 def at_least(minimum: int) -> Callable[[str], int]:
     """A `type` of an option: an integer that is not below `minimum`."""
+    return between(minimum, math.inf)
+
+
+def between(low: int, high: float) -> Callable[[str], int]:
+    """A `type` of an option: an integer from `low` to `high`."""
 
     def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{value} is below {minimum}")
-        return value
+        return _require_range(_read(int, text, "an integer"), low, high)
 
     return integer
 
 
-def number(above: float | None = None, low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
-    """A `type` of an option: a finite number from `low` to `high`, and greater than `above` if that is given."""
+def number(
+    above: float | None = None, low: float = -math.inf, high: float = math.inf, below: float | None = None
+) -> Callable[[str], float]:
+    """A `type` of an option: a finite number from `low` to `high`, and greater than `above`, and less than `below`."""
 
     def real(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        value = _read(float, text, "a number")
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is not finite")
         if above is not None and value <= above:
-            raise argparse.ArgumentTypeError(f"{text} is not above {above:g}")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
-        return value
+            raise argparse.ArgumentTypeError(f"{text} is not above {above}")
+        if below is not None and value >= below:
+            raise argparse.ArgumentTypeError(f"{text} is not below {below}")
+        return _require_range(value, low, high)
 
     return real
 
 
 share = number(low=0, high=1)
+
+
+def _read(kind: type, text: str, what: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+
+
+def _require_range(value: float, low: float, high: float) -> Any:
+    if low <= value <= high:
+        return value
+    if math.isinf(low) or math.isinf(high):
+        raise argparse.ArgumentTypeError(f"{value} is below {low}" if value < low else f"{value} is above {high}")
+    raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
 
 
 def part(text: str) -> tuple[int, int]:
@@ -162,6 +220,33 @@ def part(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4")
     return int(index), int(count)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What a command reads that takes text. `data_prep.text.documents` finds the files and reads them."""
+
+    input: tuple[str, ...] = option("text files, and folders of them", metavar="PATH")
+    format: str = option(
+        "text: a file is a document; jsonl: a line is one; wikitext: ' = Title = ' starts one; sentences: one sentence "
+        "per line, a blank line between documents; mediawiki: an XML dump; html: a file is a document; auto: by file "
+        "name and first line, never sentences",
+        default="auto",
+        choices=("auto", "text", "jsonl", "wikitext", "sentences", "mediawiki", "html"),
+    )
+    text_key: str = option("the key of a jsonl object that holds the text", default="text", metavar="KEY")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaseOptions:
+    """Whether a vocab.txt is cased. The other kinds of vocabularies say so themselves."""
+
+    cased: bool | None = option(
+        "whether a vocab.txt distinguishes capital letters from small ones; by default tokenizer_config.json beside it "
+        "decides, and without that file it is guessed, with a warning",
+        default=None,
+        flags=("--cased", "--uncased"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

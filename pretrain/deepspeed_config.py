@@ -6,6 +6,7 @@ it, the rule and the way out.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from pretrain.model_config import nearest, read_json
@@ -140,7 +141,14 @@ def load_deepspeed_config(path: str | Path, overrides: list[str] = ()) -> dict:
     Raises ValueError for a missing key, a misspelt one (and names the nearest), a value of the wrong kind, or a batch
     that does not add up.
     """
-    config = read_json(path)
+    config = read_with_overrides(path, overrides)
+    check_deepspeed_config(config, str(path))
+    return config
+
+
+def read_with_overrides(path: str | Path | None, overrides: Iterable[str]) -> dict:
+    """The content of a DeepSpeed file (`None`: an empty one) with overrides `a.b=value`, not checked otherwise."""
+    config = {} if path is None else read_json(path)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -152,7 +160,6 @@ def load_deepspeed_config(path: str | Path, overrides: list[str] = ()) -> dict:
             if not isinstance(target, dict):
                 raise ValueError(f"--set {override}: {parent} is a value in {path}, it has no {last}")
         target[last] = parse_value(value)
-    check_deepspeed_config(config, str(path))
     return config
 
 

@@ -202,6 +202,14 @@ def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool 
         )
 
 
+def check_device_precision(precision: str) -> None:
+    """Raise ValueError for fp16 without a GPU, since a CPU does not compute in it."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError(
+            "fp16.enabled=true: there is no GPU here, and a CPU has no fp16; choose bf16, or neither of them"
+        )
+
+
 def make_deterministic() -> None:
     """Makes the GPU repeat itself bit for bit, at some cost in speed; to be called before its first product. The CPU
     does so anyway.

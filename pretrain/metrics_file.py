@@ -1,4 +1,4 @@
-"""Reading the rows of a run's metrics.jsonl."""
+"""Reading what a run's folder says about it: the rows of its .jsonl files, and settings by their dotted names."""
 
 import json
 from pathlib import Path
@@ -27,3 +27,11 @@ def read_rows(path: Path) -> list[dict]:
                 f"{path}, line {number} is damaged: no JSON object with a step; remove or restore the line"
             )
     return rows
+
+
+def flattened(values: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -25,7 +25,7 @@ from pretrain.deepspeed_config import (
     precision_of,
     settings_of_results,
 )
-from pretrain.layout import check_layout
+from pretrain.layout import check_device_precision, check_layout
 from pretrain.metrics_file import read_rows
 from pretrain.model import RECOMPUTE
 from pretrain.model_config import PRESETS, ModelConfig, load_model_config
@@ -232,10 +232,8 @@ def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     overrides = args.set + ([f"scheduler.params.total_num_steps={args.steps}"] if args.steps else [])
     deepspeed = load_deepspeed_config(args.deepspeed_config, overrides)
     num_accumulation_steps(deepspeed, world_size // args.tensor_parallel)
-    if precision_of(deepspeed) == "fp16" and not (torch.cuda.is_available() or args.dry_run):
-        raise ValueError(
-            "fp16.enabled=true: there is no GPU here, and a CPU has no fp16; choose bf16, or neither of them"
-        )
+    if not args.dry_run:
+        check_device_precision(precision_of(deepspeed))
     data = open_data(args.data)
     shards = data[0][0]
     vocab = shards.manifest["vocab"]

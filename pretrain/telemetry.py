@@ -29,7 +29,7 @@ from data_prep.cli import run_cli
 from data_prep.files import finished_file, read_json
 from pretrain.data import StepBatch
 from pretrain.layout import Layout
-from pretrain.metrics_file import read_rows
+from pretrain.metrics_file import flattened, read_rows
 from pretrain.model_config import ModelConfig
 
 LOGS = ("metrics.jsonl", "tensors.jsonl", "launches.jsonl")
@@ -182,14 +182,6 @@ def whereabouts(num_ranks: int) -> dict:
         **versions,
         "git": state or "not a checkout",
     }
-
-
-def flattened(values: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in values.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -1,22 +1,42 @@
-"""Ending a rank that hangs."""
+"""How a rank ends when something goes wrong: its input is wrong, its loss is not finite, another rank died, or it hangs.
+
+All ranks of a run read the same input and see the same loss, so all of them fail together, and one of them reports it.
+"""
 
 import faulthandler
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-WATCHDOG_MARGIN_S = 10  # after --timeout: the ranks that wait for the one that stands still speak first
+from pretrain.layout import Layout, is_about_another_rank
+
+MARGIN_S = 10  # after the timeout of a collective: the ranks that wait for a hanging one report it before it is ended
+
+
+@contextmanager
+def one_report_per_host(local_rank: int) -> Iterator[None]:
+    """Leave the report of a wrong input (ValueError, OSError) to the first rank of each host; the others exit with 2."""
+    try:
+        yield
+    except (ValueError, OSError):
+        if local_rank == 0:
+            raise
+        sys.exit(2)
 
 
 class Watchdog:
-    """Ends this rank if what it is `at` takes longer than a collective may, and prints where each thread of it stands.
+    """Ends this rank if the work that it is `at` takes longer than a collective may, after printing every thread's stack.
 
-    The timer is a thread of C: it also fires where the interpreter hangs, as in a read from a dead file system.
+    The timer is a thread of C, so it also fires where the interpreter hangs, as in a read from a dead file system.
     """
 
-    def __init__(self, timeout_min: float):
-        self.seconds = 60 * timeout_min + WATCHDOG_MARGIN_S
-        self.place = "the start"
+    def __init__(self, timeout_min: float, place: str = "the start"):
+        self.seconds = 60 * timeout_min + MARGIN_S
+        self.place = place
 
     def at(self, place: str) -> None:
-        """Begins to wait anew, for `place` to end."""
+        """Restart the timer for the work called `place`."""
         self.place = place
         faulthandler.dump_traceback_later(self.seconds, exit=True)
 
@@ -25,3 +45,26 @@ class Watchdog:
 
     def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def watch_rank(layout: Layout, timeout_min: float = 10, place: str = "the start") -> Iterator[Watchdog]:
+    """Run the work of one rank under a Watchdog, whose timer starts with its first `at`.
+
+    A FloatingPointError, which all ranks raise together, becomes one line on stderr and exit code 1. A RuntimeError of
+    a collective gets a note: which rank reports it, what it was doing, and which ranks no longer answer.
+    """
+    try:
+        with Watchdog(timeout_min, place) as watchdog:
+            yield watchdog
+    except FloatingPointError as error:
+        if layout.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if is_about_another_rank(error):
+            error.add_note(
+                f"rank {layout.rank} on {platform.node()}, in {watchdog.place}: another rank died, or did not answer"
+                f" for {timeout_min:g} minutes. Ranks that no longer answer: {layout.silent_ranks() or 'none'}"
+            )
+        raise
