@@ -1,6 +1,5 @@
-"""A task by the name that the user gave, or as a finished run's folder describes it."""
+"""A task by the name that the user gave, or as run.json of a finished run describes it."""
 
-import argparse
 from dataclasses import replace
 
 from evaluation.baselines import BASELINES
@@ -22,40 +21,47 @@ TASK_HELP = (
 SQUAD_FLAGS = ("doc_stride", "max_query_length", "max_answer_length")
 
 
-def find_task(args: argparse.Namespace) -> Task:
-    """The task by its name; ValueError names the nearest one for a misspelt name."""
-    name = args.task.lower()
+def find_task(options) -> Task:
+    """The task that the options of `evaluation.finetune` name.
+
+    Reads `task`, `checkpoint`, `data_dir`, `train_file`, `dev_file`, `tag_scheme` and the `SQUAD_FLAGS` of the
+    options, and the headers or tags of the files where these define the task. Raises ValueError for an unknown name,
+    an option that does not go with the task, and files that do not define one.
+    """
+    name, train_file, dev_file = options.task.lower(), options.train_file, options.dev_file
     if name not in TASKS:
-        raise ValueError(f"--task {args.task} is unknown; choose one of {', '.join(TASKS)}{nearest(name, TASKS)}")
-    if not args.data_dir.is_dir():
-        raise ValueError(f"--data-dir {args.data_dir}: no such folder")
-    lengths = {flag: getattr(args, flag) for flag in SQUAD_FLAGS if getattr(args, flag) is not None}
+        raise ValueError(f"--task {options.task} is unknown; choose one of {', '.join(TASKS)}{nearest(name, TASKS)}")
+    if not options.data_dir.is_dir():
+        raise ValueError(f"--data-dir {options.data_dir}: no such folder")
+    lengths = {flag: getattr(options, flag) for flag in SQUAD_FLAGS if getattr(options, flag) is not None}
     if lengths and name not in SQUAD_TASKS:
         raise ValueError(f"--{next(iter(lengths)).replace('_', '-')} goes with --task squad1 or squad2; leave it out")
-    if args.checkpoint in BASELINES and name not in (*GLUE_TASKS, *OWN_TASKS):
+    if options.tag_scheme and name != "ner":
+        raise ValueError("--tag-scheme goes with --task ner; leave it out")
+    if options.checkpoint in BASELINES and name not in (*GLUE_TASKS, *OWN_TASKS):
         raise ValueError(
-            f"--checkpoint {args.checkpoint} answers with one label or score a row, which {name} has not; "
+            f"--checkpoint {options.checkpoint} predicts one label or score per example, which does not fit {name}; "
             "compare with --checkpoint random"
         )
-    if args.tag_scheme and name != "ner":
-        raise ValueError("--tag-scheme goes with --task ner; leave it out")
-    if name == "ner":
-        return find_ner_task(args.data_dir, args.train_file, args.dev_file, args.tag_scheme)
     if name in SQUAD_TASKS:
-        return squad_task(name, args.train_file, args.dev_file, **lengths)
+        return squad_task(name, train_file, dev_file, **lengths)
+    if name == "ner":
+        return find_ner_task(options.data_dir, train_file, dev_file, options.tag_scheme)
     if name in OWN_TASKS:
-        form = own_task(name, args.data_dir, args.train_file, args.dev_file)
-        return ranking_task(form) if name == "ranking" else text_task(form)
-    form = GLUE_TASKS[name]
-    form = replace(form, train_file=args.train_file or form.train_file, dev_file=args.dev_file or form.dev_file)
-    return text_task(form)
+        return _from_description(own_task(name, options.data_dir, train_file, dev_file))
+    glue = GLUE_TASKS[name]
+    return text_task(replace(glue, train_file=train_file or glue.train_file, dev_file=dev_file or glue.dev_file))
 
 
 def restore_task(settings: dict, scores: dict) -> Task:
-    """The task that run.json describes, for a model with these dev scores: SQuAD 2.0's threshold is among them."""
+    """The task with these `Task.settings`, for a model with these dev scores: SQuAD 2.0 takes its threshold there."""
     if settings["name"] in SQUAD_TASKS:
         return squad_task(**settings, null_threshold=scores.get("null_threshold"))
     if settings["name"] == "ner":
         return ner_task(**settings)
-    form = TextTask(**{key: tuple(value) if type(value) is list else value for key, value in settings.items()})
-    return ranking_task(form) if form.name == "ranking" else text_task(form)
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return _from_description(TextTask(**fields))
+
+
+def _from_description(description: TextTask) -> Task:
+    return ranking_task(description) if description.name == "ranking" else text_task(description)

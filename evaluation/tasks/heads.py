@@ -1,11 +1,11 @@
-"""What fine-tuning puts on top of the pretrained encoder, under the names of Hugging Face's classes, so that export is
-a copy; and their losses.
+"""The layers that fine-tuning adds to the pretrained encoder, and their losses. Classes and parameters have Hugging
+Face's names, so that export is a copy.
 
-Shapes follow the legend in `pretrain.model`; L is the number of outputs: one per class, 1 for a score, 2 for the first
-and the last token of an answer. A loss is one number for each thing to be learnt, not reduced: the loop takes the mean.
+Shapes follow the legend in `pretrain.model`. L is the number of outputs: one per class, 1 for a score, 2 for the first
+and the last token of an answer. Logits are float32. In each `forward`, `dropout_seed` determines the dropout masks;
+None switches dropout off. Losses are not reduced: the loop takes the mean.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,11 +16,7 @@ from pretrain.model_config import ModelConfig
 
 
 class BertForSequenceClassification(nn.Module):
-    """Pooled [CLS], dropout, linear: a class or a score for a sentence or a pair (Devlin et al. 2019, section 4.1).
-
-    Parameters are `bert.*`, `classifier.weight` [L, H] and `classifier.bias` [L]; `pretrain.model.init_weights` fills
-    them.
-    """
+    """A class or a score for a sentence or a pair: dropout and linear on the pooled [CLS] (Devlin et al. 2019, 4.1)."""
 
     def __init__(self, config: ModelConfig, layout: Layout, num_outputs: int):
         super().__init__()
@@ -29,17 +25,14 @@ class BertForSequenceClassification(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_outputs)
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
-        """Logits [B, L] in float32. `dropout_seed` makes the dropout masks; None switches dropout off."""
+        """Logits [B, L]."""
         pooled = self.bert.pool(self.bert(sequences, dropout_seed), sequences.cu_seqlens)  # [B, H]
         pooled = dropout(pooled, self.config.hidden_dropout_prob, sub_seed(dropout_seed, "classifier"))
         return self.classifier(pooled).float()
 
 
 class BertForTokenClassification(nn.Module):
-    """Dropout and linear on each token: a class for each word (Devlin et al. 2019, section 5.3). There is no pooler.
-
-    Parameters are `bert.*`, `classifier.weight` [L, H] and `classifier.bias` [L].
-    """
+    """A class for each token: dropout and linear on it, without a pooler (Devlin et al. 2019, section 5.3)."""
 
     def __init__(self, config: ModelConfig, layout: Layout, num_outputs: int):
         super().__init__()
@@ -48,17 +41,14 @@ class BertForTokenClassification(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_outputs)
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
-        """Logits [T, L] in float32. `dropout_seed` makes the dropout masks; None switches dropout off."""
+        """Logits [T, L]."""
         hidden = self.bert(sequences, dropout_seed)  # [T, H]
         hidden = dropout(hidden, self.config.hidden_dropout_prob, sub_seed(dropout_seed, "classifier"))
         return self.classifier(hidden).float()
 
 
 class BertForQuestionAnswering(nn.Module):
-    """Linear on each token: how well an answer begins there, and ends (Devlin et al. 2019, section 4.2). No pooler.
-
-    Parameters are `bert.*`, `qa_outputs.weight` [2, H] and `qa_outputs.bias` [2].
-    """
+    """Whether an answer begins or ends at a token: linear on it, without a pooler (Devlin et al. 2019, section 4.2)."""
 
     def __init__(self, config: ModelConfig, layout: Layout, num_outputs: int = 2):
         super().__init__()
@@ -67,12 +57,12 @@ class BertForQuestionAnswering(nn.Module):
         self.qa_outputs = nn.Linear(config.hidden_size, num_outputs)
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
-        """Logits [T, 2] in float32. `dropout_seed` makes the dropout masks; None switches dropout off."""
+        """Logits [T, 2]."""
         return self.qa_outputs(self.bert(sequences, dropout_seed)).float()
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, sequences: Sequences) -> Tensor:
-    """[B] Cross entropy in nats for int64 class indices [B], squared error for float32 scores [B]. logits: [B, L]."""
+    """[B] Cross entropy in nats for class indices [B], squared error for float32 scores [B]. logits: [B, L]."""
     if labels.is_floating_point():
         return F.mse_loss(logits.squeeze(1), labels, reduction="none")
     return F.cross_entropy(logits, labels, reduction="none")
@@ -85,15 +75,16 @@ def token_loss(logits: Tensor, labels: Tensor, sequences: Sequences) -> Tensor:
 
 
 def span_loss(logits: Tensor, labels: Tensor, sequences: Sequences) -> Tensor:
-    """[B] Mean of the cross entropies of an answer's first and last token, in nats. logits: [T, 2], labels: [B, 2].
+    """[B] Mean of the cross entropies, in nats, of an answer's first and last token. logits: [T, 2], labels: [B, 2].
 
-    The softmax is over the tokens of the sequence. In google-research/bert and Hugging Face it is over the padding too,
-    so there it depends on what else is in the batch.
+    The softmax is over the tokens of the sequence. In google-research/bert and Hugging Face it includes the padding, so
+    the loss there depends on the other sequences of the batch.
     """
-    num_places = sequences.num_sequences * sequences.max_seqlen
-    padded = logits.new_full((num_places, 2), float("-inf"))
     index = sequences.padded_index
-    padded = logits if index is None else padded.index_copy(0, index.to(logits.device), logits)  # [B * S, 2]
-    padded = padded.view(sequences.num_sequences, sequences.max_seqlen, 2)
+    padded = logits
+    if index is not None:
+        padded = logits.new_full((sequences.num_sequences * sequences.max_seqlen, 2), float("-inf"))
+        padded = padded.index_copy(0, index.to(logits.device), logits)
+    padded = padded.view(sequences.num_sequences, sequences.max_seqlen, 2)  # [B, S, 2]
     first, last = (F.cross_entropy(padded[:, :, side], labels[:, side], reduction="none") for side in (0, 1))
-    return torch.add(first, last) / 2
+    return (first + last) / 2

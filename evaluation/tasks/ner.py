@@ -1,8 +1,8 @@
-"""Named entities: a tag for each word, as a task for the loop (Devlin et al. 2019, section 5.3).
+"""Named entities: a tag for each word (Devlin et al. 2019, section 5.3).
 
-A word's first piece carries its label, the others none. A sentence of more tokens than fit is cut between words into
-windows, one after another, so that no word goes without a tag. Scores are seqeval's, of whole entities: it gives what
-CoNLL's own evaluation gives.
+The first token of a word carries its label. A sentence of more tokens than fit is cut between words into windows, one
+after another, so every word gets a tag. Scores are of whole entities: seqeval's, which are those of CoNLL's own
+evaluation.
 """
 
 from collections.abc import Sequence
@@ -17,23 +17,22 @@ from torch import Tensor
 
 from data_prep.files import finished_file
 from data_prep.text.tokenizer import Tokenizer
-from evaluation.tasks.conll import Sentence, read_conll, read_words, tell_scheme
+from evaluation.tasks.conll import Sentence, guess_scheme, read_conll, read_words
 from evaluation.tasks.features import Features, progress
 from evaluation.tasks.heads import BertForTokenClassification, token_loss
+from evaluation.tasks.rows import find_split
 from evaluation.tasks.task import Scores, Task
 
-USUAL_FILES = {
-    "train": ("train.txt", "train.conll", "eng.train"),
-    "dev": ("dev.txt", "valid.txt", "dev.conll", "eng.testa"),
-}
+TRAIN_FILES = ("train.txt", "train.conll", "eng.train")
+DEV_FILES = ("dev.txt", "valid.txt", "dev.conll", "eng.testa")
 
 
 @dataclass(frozen=True)
 class WordFeatures(Features):
-    """Sentences or windows of them; `labels` are [T], -100 but for the first piece of each word."""
+    """Windows: N of them, each of one sentence; `labels` are [T], -100 except for the first token of each word."""
 
     sentence_index: np.ndarray  # [N] int64
-    is_word: np.ndarray  # [T] bool: the first piece of a word
+    is_word: np.ndarray  # [T] bool: the first token of a word
 
 
 class Tagging(NamedTuple):
@@ -44,30 +43,24 @@ class Tagging(NamedTuple):
 
 
 def find_ner_task(data_dir: Path, train_file: str | None, dev_file: str | None, scheme: str | None) -> Task:
-    """The task that a folder's files make: scheme and types come from the training file. Raises ValueError for missing
-    files, what `evaluation.tasks.conll` finds wrong, and a training file without an entity.
+    """The task on the files of a folder; the training file gives the types and, unless it is named, the scheme.
+
+    Raises ValueError for missing files, what `evaluation.tasks.conll` finds wrong, and a training file without
+    entities.
     """
-    train_file = train_file or _usual_file(data_dir, "train")
-    dev_file = dev_file or _usual_file(data_dir, "dev")
+    train_file = train_file or find_split(data_dir, "train", TRAIN_FILES)
+    dev_file = dev_file or find_split(data_dir, "dev", DEV_FILES)
     path = data_dir / train_file
-    scheme = scheme or tell_scheme(read_words(path, True))
+    scheme = scheme or guess_scheme(read_words(path, True))
     types = {tag[2:] for sentence in read_conll(path, True, scheme) for tag in sentence.tags if tag != "O"}
     if not types:
-        raise ValueError(f"{path}: every tag is O; a training file has entities: is the tag in the last column?")
+        raise ValueError(f"{path}: every tag is O, so there is nothing to learn; is the tag in the last column?")
     labels = ["O", *(f"{prefix}-{kind}" for kind in sorted(types) for prefix in "BI")]
     return ner_task("ner", train_file, dev_file, scheme, labels)
 
 
-def _usual_file(data_dir: Path, split: str) -> str:
-    found = [name for name in USUAL_FILES[split] if (data_dir / name).is_file()]
-    if len(found) == 1:
-        return found[0]
-    problem = f"holds {' and '.join(found)}" if found else f"holds none of {', '.join(USUAL_FILES[split])}"
-    raise ValueError(f"{data_dir} {problem}; exactly one is due: name it with --{split}-file")
-
-
 def ner_task(name: str, train_file: str, dev_file: str, scheme: str, labels: Sequence[str]) -> Task:
-    """Tagging with these IOB2 labels, from files of one scheme."""
+    """Tagging with these IOB2 labels, on files of one scheme."""
     settings = {"name": name, "train_file": train_file, "dev_file": dev_file, "scheme": scheme, "labels": list(labels)}
     return Task(
         name=name,
@@ -76,7 +69,7 @@ def ner_task(name: str, train_file: str, dev_file: str, scheme: str, labels: Seq
         dev_file=dev_file,
         labels=tuple(labels),
         num_outputs=len(labels),
-        max_seq_length=128,
+        seq_length=128,
         settings=settings,
         read=partial(read_sentences, scheme=scheme, labels=labels),
         encode=partial(encode_words, labels=labels),
@@ -90,7 +83,7 @@ def ner_task(name: str, train_file: str, dev_file: str, scheme: str, labels: Seq
 
 
 def read_sentences(path: Path, labelled: bool, scheme: str, labels: Sequence[str]) -> list[Sentence]:
-    """The sentences of a file; ValueError, with the line, for a type of entity that the training file has not."""
+    """The sentences of a file; ValueError, with the line, for a type of entity that the training file does not have."""
     sentences = read_conll(path, labelled, scheme)
     unknown = {tag[2:] for sentence in sentences for tag in sentence.tags or () if tag not in labels}
     if unknown:
@@ -104,23 +97,23 @@ def read_sentences(path: Path, labelled: bool, scheme: str, labels: Sequence[str
 
 
 def encode_words(
-    tokenizer: Tokenizer, sentences: Sequence[Sentence], max_seq_length: int, name: str, labels: Sequence[str]
+    tokenizer: Tokenizer, sentences: Sequence[Sentence], seq_length: int, name: str, labels: Sequence[str]
 ) -> WordFeatures:
-    """[CLS] words [SEP] for each sentence or window of one. A word that the vocabulary knows nothing of is [UNK]; one
-    longer than a window loses the rest of its pieces.
+    """[CLS] words [SEP] for each window of each sentence. A word without tokens becomes [UNK]; one longer than a window
+    loses its last tokens.
     """
-    budget = max_seq_length - 2
+    budget = seq_length - 2
     index_of = {label: index for index, label in enumerate(labels)}
     sequences, targets, is_word, sentence_index = [], [], [], []
     for index, sentence in enumerate(progress(sentences, name)):
         words = [(tokenizer.encode(word) or [tokenizer.unk_id])[:budget] for word in sentence.words]
         classes = [index_of[tag] for tag in sentence.tags or ["O"] * len(words)]
-        for start, stop in cut_between_words([len(pieces) for pieces in words], budget):
+        for start, stop in cut_between_words([len(tokens) for tokens in words], budget):
             ids, firsts, wanted = [tokenizer.cls_id], [False], [-100]
-            for pieces, label in zip(words[start:stop], classes[start:stop], strict=True):
-                ids += pieces
-                firsts += [True] + [False] * (len(pieces) - 1)
-                wanted += [label] + [-100] * (len(pieces) - 1)
+            for tokens, label in zip(words[start:stop], classes[start:stop], strict=True):
+                ids += tokens
+                firsts += [True] + [False] * (len(tokens) - 1)
+                wanted += [label] + [-100] * (len(tokens) - 1)
             sequences.append(np.array([*ids, tokenizer.sep_id]))
             is_word.append([*firsts, False])
             targets.append([*wanted, -100])
@@ -137,25 +130,27 @@ def encode_words(
     )
 
 
-def cut_between_words(num_pieces: Sequence[int], budget: int) -> list[tuple[int, int]]:
-    """(first word, word after the last) of each window; none has more than `budget` pieces."""
+def cut_between_words(num_tokens: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    """(first word, word after the last) of each window of a sentence, whose words have `num_tokens` tokens each; a
+    window has at most `budget` tokens.
+    """
     windows, start, room = [], 0, budget
-    for place, count in enumerate(num_pieces):
+    for index, count in enumerate(num_tokens):
         if count > room:
-            windows.append((start, place))
-            start, room = place, budget
+            windows.append((start, index))
+            start, room = index, budget
         room -= count
-    return [*windows, (start, len(num_pieces))]
+    return [*windows, (start, len(num_tokens))]
 
 
 def decode_tags(
     sentences: Sequence[Sentence], features: WordFeatures, logits: Sequence[Tensor], labels: Sequence[str]
 ) -> list[Tagging]:
-    """The likeliest tag of each word. logits: [S, L] of each window."""
+    """The most probable tag of each word. logits: [S, L] of each window."""
     taggings = [Tagging([], []) for _ in sentences]
-    for window, scores in enumerate(logits):
-        places = slice(features.sequence_start[window], features.sequence_start[window + 1])
-        best = scores[features.is_word[places]].softmax(-1).max(-1)  # of each word [words]
+    for window, outputs in enumerate(logits):
+        tokens = slice(features.sequence_start[window], features.sequence_start[window + 1])
+        best = outputs[features.is_word[tokens]].softmax(-1).max(-1)  # of each word of the window
         tagging = taggings[features.sentence_index[window]]
         tagging.tags.extend(labels[index] for index in best.indices.tolist())
         tagging.probabilities.extend(best.values.tolist())
@@ -163,7 +158,7 @@ def decode_tags(
 
 
 def score_tags(sentences: Sequence[Sentence], taggings: Sequence[Tagging]) -> Scores:
-    """Precision, recall and F1 of entities, over all (micro-averaged) and of each type that occurs."""
+    """Precision, recall and F1 of entities, over all of them (micro-averaged) and for each type that occurs."""
     right, found = [list(sentence.tags) for sentence in sentences], [tagging.tags for tagging in taggings]
     report = classification_report(right, found, output_dict=True, zero_division=0)
     averages = {"macro avg", "weighted avg"}
@@ -173,8 +168,8 @@ def score_tags(sentences: Sequence[Sentence], taggings: Sequence[Tagging]) -> Sc
 
 
 def write_tags(folder: Path, sentences: Sequence[Sentence], taggings: Sequence[Tagging]) -> None:
-    """predictions.txt: word, tag (if the file has them), predicted tag and its probability, by tabs; a blank line after
-    each sentence.
+    """predictions.txt: word, tag (if the file has tags), predicted tag and its probability, separated by tabs; a blank
+    line after each sentence.
     """
     with finished_file(folder / "predictions.txt", "w") as file:
         for sentence, tagging in zip(sentences, taggings, strict=True):

@@ -1,10 +1,9 @@
-"""Ranking: candidate answers to a question, by the probability that each is right; mean average precision (MAP) and
-mean reciprocal rank (MRR) over questions, as for WikiQA (Yang, Yih and Meek 2015).
+"""Ranking: candidate answers to a question, ordered by the probability that each is right. The scores are mean average
+precision (MAP) and mean reciprocal rank (MRR) over questions, as for WikiQA (Yang, Yih and Meek 2015).
 
-A question without a right answer cannot be ranked well or badly and is left out of the scores, as in that paper; so is
-one without a wrong answer, which every model ranks perfectly (the "clean" setting of Rao, He and Lin 2016). How many
-there are is printed. Questions are told apart by their text, white space aside. All rows are trained on. Of equal
-scores those of right answers come last (`evaluation.tasks.metrics.right_places`).
+All rows are trained on. Questions without a right answer are not scored, as in that paper, nor are questions without a
+wrong one, which every model ranks perfectly (the "clean" setting of Rao, He and Lin 2016). Rows with the same question,
+up to white space, belong together.
 """
 
 from collections.abc import Sequence
@@ -19,22 +18,22 @@ from evaluation.tasks.metrics import average_precision, reciprocal_rank
 from evaluation.tasks.task import Scores, Task
 
 
-def ranking_task(form: TextTask) -> Task:
-    """A pair task with the classes 0 and 1 whose scores are those of rankings."""
-    return replace(text_task(form), encode=encode_candidates, score=score_rankings)
+def ranking_task(description: TextTask) -> Task:
+    """A task on pairs with the classes 0 and 1, scored as rankings."""
+    return replace(text_task(description), encode=encode_candidates, score=score_rankings)
 
 
 def candidates(examples: Sequence[Example]) -> dict[str, list[int]]:
-    """The rows of each question, in the order of the file."""
+    """{question: the indices of its examples}, in the order of the file."""
     rows: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         rows.setdefault(" ".join(example.text.split()), []).append(index)
     return rows
 
 
-def encode_candidates(tokenizer: Tokenizer, examples: Sequence[Example], max_seq_length: int, name: str) -> Features:
-    """The pairs, with a note on the questions that are not scored."""
-    features = encode_examples(tokenizer, examples, max_seq_length, name)
+def encode_candidates(tokenizer: Tokenizer, examples: Sequence[Example], seq_length: int, name: str) -> Features:
+    """The pairs; the note counts the questions that are not scored."""
+    features = encode_examples(tokenizer, examples, seq_length, name)
     if features.labels is None:
         return features
     shares = [features.labels[rows].mean() for rows in candidates(examples).values()]
@@ -46,12 +45,11 @@ def encode_candidates(tokenizer: Tokenizer, examples: Sequence[Example], max_seq
 
 
 def score_rankings(examples: Sequence[Example], predictions: np.ndarray) -> Scores:
-    """MAP and MRR over the questions that have right and wrong answers; None if there is none. predictions: [N, 2]."""
+    """MAP and MRR over the questions that have right and wrong answers; None if there are none. predictions: [E, 2]."""
     labels, scores = np.array([example.label for example in examples]), predictions[:, 1]
     ranked = [rows for rows in candidates(examples).values() if 0 < labels[rows].mean() < 1]
-    if not ranked:
-        return {"map": None, "mrr": None}
+    metrics = {"map": average_precision, "mrr": reciprocal_rank}
     return {
-        "map": float(np.mean([average_precision(labels[rows], scores[rows]) for rows in ranked])),
-        "mrr": float(np.mean([reciprocal_rank(labels[rows], scores[rows]) for rows in ranked])),
+        name: float(np.mean([metric(labels[rows], scores[rows]) for rows in ranked])) if ranked else None
+        for name, metric in metrics.items()
     }

@@ -1,8 +1,7 @@
-"""Rows of the tables that hold a task's examples: TSV, CSV or JSONL, told by the ending, in UTF-8 with or without a
-byte order mark, with either kind of line end; and folders of text files (IMDb's shape), one folder a label.
+"""Rows of the files that hold a task's examples, in UTF-8: tables as TSV, CSV or JSONL, by their ending, and folders of
+text files, one folder per label (the layout of IMDb).
 
-In a TSV a quotation mark is a character like any other (that is how GLUE's files are written, see
-`evaluation.tasks.glue`), in a CSV it quotes, also over several lines.
+In a TSV a quotation mark is an ordinary character, as in GLUE's files. In a CSV it quotes, also over several lines.
 """
 
 import csv
@@ -22,25 +21,31 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def read_rows(
     path: Path, headerless_columns: Sequence[str] = (), skip_broken_rows: bool = False
 ) -> Iterator[tuple[int | str, dict[str, object]]]:
-    """Yield (line number counted from 1, {column: text}) for each row of a TSV, CSV or JSONL file; blank lines are
-    passed over. Of a folder: (a text file's path in it, {"sentence": its text, "label": its folder}), by the paths.
+    """Yield (line number from 1, {column: value}) for each row of a table, except blank lines; for each text of a
+    folder (its path in the folder, {"sentence": the text, "label": the subfolder}), sorted by path.
 
-    `headerless_columns` names the columns of a TSV whose first line is already data. A number in JSON, true and false
-    are taken as they are written; what else is no text is left to `check_text`, since the column may not be needed.
-    Raises ValueError, with file and line, for another ending, bytes that are no UTF-8, another separator than the
-    ending's, a row whose number of fields differs from the header's, a column that occurs twice, JSON that is no
-    object, and what `text_files` refuses.
+    Values are texts. JSON's numbers and true and false are taken as they are written; its other values are passed on
+    as they are, since the column may not be needed (see `check_text`).
+
+    Args:
+        headerless_columns: the columns of a TSV whose first line is a row already
+        skip_broken_rows: leave out rows whose number of fields differs from the header's instead of raising
+
+    Raises ValueError, with file and line, for another ending or separator, bytes that are not UTF-8, a column that
+    occurs twice, a broken row, JSON other than objects, and what `text_files` refuses.
     """
     if path.is_dir():
         for file in text_files(path):
             name = file.relative_to(path)
             yield name.as_posix(), {"sentence": read_utf8(file), "label": name.parts[0]}
         return
-    text = _read_text(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: the ending '{path.suffix}' is not one of {', '.join(FORMATS)}; convert the file")
+    text = read_utf8(path, FORMATS)
     if path.suffix == ".jsonl":
         yield from _json_rows(path, text)
         return
-    rows = _fields(path, text)
+    rows = _csv_rows(path, text) if path.suffix == ".csv" else _tsv_rows(text)
     if not headerless_columns:
         _check_separator(path, text)
     header = list(headerless_columns) or [column.strip() for column in next(rows, (0, []))[1]]
@@ -53,17 +58,37 @@ def read_rows(
         elif not skip_broken_rows:
             missing = f"; column '{header[len(fields)]}' is missing" if len(fields) < len(header) else ""
             raise ValueError(
-                f"{path}:{line}: the row has {len(fields)} fields where {len(header)} are due{missing}; "
+                f"{path}:{line}: the row has {len(fields)} fields and the header {len(header)}{missing}; "
                 "correct the row (a tab or line break inside a text splits it)"
             )
 
 
+def read_utf8(path: Path, endings: Sequence[str] = ()) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises ValueError with file and line for bytes that are not UTF-8, and for a missing file with the names of those
+    that the folder has, of all or of these `endings`.
+    """
+    if not path.is_file():
+        present = sorted(p.name for p in path.parent.glob("*") if p.is_file() and (not endings or p.suffix in endings))
+        shown = ", ".join(present[:10]) or " ".join(["no", *endings, "file"])
+        raise ValueError(f"{path} does not exist; the folder holds {shown}: name the right file or folder")
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; convert the file to UTF-8"
+        ) from error
+
+
 def check_text(where: str, name: str, value: object) -> str:
-    """`value`, which must be a text. Raises ValueError for anything else (null, NaN, a list) and for a text with half
-    of a surrogate pair, which is no character and can be neither encoded nor written.
+    """`value` if it is a text. Raises ValueError for anything else (null, NaN, a list) and for a text with half of a
+    surrogate pair, which can be neither encoded nor written.
     """
     if not isinstance(value, str):
-        raise ValueError(f"{where}: '{name}' is {json.dumps(value)[:60]}, a text is due; write one or remove the row")
+        raise ValueError(f"{where}: '{name}' is {json.dumps(value)[:60]} instead of a text; correct or remove the row")
     if half := _SURROGATE.search(value):
         raise ValueError(
             f"{where}: '{name}' has {ascii(half[0])}, half of a character, perhaps since the text was cut; remove it"
@@ -71,12 +96,24 @@ def check_text(where: str, name: str, value: object) -> str:
     return value
 
 
-def text_files(folder: Path) -> list[Path]:
-    """The .txt files (also .TXT) of each subfolder, whose name is their label, at any depth, sorted. Left out are
-    IMDb's unlabelled texts (unsup), what lies beside the subfolders, and hidden files.
+def find_split(data_dir: Path, split: str, names: Sequence[str]) -> str:
+    """The one of the `names` that `data_dir` holds for a split ("train" or "dev"); a name that ends in / is a folder's.
 
-    Raises ValueError for a folder without subfolders, a subfolder without a text, files of other endings and links to
-    folders, and OSError for what cannot be read: no text is left out in silence.
+    Raises ValueError unless exactly one is there.
+    """
+    found = [name for name in names if ((data_dir / name).is_dir() if name[-1] == "/" else (data_dir / name).is_file())]
+    if len(found) != 1:
+        problem = f"holds {' and '.join(found)}" if found else f"holds none of {', '.join(names)}"
+        raise ValueError(f"{data_dir} {problem}; name the file for {split} with --{split}-file")
+    return found[0].rstrip("/")
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The .txt files (also .TXT) of each subfolder, at any depth, sorted; the subfolder's name is their label. IMDb's
+    unlabelled texts (unsup), files beside the subfolders and hidden files are left out.
+
+    Raises ValueError for a folder without subfolders, a subfolder without a text, files with other endings and links
+    to folders, and OSError for what cannot be read: no text is left out silently.
     """
 
     def fail(error: OSError) -> None:
@@ -87,74 +124,48 @@ def text_files(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} has no subfolders; texts lie in a folder for each label, such as {folder / 'pos'}")
     files = []
     for label in labels:
-        inside, others = [], []
+        texts, others = [], []
         for parent, subfolders, names in os.walk(label, onerror=fail):
             names += [name for name in subfolders if os.path.islink(os.path.join(parent, name))]
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             for path in (Path(parent, name) for name in names if not name.startswith(".")):
-                (inside if path.suffix.lower() == ".txt" and not path.is_dir() else others).append(path)
-        if others or not inside:
-            shown = f"{len(others)} that are not, such as {min(others).relative_to(label)}" if others else "none"
+                (texts if path.suffix.lower() == ".txt" and not path.is_dir() else others).append(path)
+        if others or not texts:
+            shown = f"{len(others)} other files, such as {min(others).relative_to(label)}" if others else "no text"
             raise ValueError(
-                f"{label}: a label's folder holds texts that end in .txt and no other files; this one has {shown}: "
-                "rename, move or remove what is no text"
+                f"{label} holds {shown}; the folder of a label holds texts that end in .txt and nothing else: rename, "
+                "move or remove other files"
             )
-        files += sorted(inside)
+        files += sorted(texts)
     return files
 
 
 def _check_separator(path: Path, text: str) -> None:
-    """Raise ValueError for a header whose columns are separated by another character than the ending promises."""
-    due = "," if path.suffix == ".csv" else "\t"
+    """Raise ValueError if the header's columns are separated by another character than the ending promises."""
+    expected = "," if path.suffix == ".csv" else "\t"
     header = re.sub('"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
     found = [separator for separator in ";\t|," if separator in header]
-    if found and due not in found:
+    if found and expected not in found:
         raise ValueError(
-            f"{path}:1: the columns are separated by {found[0]!r}, in a {path.suffix} file {due!r} is due; save it so, "
-            "or with the ending of its kind (.csv has commas, .tsv tabs)"
+            f"{path}:1: the columns are separated by {found[0]!r}, in a {path.suffix} file {expected!r} is expected; "
+            "save it with that, or give it the ending of its format (.csv has commas, .tsv tabs)"
         )
 
 
-def _read_text(path: Path) -> str:
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: the ending '{path.suffix}' is no format read here; use one of {', '.join(FORMATS)}")
-    if not path.is_file():
-        present = sorted(p.name for p in path.parent.glob("*") if p.suffix in FORMATS) if path.parent.is_dir() else []
-        raise ValueError(
-            f"{path} does not exist; the folder holds {', '.join(present) or 'no table'}: name the right file or folder"
-        )
-    return read_utf8(path)
-
-
-def read_utf8(path: Path) -> str:
-    """The text of a file, without a byte order mark; ValueError, with file and line, for bytes that are no UTF-8."""
-    raw = path.read_bytes()
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(sys.maxsize)  # the library's own limit is 131,072 characters per cell
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1  # where a row begins: a quoted text may span several lines
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}:{line}: byte 0x{raw[error.start]:02x} is no UTF-8 text; convert the file to UTF-8"
-        ) from error
-
-
-def _fields(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    if path.suffix == ".csv":
-        csv.field_size_limit(sys.maxsize)  # else a cell has at most 131,072 characters
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        while True:
-            line = reader.line_num + 1  # where the row begins: a quoted text may go over several
-            try:
-                fields = next(reader, None)
-            except csv.Error as error:
-                raise ValueError(
-                    f"{path}:{line}: {error}; correct the quotation marks or save the table as TSV"
-                ) from error
-            if fields is None:
-                break
+        for fields in reader:
             if fields:
                 yield line, fields
-        return
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}:{line}: {error}; correct the quotation marks or save the table as TSV") from error
+
+
+def _tsv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
     # str.splitlines would also break a row at characters such as U+0085 or U+2028, which texts from the web contain.
     for line, row in enumerate(text.split("\n"), 1):
         if row.strip("\r"):
@@ -169,11 +180,12 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]
             record = json.loads(row)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise ValueError(f"{path}:{line}: no valid JSON ({reason}); write one object a line") from error
+            raise ValueError(f"{path}:{line}: not valid JSON ({reason}); write one object per line") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{path}:{line}: a JSON {type(record).__name__} where an object with named columns is due")
+            raise ValueError(f"{path}:{line}: a JSON {type(record).__name__} instead of an object with named columns")
         yield line, {column: json.dumps(value) if _is_number(value) else value for column, value in record.items()}
 
 
 def _is_number(value: object) -> bool:
+    """Whether a JSON value is a finite number, true or false."""
     return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))

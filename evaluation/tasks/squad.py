@@ -1,19 +1,19 @@
-"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): the official JSON, windows of a passage, and the task for the loop.
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): the official JSON, windows of a passage, and the task.
 
     {"data": [{"title": ..., "paragraphs": [{"context": "...", "qas": [
         {"id": "...", "question": "...", "is_impossible": false, "answers": [{"text": "...", "answer_start": 7}]}]}]}]}
 
-`answer_start` counts characters. An answer that does not stand where it says is an error that names the question, and
-so is a question without an answer under SQuAD 1.1: no question is left out in silence.
+`answer_start` counts characters. No question is left out silently: an answer that is not at its `answer_start`, and in
+SQuAD 1.1 a question without an answer, are errors that name the question.
 
-A passage that does not fit is read in windows that overlap (Devlin et al. 2019 do so in their released code,
-run_squad.py: 384 tokens, a new window every 128, questions of at most 64). A window without the answer is taught that
-it has none: first and last token are [CLS].
+A passage that does not fit is read in overlapping windows, by default as in google-research/bert's run_squad.py: 384
+tokens, a new window every 128, questions of at most 64. The label of a window without the answer is no answer: its
+first and last token are [CLS].
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,12 @@ from evaluation.tasks.task import Task
 
 SQUAD_TASKS = {"squad1": 1, "squad2": 2}
 FILES = {1: ("train-v1.1.json", "dev-v1.1.json"), 2: ("train-v2.0.json", "dev-v2.0.json")}
-KINDS = {str: "a text", bool: "true or false", int: "a whole number", list: "a list"}
+KINDS = {str: "a text", bool: "true or false", int: "an integer", list: "a list"}
 SHAPE = '{"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}'
 
 
 class Question(NamedTuple):
-    """One question on a passage. `answers` are all right ones, () where there is none, None in a file without them;
+    """One question on a passage. `answers` are all right answers, () if there is none, None in a file without them;
     `answer_start` is where the first one begins in `context`.
     """
 
@@ -48,11 +48,11 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class SpanFeatures(Features):
-    """Windows: N of them, each of one question; `labels` are [N, 2] places in the sequence, 0 and 0 for no answer."""
+    """Windows: N of them, each of one question; `labels` are [N, 2], 0 and 0 for no answer."""
 
     question_index: np.ndarray  # [N] int64
-    spans: np.ndarray  # [T, 2] the characters of the passage that a token stands for; -1 outside the passage
-    may_begin: np.ndarray  # [T] bool: of all windows this one has most around the token, so answers begin here
+    spans: np.ndarray  # [T, 2] int64, the characters of the passage that a token stands for; -1 outside the passage
+    may_begin: np.ndarray  # [T] bool: an answer may begin here, since no other window has more context around the token
 
 
 def squad_task(
@@ -64,7 +64,7 @@ def squad_task(
     max_answer_length: int = 30,
     null_threshold: float | None = None,
 ) -> Task:
-    """SQuAD by its name. `null_threshold` is tuned on what is scored unless it is given."""
+    """SQuAD by its name. Without a `null_threshold` SQuAD 2.0's is tuned on the questions that are scored."""
     version = SQUAD_TASKS[name]
     files = {"train_file": train_file or FILES[version][0], "dev_file": dev_file or FILES[version][1]}
     lengths = {"doc_stride": doc_stride, "max_query_length": max_query_length, "max_answer_length": max_answer_length}
@@ -74,7 +74,7 @@ def squad_task(
         **files,
         labels=(),
         num_outputs=2,
-        max_seq_length=384,
+        seq_length=384,
         settings={"name": name, **files, **lengths},
         read=partial(read_squad, version=version),
         encode=partial(encode_windows, **lengths),
@@ -88,72 +88,68 @@ def squad_task(
 
 
 def read_squad(path: Path, labelled: bool, version: int) -> list[Question]:
-    """Read all questions of a file in the official format. Raises ValueError, with the place in the file or the
-    question's id, for what is missing or of another kind, an answer that does not stand at its `answer_start`, an id
-    that occurs twice, a question without an answer in SQuAD 1.1, and a file without a question.
+    """Read all questions of a file in the official format.
+
+    Raises ValueError, with the place in the file or the question's id, for a missing field or one of another type, an
+    answer that is not at its `answer_start`, an id that occurs twice, a question without an answer in SQuAD 1.1, and a
+    file without questions.
     """
     questions: list[Question] = []
     for place, context, record in _records(path):
-        identity = _get(path, place, record, "id", str)
-        where = f"{path}: question {identity}"
-        question = _get(path, place, record, "question", str)
-        answers = _answers(path, place, where, context, record) if labelled else None
-        if labelled and version == 1 and not answers:
-            raise ValueError(f"{where} has no answer; SQuAD 1.1 has one for each: use --task squad2 or remove it")
-        start = answers[0][1] if answers else None
-        texts = tuple(text for text, _ in answers) if labelled else None
-        questions.append(Question(identity, question, context, texts, start))
+        identity, question = _field(place, record, "id", str), _field(place, record, "question", str)
+        if not labelled:
+            questions.append(Question(identity, question, context, None, None))
+            continue
+        named = f"{path}: question {identity}"
+        answers = _answers(place, named, context, record)
+        if version == 1 and not answers:
+            raise ValueError(f"{named} has no answer; SQuAD 1.1 has one for each: use --task squad2 or remove it")
+        texts, starts = tuple(text for text, _ in answers), [start for _, start in answers]
+        questions.append(Question(identity, question, context, texts, starts[0] if starts else None))
     if not questions:
-        raise ValueError(f"{path} holds no question; SQuAD's format is {SHAPE}")
+        raise ValueError(f"{path} holds no questions; SQuAD's format is {SHAPE}")
     identity, count = Counter(question.id for question in questions).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{path}: question {identity} occurs {count} times; ids tell answers apart: make them unique")
     return questions
 
 
-def _records(path: Path):
-    """(place, context, question as it stands) for each question of the file."""
-    if not path.is_file():
-        present = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        raise ValueError(
-            f"{path} does not exist; the folder holds {', '.join(present) or 'no .json'}: name the right file or folder"
-        )
-    text = read_utf8(path)
+def _records(path: Path) -> Iterator[tuple[str, str, object]]:
+    """(place in the file, context, JSON) of each question."""
+    text = read_utf8(path, (".json",))
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); download it again, or correct it") from error
-    for i, article in enumerate(_get(path, "the file", content, "data", list)):
-        for j, paragraph in enumerate(_get(path, f"data[{i}]", article, "paragraphs", list)):
-            place = f"data[{i}].paragraphs[{j}]"
-            context = _get(path, place, paragraph, "context", str)
-            for k, record in enumerate(_get(path, place, paragraph, "qas", list)):
+    for i, article in enumerate(_field(f"{path}: the file", content, "data", list)):
+        for j, paragraph in enumerate(_field(f"{path}: data[{i}]", article, "paragraphs", list)):
+            place = f"{path}: data[{i}].paragraphs[{j}]"
+            context = _field(place, paragraph, "context", str)
+            for k, record in enumerate(_field(place, paragraph, "qas", list)):
                 yield f"{place}.qas[{k}]", context, record
 
 
-def _get(path: Path, place: str, record: object, key: str, kind: type):
+def _field(place: str, record: object, key: str, kind: type):
     """record[key], which must be of this kind."""
     if not isinstance(record, dict) or key not in record:
-        raise ValueError(f"{path}: {place} has no '{key}'; SQuAD's format is {SHAPE}")
+        raise ValueError(f"{place} has no '{key}'; SQuAD's format is {SHAPE}")
     if type(record[key]) is not kind:
-        raise ValueError(f"{path}: {place}: '{key}' is {json.dumps(record[key])[:60]}, {KINDS[kind]} is due")
-    if kind is str:
-        check_text(f"{path}: {place}", key, record[key])
-    return record[key]
+        raise ValueError(f"{place}: '{key}' is {json.dumps(record[key])[:60]} instead of {KINDS[kind]}")
+    return check_text(place, key, record[key]) if kind is str else record[key]
 
 
-def _answers(path: Path, place: str, where: str, context: str, record: dict) -> list[tuple[str, int]]:
-    """(text, start) of each answer, checked against the passage; white space around a text is left out."""
-    if "is_impossible" in record and _get(path, place, record, "is_impossible", bool):
+def _answers(place: str, named: str, context: str, record: dict) -> list[tuple[str, int]]:
+    """(text, start) of each answer, checked against the passage and without white space around the text."""
+    if "is_impossible" in record and _field(place, record, "is_impossible", bool):
         return []
     found = []
-    for index, answer in enumerate(_get(path, place, record, "answers", list)):
+    for index, answer in enumerate(_field(place, record, "answers", list)):
         inside = f"{place}.answers[{index}]"
-        text, start = _get(path, inside, answer, "text", str), _get(path, inside, answer, "answer_start", int)
+        text, start = _field(inside, answer, "text", str), _field(inside, answer, "answer_start", int)
         there = context[start : start + len(text)] if start >= 0 else ""
         if there != text or not text.strip():
             raise ValueError(
-                f"{where}: the passage has {there!r} at answer_start {start}, not the answer {text!r}; correct the "
+                f"{named}: the passage has {there!r} at answer_start {start}, not the answer {text!r}; correct the "
                 "number (of characters from 0) or remove the question"
             )
         found.append((text.strip(), start + len(text) - len(text.lstrip())))
@@ -161,7 +157,7 @@ def _answers(path: Path, place: str, where: str, context: str, record: dict) -> 
 
 
 def window_starts(num_tokens: int, budget: int, stride: int) -> list[tuple[int, int]]:
-    """(first token, number of tokens) of each window over a passage: a new one every `stride` tokens until the end."""
+    """(first token, number of tokens) of each window of a passage: a new one every `stride` tokens until the end."""
     windows = [(0, min(num_tokens, budget))]
     while sum(windows[-1]) < num_tokens:
         start = windows[-1][0] + min(stride, budget)
@@ -170,25 +166,21 @@ def window_starts(num_tokens: int, budget: int, stride: int) -> list[tuple[int, 
 
 
 def widest_context(windows: Sequence[tuple[int, int]], num_tokens: int) -> np.ndarray:
-    """[num_tokens] The window in which each token has most tokens on its poorer side, the longer one on a tie (as
-    `_check_is_max_context` of google-research/bert's run_squad.py).
+    """[num_tokens] The window in which the smaller of a token's two sides has most tokens, the longer window on a tie,
+    as in `_check_is_max_context` of google-research/bert's run_squad.py.
     """
-    places = np.arange(num_tokens)
-    rooms = [
-        np.where(
-            (places >= start) & (places < start + length),
-            np.minimum(places - start, start + length - 1 - places) + 0.01 * length,
-            -1.0,
-        )
-        for start, length in windows
-    ]
-    return np.argmax(rooms, axis=0)
+    tokens, context = np.arange(num_tokens), np.full((len(windows), num_tokens), -1.0)
+    for number, (start, length) in enumerate(windows):
+        inside = slice(start, start + length)
+        before, after = tokens[inside] - start, start + length - 1 - tokens[inside]
+        context[number, inside] = np.minimum(before, after) + 0.01 * length
+    return np.argmax(context, axis=0)
 
 
 def encode_windows(
     tokenizer: Tokenizer,
     questions: Sequence[Question],
-    max_seq_length: int,
+    seq_length: int,
     name: str,
     doc_stride: int,
     max_query_length: int,
@@ -196,34 +188,39 @@ def encode_windows(
 ) -> SpanFeatures:
     """[CLS] question [SEP] part of the passage [SEP] for each window of each question."""
     sequences, segment_b_start, labels, question_index, spans, may_begin = [], [], [], [], [], []
-    passage, encoded, unreachable, num_cut = None, None, Counter(), 0
+    passage, ids, offsets, unreachable, num_cut = None, [], None, Counter(), 0
     for index, question in enumerate(progress(questions, name)):
         if question.context is not passage:  # questions on one passage stand together
-            passage, encoded = question.context, tokenizer.encode_with_offsets(question.context)
-        ids, offsets = encoded[0], np.array(encoded[1], np.int64).reshape(-1, 2)
+            passage = question.context
+            ids, characters = tokenizer.encode_with_offsets(passage)
+            offsets = np.array(characters, np.int64).reshape(-1, 2)
         query = tokenizer.encode(question.question)
-        num_cut += len(query) > max_query_length
+        if len(query) > max_query_length:
+            num_cut += 1
         head = [tokenizer.cls_id, *query[:max_query_length], tokenizer.sep_id]
-        windows = window_starts(len(ids), max_seq_length - len(head) - 1, doc_stride)
+        windows = window_starts(len(ids), seq_length - len(head) - 1, doc_stride)
         owner = widest_context(windows, len(ids))
         first, last = gold_tokens(question, offsets)
         unreachable[why_unreachable(question, offsets, first, last, max_answer_length)] += 1
         for number, (start, length) in enumerate(windows):
-            sequences.append(np.array([*head, *ids[start : start + length], tokenizer.sep_id]))
+            tokens, outside = slice(start, start + length), (len(head), 1)
+            sequences.append(np.array([*head, *ids[tokens], tokenizer.sep_id]))
             segment_b_start.append(len(head))
-            outside = np.full((len(head), 2), -1), np.full((1, 2), -1)
-            spans.append(np.concatenate([outside[0], offsets[start : start + length], outside[1]]))
-            owned = owner[start : start + length] == number
-            may_begin.append(np.concatenate([np.zeros(len(head), bool), owned, [False]]))
-            inside = start <= first and last < start + length
-            labels.append((first - start + len(head), last - start + len(head)) if inside else (0, 0))
+            spans.append(np.pad(offsets[tokens], (outside, (0, 0)), constant_values=-1))
+            may_begin.append(np.pad(owner[tokens] == number, outside))
+            has_answer = start <= first and last < start + length
+            labels.append((first - start + len(head), last - start + len(head)) if has_answer else (0, 0))
             question_index.append(index)
+    note = [f"{len(questions):,} questions in {len(sequences):,} windows"]
+    if num_cut:
+        note.append(f"{num_cut:,} questions cut to {max_query_length} tokens")
+    note += [f"{count:,} answers {reason}, so out of reach" for reason, count in unreachable.items() if reason]
     return SpanFeatures(
         token_ids=np.concatenate(sequences),
         sequence_start=np.cumsum([0, *map(len, sequences)]),
         segment_b_start=np.array(segment_b_start),
         labels=None if questions[0].answers is None else np.array(labels, np.int64),
-        note=_note(len(questions), len(sequences), num_cut, max_query_length, unreachable),
+        note=", ".join(note),
         question_index=np.array(question_index),
         spans=np.concatenate(spans),
         may_begin=np.concatenate(may_begin),
@@ -231,7 +228,7 @@ def encode_windows(
 
 
 def gold_tokens(question: Question, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token of the first right answer in the passage; (-1, -1) where there is none."""
+    """First and last token of the first right answer in the passage; (-1, -1) if there is none."""
     if not question.answers:
         return -1, -1
     begin, end = question.answer_start, question.answer_start + len(question.answers[0])
@@ -240,7 +237,7 @@ def gold_tokens(question: Question, offsets: np.ndarray) -> tuple[int, int]:
 
 
 def why_unreachable(question: Question, offsets: np.ndarray, first: int, last: int, max_answer_length: int) -> str:
-    """Why no span of tokens gives the first right answer letter by letter; "" where one does, or none is due."""
+    """Why no span of tokens is exactly the first right answer; "" if one is, or if there is no answer."""
     if not question.answers:
         return ""
     if first < 0:
@@ -249,12 +246,3 @@ def why_unreachable(question: Question, offsets: np.ndarray, first: int, last: i
     if (offsets[first, 0], offsets[last, 1]) != (begin, end):
         return "beginning or ending inside a token"
     return f"of more than {max_answer_length} tokens" if last - first >= max_answer_length else ""
-
-
-def _note(num_questions: int, num_windows: int, num_cut: int, max_query_length: int, unreachable: Counter) -> str:
-    """What a reader should know of the encoding."""
-    parts = [f"{num_questions:,} questions in {num_windows:,} windows"]
-    if num_cut:
-        parts.append(f"{num_cut:,} questions cut to {max_query_length} tokens")
-    parts += [f"{count:,} answers {reason}, so out of reach" for reason, count in unreachable.items() if reason]
-    return ", ".join(parts)

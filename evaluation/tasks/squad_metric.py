@@ -1,9 +1,9 @@
 """SQuAD's metric from its published definition (Rajpurkar et al. 2016, section 6.1; 2018, section 4.1): exact match and
-F1 of words, after both answers are put into a plain form; the maximum over all right answers.
+F1 of words between the plain forms of two answers; the maximum over all right answers.
 
-The plain form is in small letters, without ASCII punctuation, without the articles a, an and the, and with single
-spaces. Punctuation outside ASCII stays, as in the official evaluation. The right answer to a question that has none is
-the empty string.
+The plain form is lower case, without ASCII punctuation, without the articles a, an and the, and with single spaces.
+Punctuation outside ASCII stays, as in the official evaluation. The right answer to a question that has none is the
+empty string.
 """
 
 import re
@@ -22,19 +22,20 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, answer: str) -> float:
-    """1 if both plain forms are the same, else 0."""
-    return float(normalize_answer(prediction) == normalize_answer(answer))
-
-
-def word_f1(prediction: str, answer: str, empty_can_match: bool) -> float:
-    """F1 of the words that both have, counted as often as they occur.
-
-    Two empty plain forms give 1 in SQuAD 2.0 (`empty_can_match`) and 0 in SQuAD 1.1, which knows no empty answer.
+def answer_scores(prediction: str, answers: Sequence[str], version: int) -> tuple[float, float]:
+    """(exact match, F1) of one question. In SQuAD 2.0 right answers with an empty plain form do not count; if none is
+    left, as for a question without an answer, the empty string is right.
     """
-    predicted, right = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    predicted, right = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
+    if version == 2:
+        right = [answer for answer in right if answer] or [""]
+    return float(predicted in right), max(_word_f1(predicted.split(), answer.split(), version) for answer in right)
+
+
+def _word_f1(predicted: list[str], right: list[str], version: int) -> float:
+    """F1 of the words that both have, counted as often as they occur. Two empty answers match in SQuAD 2.0 only."""
     if not predicted or not right:
-        return float(empty_can_match and predicted == right)
+        return float(version == 2 and predicted == right)
     num_same = (Counter(predicted) & Counter(right)).total()
     if num_same == 0:
         return 0.0
@@ -42,28 +43,15 @@ def word_f1(prediction: str, answer: str, empty_can_match: bool) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def answer_scores(prediction: str, answers: Sequence[str], version: int) -> tuple[float, float]:
-    """(exact match, F1) of one question. In SQuAD 2.0 answers whose plain form is empty do not count; where none is
-    left, as in a question without an answer, the empty string is right.
-    """
-    if version == 2:
-        answers = [answer for answer in answers if normalize_answer(answer)] or [""]
-    return (
-        max(exact_match(prediction, answer) for answer in answers),
-        max(word_f1(prediction, answer, empty_can_match=version == 2) for answer in answers),
-    )
-
-
 def best_threshold(null_odds: np.ndarray, answered: np.ndarray, unanswered: np.ndarray) -> float:
-    """The threshold with the highest mean score when a question is left without an answer if its odds are above it.
+    """The threshold with the highest mean score, if questions whose odds for no answer are above it are not answered.
 
-    All arguments: [N], the scores of each question with its answer and without. On a tie the lowest threshold is taken;
-    it may lie below all odds: then no question is answered.
+    All arguments are [E]; the last two are the scores of each question with and without its answer. Of equally good
+    thresholds the lowest is taken. If it is best to answer no question, the threshold is below all odds.
     """
     order = np.argsort(null_odds, kind="stable")
-    gain = np.cumsum((answered - unanswered)[order])  # of answering all questions up to this one
-    odds = null_odds[order]
-    last_of_its_odds = np.append(odds[1:] != odds[:-1], True)
-    gain = np.where(last_of_its_odds, gain, -np.inf)
+    odds, gain = null_odds[order], np.cumsum((answered - unanswered)[order])  # of answering all questions up to this
+    is_last_of_equals = np.append(odds[1:] != odds[:-1], True)
+    gain = np.where(is_last_of_equals, gain, -np.inf)
     best = int(np.argmax(gain))
     return float(odds[best]) if gain[best] > 0 else float(np.nextafter(odds[0], -np.inf))

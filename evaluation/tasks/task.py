@@ -1,12 +1,17 @@
-"""A task as the one loop knows it: five plain functions between a file and its scores.
+"""What a task is: the functions between a file of examples and its scores. The fine-tuning loop knows nothing else.
 
-    read     file            -> examples      evaluation.tasks.classification, .ranking, .squad, .ner
-    encode   examples        -> Features      token ids, and what is to be learnt
-    head     configuration   -> module        evaluation.tasks.heads: Sequences -> logits
-    decode   logits          -> predictions   whatever the task answers with
-    score    predictions     -> {name: value}
+    read    file                   -> examples       a list, in the order of the file
+    encode  examples               -> Features       N sequences, T tokens in all, and their labels
+    head    model configuration    -> module         Sequences -> logits: [B, L] per sequence or [T, L] per token
+    loss    logits, labels         -> losses         one per label, not reduced: the loop takes the mean
+    decode  examples, logits       -> predictions    one per example
+    score   examples, predictions  -> {name: value}
+    write   examples, predictions  -> files in a folder
 
-Examples and predictions are the task's own; the loop only hands them on.
+An example may be cut into several windows; then N is larger than the number of examples, and `decode` joins the
+windows again. The types of examples and predictions belong to the task: the loop only hands them from one function to
+the next. To add a task, write a module with a function that returns a `Task`, and name it in
+`evaluation.tasks.by_name`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,29 +26,29 @@ from pretrain.layers import Sequences
 from pretrain.layout import Layout
 from pretrain.model_config import ModelConfig
 
-Scores = dict[str, float | None]  # None where a score is undefined
+Scores = dict[str, float | None]  # None: the score is undefined, such as a correlation with constant predictions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """`metrics` are those of the scores that the table shows, the first one picks the best epoch; further scores are
-    shown in a table of their own. `labels` are the names of the outputs, for export. `settings` is all that makes this
-    task, as JSON: `evaluation.options.restore_task` makes it again.
+    """A task: what it is called, what its files and outputs are, and its seven functions.
+
+    L is `num_outputs`. `read` raises ValueError, with file and line, for a file that does not fit the task.
     """
 
     name: str
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # the scores of the main table; the first one picks the best epoch
     train_file: str
     dev_file: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # names of the L outputs, for export; empty if they have none
     num_outputs: int
-    max_seq_length: int  # unless the user says otherwise
-    settings: dict
-    read: Callable[[Path, bool], list]  # (file, is it labelled); ValueError with file and line
-    encode: Callable[[Tokenizer, Sequence, int, str], Features]  # (..., max_seq_length, name for the progress bar)
-    features: type[Features]  # what it gives
-    head: Callable[[ModelConfig, Layout, int], nn.Module]  # (..., num_outputs)
-    loss: Callable[[Tensor, Tensor, Sequences], Tensor]  # (logits, labels, ...) -> one loss each, not reduced
-    decode: Callable[[Sequence, Features, list[Tensor]], object]  # logits: [L] or [S, L] for each sequence
+    seq_length: int  # tokens per sequence, unless the user gives another number
+    settings: dict  # JSON from which `evaluation.tasks.by_name.restore_task` makes the same task
+    read: Callable[[Path, bool], list]  # (file, whether it has labels)
+    encode: Callable[[Tokenizer, Sequence, int, str], Features]  # (.., .., seq_length, name for the progress bar)
+    features: type[Features]  # the class of what `encode` returns
+    head: Callable[[ModelConfig, Layout, int], nn.Module]  # (.., .., num_outputs)
+    loss: Callable[[Tensor, Tensor, Sequences], Tensor]  # (logits, labels, the batch)
+    decode: Callable[[Sequence, Features, list[Tensor]], object]  # logits of each sequence: [L] or [S, L]
     score: Callable[[Sequence, object], Scores]
-    write: Callable[[Path, Sequence, object], None]  # the predictions' files into a folder
+    write: Callable[[Path, Sequence, object], None]  # (folder, .., ..)

@@ -235,7 +235,10 @@ def test_named_entities(task, capsys):
         ({"epochs": 0}, r"argument --epochs: 0 is below 1"),
         ({"seeds": [1, 1]}, r"--seeds 1 1: give each value once"),
         ({"tag-scheme": "iob1"}, r"--tag-scheme goes with --task ner; leave it out"),
-        ({"task": "squad1", "checkpoint": "ngram"}, r"--checkpoint ngram answers with one label or score a row, which"),
+        (
+            {"task": "squad1", "checkpoint": "ngram"},
+            r"--checkpoint ngram predicts one label or score per",
+        ),
         ({"doc-stride": 4}, r"--doc-stride goes with --task squad1 or squad2; leave it out"),
         ({"learning-rate": 5}, r"argument --learning-rate: 5 is not below 1"),
         ({"rescale-embeddings": []}, r"--rescale-embeddings goes with a pretrained --checkpoint; leave it out"),

@@ -1,6 +1,4 @@
-"""The official layouts: row counts of the published files where they are at hand, and each layout in a few rows written
-here.
-"""
+"""The official layouts: row counts of the published files where they are on this machine, and a few rows of each."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -73,7 +71,7 @@ def test_each_layout(tmp_path, name):
 def test_a_similarity_outside_zero_to_five_is_refused(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("sentence1\tsentence2\tscore\nA\tB\t5.5\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"train.tsv:2: '5.5' is outside task sts-b; a number from 0 to 5"):
+    with pytest.raises(ValueError, match=r"train.tsv:2: '5.5' is not a score of task sts-b, a number from 0 to 5"):
         read_examples(path, GLUE_TASKS["sts-b"])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_prep.text.tokenizer import load_tokenizer
-from evaluation.tasks.conll import read_conll, read_words, tell_scheme
+from evaluation.tasks.conll import guess_scheme, read_conll, read_words
 from evaluation.tasks.ner import Tagging, cut_between_words, find_ner_task, ner_task, score_tags
 
 CONLL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ner" / "conll2003"
@@ -38,9 +38,9 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_is_told_and_read_as_iob2(tmp_path, scheme):
+def test_every_scheme_is_recognised_and_read_as_iob2(tmp_path, scheme):
     path = write(tmp_path, lines(SCHEMES[scheme]))
-    assert tell_scheme(read_words(path, True)) == scheme
+    assert guess_scheme(read_words(path, True)) == scheme
     (sentence,) = read_conll(path, True, scheme)
     assert (list(sentence.words), list(sentence.tags)) == (WORDS, IOB2)
 
@@ -71,17 +71,17 @@ def test_documents_columns_separators_and_line_ends(tmp_path):
         ("-DOCSTART- O\n\n", "iob2", "holds no word"),
         ("a O\nb\n", "iob2", r"train.txt:2: 'b' has no tag"),
         ("a NN O\n\nb O\n", "iob2", r"train.txt:3: 2 columns where the first line has 3: 'b O'"),
-        ("a PER\n", "iob2", r"train.txt:1: 'PER' is no tag; O, or B-, I-"),
-        ("a B-\n", "iob2", r"'B-' is no tag"),
-        (b"a O\n\xff O\n", "iob2", r"train.txt:2: byte 0xff is no UTF-8"),
-        ("a B-PER\nb I-LOC\n", "iob2", r"train.txt:2: I-LOC between B-PER and O is no IOB2; .*--tag-scheme iob1 or"),
-        ("a O\nb I-LOC\n", "iob2", r"train.txt:2: I-LOC between O and O is no IOB2"),
+        ("a PER\n", "iob2", r"train.txt:1: 'PER' is not a tag; write O, or B-, I-"),
+        ("a B-\n", "iob2", r"'B-' is not a tag"),
+        (b"a O\n\xff O\n", "iob2", r"train.txt:2: byte 0xff is not UTF-8"),
+        ("a B-PER\nb I-LOC\n", "iob2", r"train.txt:2: I-LOC between B-PER and O is not IOB2; .*--tag-scheme iob1 or"),
+        ("a O\nb I-LOC\n", "iob2", r"train.txt:2: I-LOC between O and O is not IOB2"),
         ("a O\rb O\r", "iob2", r"train.txt:1: a carriage return inside a line"),
-        ("a S-PER\n", "iob1", r"train.txt:1: S-PER between O and O is no IOB1"),
-        ("a B-PER\nb O\n", "bioes", r"train.txt:1: B-PER between O and O is no BIOES"),
-        ("a B-PER\n\nb E-PER\n", "bioes", r"train.txt:1: B-PER between O and O is no BIOES"),
-        ("a B-PER\nb I-PER\nc S-PER\n", "bioes", r"train.txt:2: I-PER between B-PER and S-PER is no BIOES"),
-        ("a E-PER\n", "bioes", r"train.txt:1: E-PER between O and O is no BIOES"),
+        ("a S-PER\n", "iob1", r"train.txt:1: S-PER between O and O is not IOB1"),
+        ("a B-PER\nb O\n", "bioes", r"train.txt:1: B-PER between O and O is not BIOES"),
+        ("a B-PER\n\nb E-PER\n", "bioes", r"train.txt:1: B-PER between O and O is not BIOES"),
+        ("a B-PER\nb I-PER\nc S-PER\n", "bioes", r"train.txt:2: I-PER between B-PER and S-PER is not BIOES"),
+        ("a E-PER\n", "bioes", r"train.txt:1: E-PER between O and O is not BIOES"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, content, scheme, message):
@@ -105,14 +105,14 @@ def test_a_folder_that_is_no_task(tmp_path):
         task.read(tmp_path / "no.txt", True)
 
 
-@pytest.mark.parametrize("max_seq_length", [5, 6, 20])
-def test_no_word_goes_without_a_tag(tmp_path, tokenizer, max_seq_length):
+@pytest.mark.parametrize("seq_length", [5, 6, 20])
+def test_no_word_goes_without_a_tag(tmp_path, tokenizer, seq_length):
     """A model that knows every label gives every tag back, however short the windows."""
     write(tmp_path, lines(IOB2) + "\n" + lines(["B-LOC", "O"], ["\u200b", "yorkyorkrkrkrkrk"]))
     task = find_ner_task(tmp_path, None, "train.txt", None)
     sentences = task.read(tmp_path / "train.txt", True)
-    features = task.encode(tokenizer, sentences, max_seq_length, "test")
-    assert features.lengths.max() <= max_seq_length
+    features = task.encode(tokenizer, sentences, seq_length, "test")
+    assert features.lengths.max() <= seq_length
     assert features.is_word.sum() == 9 and (features.labels != -100).sum() == 9
     perfect = torch.nn.functional.one_hot(torch.from_numpy(features.labels).clamp(min=0), len(task.labels)) * 10.0
     taggings = task.decode(sentences, features, list(perfect.split(features.lengths.tolist())))
@@ -156,7 +156,7 @@ def test_entity_scores_by_hand(tmp_path):
 def test_the_published_counts_of_conll_2003(file, num_sentences, num_words, num_entities):
     if not (CONLL / file).is_file():
         pytest.skip(f"{file} is not on this machine")
-    assert tell_scheme(read_words(CONLL / file, True)) == "iob1"
+    assert guess_scheme(read_words(CONLL / file, True)) == "iob1"
     sentences = read_conll(CONLL / file, True, "iob1")
     tags = [tag for sentence in sentences for tag in sentence.tags]
     assert (len(sentences), len(tags)) == (num_sentences, num_words)

@@ -173,7 +173,7 @@ def test_half_a_character_is_refused(tmp_path, key):
 @pytest.mark.parametrize("value", ["false", "true", 0, 1, None, [], "no"])
 def test_is_impossible_is_true_or_false(tmp_path, value):
     path = write(tmp_path, entry(is_impossible=value))
-    with pytest.raises(ValueError, match=r"qas\[0\]: 'is_impossible' is .*, true or false is due"):
+    with pytest.raises(ValueError, match=r"qas\[0\]: 'is_impossible' is .* instead of true or false"):
         read_squad(path, True, 2)
     assert read_squad(write(tmp_path, entry(is_impossible=False)), True, 2)[0].answers == ("Paris",)
 
@@ -197,7 +197,7 @@ def test_a_file_without_answers(tmp_path, tokenizer):
         ('{"data": []}', "holds no question"),
         ('{"data": [{}]}', r"data\[0\] has no 'paragraphs'"),
         ('{"data": [{"paragraphs": [{"qas": []}]}]}', r"data\[0\].paragraphs\[0\] has no 'context'"),
-        ('{"data": {"a": 1}}', r"the file: 'data' is \{\"a\": 1\}, a list is due"),
+        ('{"data": {"a": 1}}', r"the file: 'data' is \{\"a\": 1\} instead of a list"),
     ],
 )
 def test_a_file_of_another_shape(tmp_path, content, message):
@@ -213,13 +213,13 @@ def test_a_file_of_another_shape(tmp_path, content, message):
         ([entry(start=21)], "question q1: the passage has ' Pari' at answer_start 21, not the answer 'Paris'; correct"),
         ([entry(start=-5)], "at answer_start -5, not the answer"),
         ([entry(text="", start=3)], "not the answer ''"),
-        ([entry(start="22")], r"qas\[0\].answers\[0\]: 'answer_start' is \"22\", a whole number is due"),
+        ([entry(start="22")], r"qas\[0\].answers\[0\]: 'answer_start' is \"22\" instead of an integer"),
         ([entry(answers=[])], "question q1 has no answer; .*--task squad2"),
         ([entry(is_impossible=True)], "question q1 has no answer; .*--task squad2"),
         ([entry(), entry()], "question q1 occurs 2 times"),
         ([{"id": "q1", "answers": []}], r"data\[0\].paragraphs\[0\].qas\[0\] has no 'question'"),
         ([{"id": "q1", "question": "?"}], r"qas\[0\] has no 'answers'"),
-        ([entry(identity=5)], r"qas\[0\]: 'id' is 5, a text is due"),
+        ([entry(identity=5)], r"qas\[0\]: 'id' is 5 instead of a text"),
     ],
 )
 def test_a_bad_question_is_named(tmp_path, entries, message):
