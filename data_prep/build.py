@@ -1,21 +1,21 @@
-"""CLI: a tokenised corpus to masked shards, the same bytes for any number of workers.
+"""Command line: a tokenised corpus -> masked shards, the same bytes for any number of workers.
 
-    prepare  how many instances each chunk of documents gives, so that each knows where its numbers begin;
-             workers write each chunk's instances in shuffled order             -> OUTPUT/plan/chunk-*.npy
-    write    workers collect a shard's share of every chunk, copy and mask it   -> OUTPUT/shard-*.safetensors
-    finish   the plan is removed, manifest.json is written
+    python -m data_prep.build --corpus corpus/ --output shards/ --seq-length 128 --workers 4
+
+    prepare  counts how many instances each chunk of documents gives, so that each chunk knows the number of its first;
+             workers write each chunk's instances in shuffled order             -> OUTPUT/chunks/chunk-*.npy
+    slice    workers collect a shard's share of every chunk, copy and mask it   -> OUTPUT/shard-*.safetensors
+    finish   writes manifest.json and removes the chunks
 
 Chunks have a fixed size and the shuffle is a formula (`randomness.permuted`), so no step depends on who does it, and
-none holds more than a chunk or a shard in memory; the corpus' bounds take 8 bytes a sentence. A finished file is never
-made twice: the same command goes on after an interruption. Slice I of N writes every N-th shard.
+none holds more than a chunk or a shard in memory. The bounds of the corpus take 8 bytes per sentence. After an
+interruption the same command resumes; finished files are kept. Slice I of N writes every N-th shard (see slices.py).
 """
 
-import argparse
-import shutil
 import sys
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,18 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.cli import add_slice_arguments, run_cli
+from data_prep.cli import CaseOptions, at_least, between, number, option, parse, run_cli, share
 from data_prep.corpus import Corpus, open_corpus
-from data_prep.files import (
-    FINISHED_FILE,
-    claim_output,
-    finished_file,
-    mark_finished,
-    read_json,
-    remove_leftovers,
-    sole_process,
-    write_json,
-)
+from data_prep.files import finished_file, read_json, remove_leftovers, write_json
 from data_prep.instances import (
     PAIR_TASKS,
     InstanceRule,
@@ -48,49 +39,85 @@ from data_prep.instances import (
 )
 from data_prep.masking import MaskingRule, mask_sequences, masking_rule
 from data_prep.randomness import shuffled_positions
-from data_prep.shards import MANIFEST, make_manifest, shard_entry, write_shard
-from data_prep.text.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
+from data_prep.shards import MANIFEST, Records, make_manifest, shard_entry, write_shard
+from data_prep.slices import SliceOptions, require_made
+from data_prep.text.tokenizer import Tokenizer, load_tokenizer
 from data_prep.workers import worker_pool
 
-CHUNK_TOKENS = 1 << 22  # a unit of planning: some 40,000 instances of 128 tokens
-SHARD_TOKENS = 1 << 24  # 32 MB of tokens in a shard, unless --num-shards says otherwise
-MIN_SHARDS = 8  # so that a small corpus, too, keeps several workers and readers busy
+CHUNK_TOKENS = 1 << 22  # some 40,000 instances of 128 tokens
+SHARD_TOKENS = 1 << 24  # 32 MB of tokens per shard, unless --num-shards says otherwise
+MIN_SHARDS = 8  # so that even a small corpus keeps several workers and readers busy
 BLOCK_SEQUENCES = 4096  # assembled and masked while they are in the processor's cache
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What determines the shards, besides corpus and vocabulary; it goes into their manifest."""
+    """What determines the shards, besides corpus and vocabulary. The manifest records it."""
 
-    seq_length: int = 128
-    max_predictions: int = 20
-    duplicates: int = 5
-    pair_task: str = "nsp"
-    masked_lm_prob: float = 0.15
-    whole_word: bool = False
-    max_ngram: int = 1
-    short_seq_prob: float = 0.1
-    seed: int = 0
+    seq_length: int = option("tokens per sequence, special ones included", default=128, type=between(8, (1 << 16) - 1))
+    max_predictions: int = option(
+        "masked tokens per sequence at most; 20 is usual for 128 and 80 for 512", default=20, type=at_least(1)
+    )
+    duplicates: int = option("passes over the corpus, each with other masks", default=5, type=at_least(1))
+    pair_task: str = option(
+        "what segment B is for: next-sentence prediction, sentence order, or no segment B",
+        default="nsp",
+        choices=tuple(PAIR_TASKS),
+    )
+    masked_lm_prob: float = option("share of the tokens that are masked", default=0.15, type=number(above=0, below=1))
+    whole_word: bool = option("mask all pieces of a word together", default=False)
+    max_ngram: int = option("mask runs of up to this many tokens or whole words", default=1, type=between(1, 10))
+    short_seq_prob: float = option("share of the documents cut into shorter sequences", default=0.1, type=share)
+    seed: int = option("determines pairs, masks and order", default=0, type=between(0, (1 << 63) - 1))
+
+    def __post_init__(self) -> None:
+        if self.max_predictions >= self.seq_length:
+            raise ValueError(
+                f"--max-predictions {self.max_predictions} must be less than --seq-length {self.seq_length}; "
+                "20 is usual for 128 and 80 for 512"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(BuildConfig, CaseOptions, SliceOptions):
+    """Make masked training sequences from a tokenised corpus: sentence pairs, masks, shuffled shards.
+
+    The output is the same for any number of workers and slices. After an interruption the same command resumes.
+
+    example: python -m data_prep.build --corpus runs/corpus --output runs/shards --seq-length 128
+    """
+
+    corpus: Path = option("a folder made by data_prep.corpus, or a Megatron prefix (.bin/.idx)")
+    output: Path = option("a new folder for the shards", metavar="DIR")
+    vocab: Path | None = option("the vocabulary of a corpus that another program made; ours contain it", default=None)
+    num_shards: int | None = option(
+        "number of files to write; by default each has 32 MB of tokens, and there are at least 8",
+        default=None,
+        type=at_least(1),
+    )
+    workers: int = option("number of processes", default=1, type=at_least(1))
 
     @property
-    def instance_rule(self) -> InstanceRule:
-        return InstanceRule(self.seq_length, self.pair_task, self.duplicates, self.short_seq_prob, self.seed)
+    def config(self) -> dict:
+        """The fields of BuildConfig by name."""
+        return {field.name: getattr(self, field.name) for field in fields(BuildConfig)}
 
 
-class Job(NamedTuple):
-    """What a worker is told: small, and the same for every unit of work.
+class BuildTask(NamedTuple):
+    """What a worker needs, the same for every chunk and every shard.
 
-    token_file, token_dtype  the corpus' tokens
-    output                   folder of the shards and of plan/
+    token_file, token_dtype  the tokens of the corpus
+    output                   folder of the shards and of chunks/
+    rule, masking            how documents become instances, and instances masked sequences
     shard_dtype              of the shards' tokens
-    chunk_start              int64 [chunks + 1], number of the chunk's first instance; the last is their total N
+    chunk_start              int64 [chunks + 1], number of the chunk's first instance; the last one is their total N
     shard_start              int64 [shards + 1], position of the shard's first sequence
     """
 
     token_file: Path
     token_dtype: np.dtype
     output: Path
-    config: BuildConfig
+    rule: InstanceRule
     masking: MaskingRule
     cls_id: int
     sep_id: int
@@ -106,82 +133,58 @@ class Job(NamedTuple):
         return int(self.shard_start[shard + 1] - self.shard_start[shard])
 
     def chunk_file(self, chunk: int) -> Path:
-        return self.output / "plan" / f"chunk-{chunk:05d}.npy"
+        return self.output / "chunks" / f"chunk-{chunk:05d}.npy"
 
     def shard_file(self, shard: int) -> Path:
         return self.output / f"shard-{shard:05d}-of-{len(self.shard_start) - 1:05d}.safetensors"
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = _parse(argv)
-    config = BuildConfig(**{name: getattr(args, name) for name in BuildConfig.__dataclass_fields__})
-    check_config(config)
-    corpus = open_corpus(args.corpus)
-    tokenizer = load_tokenizer(args.vocab or args.corpus, args.cased)
-    steps = {"prepare": args.prepare, "slice": args.slice, "finish": args.finish}
-    build(corpus, tokenizer, args.output, config, num_shards=args.num_shards, workers=args.workers, **steps)
+    options = parse(BuildOptions, "data_prep.build", argv)
+    build(open_corpus(options.corpus), load_tokenizer(options.vocab or options.corpus, options.cased), options)
 
 
-def build(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    output: str | Path,
-    config: BuildConfig,
-    *,
-    num_shards: int | None = None,
-    workers: int = 1,
-    prepare: bool = False,
-    slice: tuple[int, int] | None = None,
-    finish: bool = False,
-) -> None:
-    """Write the shard folder `output` (see data_prep.shards), or do one step of it: prepare, slice (I, N) or finish.
+def build(corpus: Corpus, tokenizer: Tokenizer, options: BuildOptions) -> None:
+    """Write the shard folder `options.output` (see data_prep.shards), or do one of its steps.
 
     Raises ValueError before anything is written.
     """
-    output = Path(output)
-    check_config(config)
-    for name, number in (("num_shards", num_shards), ("workers", workers)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
+    rule = InstanceRule(**{name: getattr(options, name) for name in InstanceRule._fields})
     check_vocabulary(corpus, tokenizer)
     bounds = drop_empty(corpus.sentence_start, corpus.document_start)
-    check_size(np.diff(bounds[1]), config.pair_task)
-    chunks = cut_into_chunks(*bounds, config.duplicates)
-    prepared = output / "plan" / "prepared.json"
-    if (slice or finish) and not (prepared.exists() or (output / FINISHED_FILE).exists()):
-        raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
-    with worker_pool(workers) as ordered_map:  # its processes start while this one counts
-        counts = read_json(prepared) if prepared.exists() else _count(*bounds, chunks, config.instance_rule)
-        num_shards = num_shards or default_num_shards(sum(counts), config.seq_length)
+    check_size(np.diff(bounds[1]), rule.pair_task)
+    chunks = cut_into_chunks(*bounds, rule.duplicates)
+    folder = options.output / "chunks"
+    prepared = folder / "prepared.json"
+    options.require_prepared(options.output, prepared)
+    with worker_pool(options.workers) as ordered_map:  # its processes start while this one counts
+        counts = read_json(prepared) if prepared.exists() else _count(*bounds, chunks, rule)
+        num_shards = options.num_shards or default_num_shards(sum(counts), rule.seq_length)
         if num_shards > sum(counts):
             raise ValueError(
-                f"num_shards={num_shards} exceeds the {sum(counts)} sequences of this corpus; choose at most that many"
+                f"--num-shards {num_shards} exceeds the {sum(counts)} sequences of this corpus; choose fewer"
             )
-        identity = {"vocab": _describe_vocab(tokenizer), "corpus": _describe_corpus(corpus)}
-        with sole_process(output, shared=slice is not None):
-            claim = asdict(config) | {"num_shards": num_shards} | identity
-            if claim_output(output, "data_prep.build", claim) == "done":
-                shutil.rmtree(output / "plan", ignore_errors=True)  # killed between its last two acts
-                return
-            job = _make_job(corpus, tokenizer, output, config, counts, num_shards)
-            all_steps = not (prepare or slice or finish)
-            if (prepare or all_steps) and not prepared.exists():
-                _share_bounds(output / "plan", *bounds)
-                plan = ordered_map(partial(plan_chunk, job), enumerate(chunks))
-                totals = sum(tqdm(plan, "plan", len(chunks), unit="chunk"))
-                if doubt := doubt_about_sentences(totals, *bounds, config.instance_rule):
+        origin = {"vocab": _describe_vocab(tokenizer), "corpus": _describe_corpus(corpus)}
+        identity = options.config | {"num_shards": num_shards} | origin
+        task = _make_task(corpus, tokenizer, options, rule, counts, num_shards)
+        with options.claimed(options.output, "data_prep.build", identity, folder) as steps:
+            if steps.prepare and not prepared.exists():
+                _share_bounds(folder, *bounds)
+                totals = ordered_map(partial(write_chunk, task), enumerate(chunks))
+                totals = sum(tqdm(totals, "chunks", len(chunks), unit="chunk"))
+                if doubt := doubt_about_sentences(totals, *bounds, rule):
                     print(f"warning: {doubt}", file=sys.stderr)
-                tokenizer.save(output)
+                tokenizer.save(options.output)
                 write_json(prepared, counts)
-            if slice or all_steps:
-                index, count = slice or (0, 1)
-                _write_shards(job, range(index, num_shards, count), ordered_map)
-            if finish or all_steps:
-                entries = _finished_entries(job, ordered_map)
-                remove_leftovers(output)
-                write_json(output / MANIFEST, make_manifest(asdict(config), **identity, shards=entries))
-                mark_finished(output)
-                shutil.rmtree(output / "plan")
+            if steps.slice:
+                index, count = steps.slice
+                _write_shards(task, range(index, num_shards, count), ordered_map)
+            if steps.finish:
+                files = [task.shard_file(shard) for shard in range(num_shards)]
+                require_made(options.output, files, "shards")
+                entries = list(tqdm(ordered_map(shard_entry, files), "checksum", len(files), unit="shard"))
+                remove_leftovers(options.output)
+                write_json(options.output / MANIFEST, make_manifest(options.config, **origin, shards=entries))
 
 
 def _count(sentence_start, document_start, chunks: list[range], rule: InstanceRule) -> list[int]:
@@ -189,16 +192,16 @@ def _count(sentence_start, document_start, chunks: list[range], rule: InstanceRu
     return [count_instances(sentence_start, document_start, chunk, rule) for chunk in bar]
 
 
-def _make_job(
-    corpus: Corpus, tokenizer: Tokenizer, output: Path, config: BuildConfig, counts: list[int], num_shards: int
-) -> Job:
+def _make_task(
+    corpus: Corpus, tokenizer: Tokenizer, options: BuildOptions, rule: InstanceRule, counts: list[int], num_shards: int
+) -> BuildTask:
     names = ("masked_lm_prob", "max_predictions", "whole_word", "max_ngram")
-    return Job(
+    return BuildTask(
         token_file=Path(corpus.token_ids.filename),
         token_dtype=corpus.token_ids.dtype,
-        output=output,
-        config=config,
-        masking=masking_rule(tokenizer, **{name: getattr(config, name) for name in names}),
+        output=options.output,
+        rule=rule,
+        masking=masking_rule(tokenizer, **{name: getattr(options, name) for name in names}),
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
         shard_dtype=np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32),
@@ -207,25 +210,14 @@ def _make_job(
     )
 
 
-def _write_shards(job: Job, shards: range, ordered_map: Callable) -> None:
-    with tqdm(desc="write", total=int(sum(map(job.shard_size, shards))), unit="seq", unit_scale=True) as bar:
-        for num_sequences in ordered_map(partial(fill_shard, job), shards):
+def _write_shards(task: BuildTask, shards: range, ordered_map: Callable) -> None:
+    with tqdm(desc="write", total=sum(map(task.shard_size, shards)), unit="seq", unit_scale=True) as bar:
+        for num_sequences in ordered_map(partial(fill_shard, task), shards):
             bar.update(num_sequences)
 
 
-def _finished_entries(job: Job, ordered_map: Callable) -> list[dict]:
-    """The manifest's entries of all shards. Raises ValueError where slices have not written theirs yet."""
-    files = [job.shard_file(shard) for shard in range(len(job.shard_start) - 1)]
-    if absent := [file.name for file in files if not file.exists()]:
-        raise ValueError(
-            f"{job.output} is not complete: {len(absent)} of {len(files)} shards are missing, the first {absent[0]}; "
-            "give all its --slice commands again (what is done is not done again), then --finish"
-        )
-    return list(tqdm(ordered_map(shard_entry, files), "checksum", len(files), unit="shard"))
-
-
 def cut_into_chunks(sentence_start: np.ndarray, document_start: np.ndarray, duplicates: int) -> list[range]:
-    """Ranges of whole documents with about CHUNK_TOKENS tokens each, duplicates counted: the units of planning."""
+    """Ranges of whole documents with about CHUNK_TOKENS tokens each, duplicates included."""
     token_of_document = sentence_start[document_start]
     chunk_of_document = token_of_document[:-1] // max(1, CHUNK_TOKENS // duplicates)
     starts = np.flatnonzero(np.diff(chunk_of_document, prepend=-1))
@@ -237,98 +229,68 @@ def default_num_shards(num_sequences: int, seq_length: int) -> int:
     return min(num_sequences, max(MIN_SHARDS, -(-num_sequences * seq_length // SHARD_TOKENS)))
 
 
-def plan_chunk(job: Job, numbered_chunk: tuple[int, range]) -> np.ndarray:
-    """Write the instances of a chunk (its number, its documents) in the order of their shuffled positions.
+def write_chunk(task: BuildTask, numbered_chunk: tuple[int, range]) -> np.ndarray:
+    """Write the instances of a chunk, given by its number and documents, in the order of their shuffled positions.
 
     Returns their totals, int64 [3].
     """
     chunk, documents = numbered_chunk
-    if job.chunk_file(chunk).exists():
-        return total(np.load(job.chunk_file(chunk), mmap_mode="r"))
-    bounds = [np.load(job.output / "plan" / f"{name}.npy", mmap_mode="r") for name in ("sentences", "documents")]
-    first, last = job.chunk_start[chunk : chunk + 2]
-    instances = make_instances(*bounds, documents, job.config.instance_rule, last - first)
-    instances["position"] = shuffled_positions(first, last, job.num_sequences, job.config.seed)
-    with finished_file(job.chunk_file(chunk)) as file:
-        np.save(file, instances[np.argsort(instances["position"])])
+    path = task.chunk_file(chunk)
+    if path.exists():
+        return total(np.load(path, mmap_mode="r"))
+    bounds = [np.load(path.with_name(f"{name}.npy"), mmap_mode="r") for name in ("sentences", "documents")]
+    first, last = task.chunk_start[chunk : chunk + 2]
+    instances = make_instances(*bounds, documents, task.rule, last - first)
+    instances["position"] = shuffled_positions(first, last, task.num_sequences, task.rule.seed)
+    _save(path, instances[np.argsort(instances["position"])])
     return total(instances)
 
 
-def fill_shard(job: Job, shard: int) -> int:
-    """Write one shard, unless it is there; returns the number of its sequences."""
-    path = job.shard_file(shard)
-    if path.exists():
-        return job.shard_size(shard)
-    instances = _instances_of_shard(job, shard)
-    token_ids = np.memmap(job.token_file, job.token_dtype, mode="r")
-    blocks = [
-        _mask_block(job, token_ids, instances[first : first + BLOCK_SEQUENCES])
-        for first in range(0, len(instances), BLOCK_SEQUENCES)
-    ]
-    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    for counts, starts in (("lengths", "sequence_start"), ("num_predictions", "prediction_start")):
-        columns[starts] = np.concatenate([[0], np.cumsum(columns.pop(counts))])
-    write_shard(path, columns)
-    return job.shard_size(shard)
+def fill_shard(task: BuildTask, shard: int) -> int:
+    """Write one shard, unless it exists, and return the number of its sequences."""
+    path = task.shard_file(shard)
+    if not path.exists():
+        instances = _instances_of_shard(task, shard)
+        token_ids = np.memmap(task.token_file, task.token_dtype, mode="r")
+        starts = range(0, len(instances), BLOCK_SEQUENCES)
+        blocks = [_mask_block(task, token_ids, instances[first : first + BLOCK_SEQUENCES]) for first in starts]
+        columns = [field.name for field in fields(Records)]
+        write_shard(path, Records(*(np.concatenate([getattr(block, name) for block in blocks]) for name in columns)))
+    return task.shard_size(shard)
 
 
-def _instances_of_shard(job: Job, shard: int) -> np.ndarray:
-    first, last = job.shard_start[shard : shard + 2]
+def _instances_of_shard(task: BuildTask, shard: int) -> np.ndarray:
+    first, last = task.shard_start[shard : shard + 2]
     slices = []
-    for chunk in range(len(job.chunk_start) - 1):
-        plan = np.load(job.chunk_file(chunk), mmap_mode="r")
-        # bisect touches a few pages of the file where searchsorted would copy the whole column.
-        slices.append(plan[bisect_left(plan["position"], first) : bisect_left(plan["position"], last)])
+    for chunk in range(len(task.chunk_start) - 1):
+        instances = np.load(task.chunk_file(chunk), mmap_mode="r")
+        positions = instances["position"]
+        # bisect touches a few pages of the file, where searchsorted would copy the whole column.
+        slices.append(instances[bisect_left(positions, first) : bisect_left(positions, last)])
     instances = np.concatenate(slices)
     return instances[np.argsort(instances["position"])]
 
 
-def _mask_block(job: Job, token_ids: np.ndarray, instances: np.ndarray) -> dict[str, np.ndarray]:
+def _mask_block(task: BuildTask, token_ids: np.ndarray, instances: np.ndarray) -> Records:
     tokens, sequence_start, segment_b_start = assemble(
-        token_ids, instances, cls_id=job.cls_id, sep_id=job.sep_id, dtype=job.shard_dtype
+        token_ids, instances, cls_id=task.cls_id, sep_id=task.sep_id, dtype=task.shard_dtype
     )
     lengths = np.diff(sequence_start)
-    masked = mask_sequences(tokens, lengths, instances["position"], job.masking, seed=job.config.seed)
-    return {
-        "tokens": masked.token_ids,
-        "lengths": lengths,
-        "segment_b_start": segment_b_start.astype(np.uint16),
-        "pair_labels": instances["pair_label"],
-        "num_predictions": masked.num_predictions,
-        "masked_lm_positions": masked.masked_lm_positions.astype(np.uint16),
-        "masked_lm_labels": masked.masked_lm_labels,
-    }
-
-
-def check_config(config: BuildConfig) -> None:
-    """Raise ValueError for the first value outside its rule."""
-    rules = {
-        "seq_length": (8 <= config.seq_length < 1 << 16, "between 8 and 65,535 tokens: positions are kept in 16 bits"),
-        "max_predictions": (
-            1 <= config.max_predictions < config.seq_length,
-            f"at least 1 and less than seq_length={config.seq_length}; 20 is usual for 128 and 80 for 512",
-        ),
-        "duplicates": (config.duplicates >= 1, "at least 1"),
-        "pair_task": (config.pair_task in PAIR_TASKS, f"one of {', '.join(PAIR_TASKS)}"),
-        "max_ngram": (1 <= config.max_ngram <= 10, "between 1 and 10; 3 is usual for n-gram masking"),
-        "masked_lm_prob": (0 < config.masked_lm_prob < 1, "between 0 and 1, both excluded; 0.15 is usual"),
-        "short_seq_prob": (0 <= config.short_seq_prob <= 1, "between 0 and 1; 0.1 is usual"),
-        "seed": (0 <= config.seed < 1 << 63, "at least 0 and below 2**63"),
-    }
-    for name, (holds, rule) in rules.items():
-        if not holds:
-            raise ValueError(f"{name}={getattr(config, name)} must be {rule}")
+    masked = mask_sequences(tokens, lengths, instances["position"], task.masking, seed=task.rule.seed)
+    return Records(
+        lengths=lengths, segment_b_start=segment_b_start, pair_labels=instances["pair_label"], **masked._asdict()
+    )
 
 
 def check_vocabulary(corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Raise ValueError where the corpus was made with another vocabulary, as far as the corpus tells."""
+    """Raise ValueError if the corpus was made with another vocabulary, as far as the corpus shows it."""
     if corpus.manifest is not None:
-        told, ours = corpus.manifest["vocab"], tokenizer.describe()
+        theirs, ours = corpus.manifest["vocab"], tokenizer.describe()
         for key in ("sha256", "lower_case", "strip_accents"):
-            if told.get(key, ours[key]) != ours[key]:
+            if theirs.get(key, ours[key]) != ours[key]:
                 raise ValueError(
                     f"vocabulary {tokenizer.path} ({key} {ours[key]}) is not the one the corpus was tokenised with "
-                    f"({told[key]}); give that one or tokenise again with `python -m data_prep.corpus`"
+                    f"({theirs[key]}); give that one or tokenise again with `python -m data_prep.corpus`"
                 )
     elif (largest := int(corpus.token_ids.max(initial=0))) >= tokenizer.vocab_size:
         raise ValueError(
@@ -352,40 +314,15 @@ def _describe_corpus(corpus: Corpus) -> dict:
 
 
 def _share_bounds(folder: Path, sentence_start: np.ndarray, document_start: np.ndarray) -> None:
-    """Leave the corpus' bounds where every worker can map them."""
+    """Leave the bounds of the corpus where every worker can map them."""
     folder.mkdir(exist_ok=True)
-    for name, bounds in (("sentences", sentence_start), ("documents", document_start)):
-        with finished_file(folder / f"{name}.npy") as file:
-            np.save(file, bounds)
+    _save(folder / "sentences.npy", sentence_start)
+    _save(folder / "documents.npy", document_start)
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    default = BuildConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.build",
-        description="Make masked training sequences from a tokenised corpus: sentence pairs, masks, shuffled shards. "
-        "The output is the same for any number of workers; an interrupted build goes on where it was.",
-        epilog="example: python -m data_prep.build --corpus runs/corpus --output runs/shards --seq-length 128",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--corpus", required=True, metavar="DIR", help="what data_prep.corpus made, or a Megatron prefix (.bin/.idx)")
-    add("--vocab", metavar="FILE", help="vocabulary of a corpus that another program made; ours carry their own")
-    add_case_arguments(parser)
-    add("--output", required=True, metavar="DIR", help="folder for the shards, empty or new")
-    add("--seq-length", type=int, default=default.seq_length, help="tokens a sequence, special ones included")
-    add("--max-predictions", type=int, default=default.max_predictions, help="masked tokens a sequence at most")
-    add("--duplicates", type=int, default=default.duplicates, help="times the corpus is used, each with other masks")
-    add("--pair-task", choices=tuple(PAIR_TASKS), default=default.pair_task, help="next sentence, order, or none")
-    add("--masked-lm-prob", type=float, default=default.masked_lm_prob, help="share of the tokens that are masked")
-    add("--whole-word", action="store_true", help="mask all pieces of a word together")
-    add("--max-ngram", type=int, default=default.max_ngram, help="mask runs of up to so many tokens, or whole words")
-    add("--short-seq-prob", type=float, default=default.short_seq_prob, help="share of documents cut shorter")
-    add("--seed", type=int, default=default.seed, help="another seed, other pairs, masks and order")
-    add("--num-shards", type=int, metavar="N", help="files to write (default: 32 MB of tokens each, at least 8)")
-    add("--workers", type=int, default=1, metavar="N", help="processes")
-    add_slice_arguments(parser, "the plan of what goes where")
-    return parser.parse_args(argv)
+def _save(path: Path, array: np.ndarray) -> None:
+    with finished_file(path) as file:
+        np.save(file, array)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 Options = TypeVar("Options")
-HOSTS, REQUIRED, OPTIONAL = "over many hosts", "required", "options"
+REQUIRED, OPTIONAL = "required", "options"
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
@@ -58,7 +58,8 @@ def parse(options: type[Options], command: str, argv: list[str] | None) -> Optio
 
     The class's docstring is the description in --help. Raises ValueError for a command line that does not fit.
     """
-    return options(**vars(build_parser(options, command).parse_args(argv)))
+    values = vars(build_parser(options, command).parse_args(argv))
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def build_parser(options: type, command: str) -> argparse.ArgumentParser:
@@ -124,7 +125,7 @@ def _settings_by_type(annotation: Any) -> dict[str, Any]:
     if annotation == bool | None:
         return {"action": _YesOrNo, "nargs": 0}
     if typing.get_origin(annotation) is tuple and annotation.__args__[-1] is Ellipsis:
-        return {"action": _Extend, "nargs": "+", "type": annotation.__args__[0]}
+        return {"action": "extend", "nargs": "+", "type": annotation.__args__[0]}
     inner = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
     return {"type": inner[0]} | ({"metavar": METAVARS[inner[0]]} if inner[0] in METAVARS else {})
 
@@ -138,13 +139,6 @@ def _help(field: dataclasses.Field) -> dict[str, str]:
         return {"help": text}
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     return {"help": f"{text} (default: {shown})"}
-
-
-class _Extend(argparse.Action):
-    """Collects the values of a flag in a tuple. A repeated flag adds to them instead of replacing them."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
 
 
 class _YesOrNo(argparse.Action):
@@ -166,52 +160,46 @@ class _Parser(argparse.ArgumentParser):
 
 def at_least(minimum: int) -> Callable[[str], int]:
     """A `type` of an option: an integer that is not below `minimum`."""
-    return between(minimum, math.inf)
+    return _reader(int, "an integer", minimum, math.inf)
 
 
-def between(low: int, high: float) -> Callable[[str], int]:
+def between(low: int, high: int) -> Callable[[str], int]:
     """A `type` of an option: an integer from `low` to `high`."""
-
-    def integer(text: str) -> int:
-        return _require_range(_read(int, text, "an integer"), low, high)
-
-    return integer
+    return _reader(int, "an integer", low, high)
 
 
 def number(
-    above: float | None = None, low: float = -math.inf, high: float = math.inf, below: float | None = None
+    above: float = -math.inf, low: float = -math.inf, high: float = math.inf, below: float = math.inf
 ) -> Callable[[str], float]:
-    """A `type` of an option: a finite number from `low` to `high`, and greater than `above`, and less than `below`."""
+    """A `type` of an option: a finite number from `low` to `high`, greater than `above` and less than `below`."""
+    return _reader(float, "a number", low, high, above, below)
 
-    def real(text: str) -> float:
-        value = _read(float, text, "a number")
-        if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is not finite")
-        if above is not None and value <= above:
-            raise argparse.ArgumentTypeError(f"{text} is not above {above}")
-        if below is not None and value >= below:
-            raise argparse.ArgumentTypeError(f"{text} is not below {below}")
-        return _require_range(value, low, high)
 
-    return real
+def _reader(
+    kind: type, noun: str, low: float, high: float, above: float = -math.inf, below: float = math.inf
+) -> Callable[[str], Any]:
+    both = f"is not between {low} and {high}" if math.isfinite(low) and math.isfinite(high) else ""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
+        for is_wrong, rule in (
+            (not math.isfinite(value), "is not finite"),
+            (value < low, both or f"is below {low}"),
+            (value > high, both or f"is above {high}"),
+            (value <= above, f"is not above {above}"),
+            (value >= below, f"is not below {below}"),
+        ):
+            if is_wrong:
+                raise argparse.ArgumentTypeError(f"{text} {rule}")
+        return value
+
+    return read
 
 
 share = number(low=0, high=1)
-
-
-def _read(kind: type, text: str, what: str) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-
-
-def _require_range(value: float, low: float, high: float) -> Any:
-    if low <= value <= high:
-        return value
-    if math.isinf(low) or math.isinf(high):
-        raise argparse.ArgumentTypeError(f"{value} is below {low}" if value < low else f"{value} is above {high}")
-    raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
 
 
 def part(text: str) -> tuple[int, int]:
@@ -249,39 +237,21 @@ class CaseOptions:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SliceOptions:
-    """The options of a command whose work can be spread over hosts. Without any of them, one process does it all."""
-
-    prepare: bool = option("only the first step, in one process", default=False, group=HOSTS, one_of="step")
-    slice: tuple[int, int] | None = option(
-        "only slice I of N (0 to N-1), after --prepare",
-        default=None,
-        type=part,
-        metavar="I/N",
-        group=HOSTS,
-        one_of="step",
-    )
-    finish: bool = option(
-        "only the last step, in one process, after all slices", default=False, group=HOSTS, one_of="step"
-    )
-
-
 def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
-    """Call `main(argv)`; a ValueError or OSError becomes `error: message` on stderr and exit code 2, no traceback.
+    """Call `main(argv)`. A ValueError or OSError becomes `error: message` on stderr and exit code 2, without traceback.
 
-    `python -X dev -m ...` shows the traceback all the same. Arguments have to be text, since paths go into JSON files.
-    A character that the terminal's encoding lacks is printed as an escape.
+    `python -X dev -m ...` shows the traceback. Arguments must be decodable text, because paths go into JSON files. A
+    character that the terminal's encoding lacks is printed as an escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         for argument in sys.argv[1:] if argv is None else argv:
-            if not _is_text(argument):
+            if argument.encode(errors="ignore").decode() != argument:  # bytes that could not be decoded (PEP 383)
                 raise ValueError(
-                    f"the argument {os.fsencode(argument)!r} is no text in {sys.getfilesystemencoding()}, the encoding "
-                    "of this locale; rename the file or folder, or set a locale of UTF-8, as in LC_ALL=C.UTF-8"
+                    f"the argument {os.fsencode(argument)!r} is not text in {sys.getfilesystemencoding()}, the "
+                    "encoding of this locale; rename the file or folder, or set a UTF-8 locale, as in LC_ALL=C.UTF-8"
                 )
         main(argv)
     except (ValueError, OSError) as error:
@@ -291,24 +261,11 @@ def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None =
         sys.exit(2)
 
 
-def _is_text(text: str) -> bool:
-    """Whether a name that came from the operating system was decoded without leftover bytes (PEP 383)."""
-    return text.encode(errors="ignore").decode() == text
-
-
 def describe_error(error: Exception) -> str:
-    """One line for the user; an operating-system error is told as `file: reason`, without its errno."""
+    """One line for the user. An operating-system error reads `file: reason`, without its errno."""
     if isinstance(error, UnicodeEncodeError):
         near = error.object[max(0, error.start - 100) : error.end + 100]
         return f"{near!a} cannot be written in {error.encoding}; if it is the name of a file or folder, rename that"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
-
-
-def add_slice_arguments(parser: argparse.ArgumentParser, prepared: str) -> None:
-    """The same options on a parser of argparse; goes as soon as corpus and build declare theirs."""
-    steps = parser.add_argument_group(HOSTS).add_mutually_exclusive_group()
-    steps.add_argument("--prepare", action="store_true", help=f"only the first step, in one process: {prepared}")
-    steps.add_argument("--slice", type=part, metavar="I/N", help="only slice I of N (0 to N-1), after --prepare")
-    steps.add_argument("--finish", action="store_true", help="only the last step, in one process, after all slices")

@@ -1,22 +1,21 @@
-"""Command line: documents -> Megatron's .bin and .idx, one sequence a sentence, with document bounds.
+"""Command line: documents -> Megatron's .bin and .idx, one sequence per sentence, with document bounds.
 
     python -m data_prep.corpus --input books/ --vocab vocab/ --output corpus/ --workers 4
 
-Tokenising is done once; shards of any sequence length are built from it. DIR then holds
+Text is tokenised once, and shards of any sequence length are built from the result. The output folder holds
 
     corpus.bin corpus.idx    the tokens (see indexed_dataset.py)
     punkt.json               the sentence model, trained on a sample of the same input
     spm.model or vocab.txt   the vocabulary
     run.json                 the resolved options
     manifest.json            counts, what each filter dropped, and the sha256 of every file
+    finished.json            written last
 
-Three steps: prepare (the sentence model, from a sample of everything), tokenise part by part (see parts.py), finish
-(one process decides on duplicates in the order of the input and joins the parts). The bytes depend neither on the
-number of workers nor on that of slices, nor on how often a process was killed: the same command goes on.
+The work has three steps (see slices.py): prepare trains the sentence model; every slice tokenises its share of the
+parts (see parts.py); finish removes duplicates in the order of the input and joins the parts. The bytes depend neither
+on the number of workers or slices nor on interruptions: after one, the same command resumes.
 """
 
-import argparse
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,16 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.cli import add_slice_arguments, run_cli
-from data_prep.files import (
-    claim_output,
-    mark_finished,
-    read_json,
-    remove_leftovers,
-    sha256_file,
-    sole_process,
-    write_json,
-)
+from data_prep.cli import CaseOptions, InputOptions, at_least, number, option, parse, run_cli, share
+from data_prep.files import read_json, remove_leftovers, sha256_file, write_json
 from data_prep.indexed_dataset import IndexedDatasetWriter, read_indexed_dataset, token_type
 from data_prep.parts import (
     Part,
@@ -50,10 +41,10 @@ from data_prep.parts import (
     read_part,
     write_part,
 )
+from data_prep.slices import SliceOptions
 from data_prep.text.cleaning import fingerprint, normalise, paragraphs
 from data_prep.text.documents import (
     Document,
-    add_input_arguments,
     input_bytes,
     input_config,
     read_documents,
@@ -65,15 +56,83 @@ from data_prep.text.filters import (
     SCRUBBERS,
     Filters,
     NearDuplicates,
-    check_filters,
     first_occurrences,
     scrub,
     signature,
     verdict,
 )
 from data_prep.text.sentences import SentenceSplitter, load_splitter, train_splitter
-from data_prep.text.tokenizer import Tokenizer, add_case_arguments, load_tokenizer
+from data_prep.text.tokenizer import Tokenizer, load_tokenizer
 from data_prep.workers import worker_pool
+
+FILTERS = "filters (manifest.json counts what each one drops)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions(InputOptions, CaseOptions, SliceOptions):
+    """Clean documents, split them into sentences and tokenise them: a corpus in Megatron's .bin/.idx format.
+
+    The output is the same for any number of workers and slices. After an interruption the same command resumes.
+    With --prepare, --slice and --finish the work is spread over hosts that share the output folder.
+    """
+
+    vocab: Path = option("vocab.txt, a SentencePiece model, tokenizer.json, or a folder with one of them")
+    output: Path = option("a new folder for the corpus", metavar="DIR")
+    workers: int = option("number of processes", default=1, type=at_least(1))
+    punkt_mb: float = option(
+        "train the sentence splitter on this much text, at most 8",
+        default=4.0,
+        type=number(above=0, high=8),
+        metavar="MB",
+    )
+    min_characters: int = option("drop documents with fewer characters", default=1, group=FILTERS)
+    min_letters: float = option(
+        "drop documents with a smaller share of letters", default=0.0, type=share, metavar="SHARE", group=FILTERS
+    )
+    max_repeated: float = option(
+        "drop documents that repeat more of their text", default=1.0, type=share, metavar="SHARE", group=FILTERS
+    )
+    scrub: tuple[str, ...] = option(
+        "replace these by [URL], [EMAIL], [PHONE]", default=(), choices=tuple(SCRUBBERS), group=FILTERS
+    )
+    near_duplicates: float | None = option(
+        "drop documents that are at least this similar to an earlier one, by MinHash (0.8 is usual); the last step "
+        "then takes some 6 kB of memory per document",
+        default=None,
+        type=number(low=0.5, below=1),
+        metavar="SIMILARITY",
+        group=FILTERS,
+    )
+
+    @property
+    def filters(self) -> Filters:
+        values = {name: getattr(self, name) for name in Filters._fields}
+        return Filters(**values | {"scrub": tuple(sorted(set(self.scrub)))})
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(CorpusOptions, "data_prep.corpus", argv)
+    files, input_settings = input_config(options)
+    tokenizer = load_tokenizer(options.vocab, options.cased)
+    require_text(files, options.format, options.text_key)
+    filters, vocab, output = options.filters, tokenizer.describe(), options.output
+    config = {**input_settings, "vocab": vocab, **filters._asdict(), "punkt_mb": options.punkt_mb}
+    splitter, parts = output / "punkt.json", output / "parts"
+    options.require_prepared(output, splitter)
+    with options.claimed(output, "data_prep.corpus", config, parts) as steps:
+        if steps.prepare:
+            tokenizer.save(output)
+            prepare(options, files, splitter)
+        if steps.slice:
+            tokenise_slice(options, files, Recipe(splitter, output / tokenizer.path.name, filters, parts), steps.slice)
+        if steps.finish:
+            counts = join_parts(finished_parts(parts, files), output, tokenizer, filters)
+            names = ("corpus.bin", "corpus.idx", splitter.name, tokenizer.path.name)
+            manifest = {"format": "megatron-indexed-dataset", "config": config, "vocab": vocab, **counts}
+            manifest["sha256"] = {name: sha256_file(output / name) for name in names}
+            write_json(output / "manifest.json", manifest)
+            totals = ", ".join(f"{counts[f'num_{what}']:,} {what}" for what in ("documents", "sentences", "tokens"))
+            print(f"{totals} in {output}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +142,7 @@ class Corpus:
     token_ids       memory map, uint16 or int32 [T]
     sentence_start  int64 [S+1], in tokens
     document_start  int64 [D+1], in sentences
-    manifest        what corpus.py wrote beside it; None for a corpus that Megatron's own tools made
+    manifest        content of manifest.json; None for a corpus that another program made
     """
 
     token_ids: np.ndarray
@@ -94,20 +153,16 @@ class Corpus:
 
 def open_corpus(path: str | Path) -> Corpus:
     """Open a folder made by this command, or any Megatron dataset by its prefix (`my-corpus_text_sentence`)."""
-    folder = Path(path)
-    prefix = (
-        folder / "corpus"
-        if folder.is_dir()
-        else folder.with_suffix("")
-        if folder.suffix in (".bin", ".idx")
-        else folder
-    )
-    manifest = folder / "manifest.json"
+    path = Path(path)
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    manifest = path / "manifest.json"
+    if path.is_dir():
+        prefix = path / "corpus"
     return Corpus(*read_indexed_dataset(prefix), read_json(manifest) if manifest.is_file() else None)
 
 
 class Recipe(NamedTuple):
-    """What a worker needs to turn text into parts."""
+    """What a worker needs to make a part: two models by their files, the filters, and the folder of the parts."""
 
     splitter: Path
     vocab: Path
@@ -121,99 +176,94 @@ def _load_models(splitter: Path, vocab: Path) -> tuple[SentenceSplitter, Tokeniz
 
 
 def tokenise_part(recipe: Recipe, source: Source) -> int:
-    """Tokenise the documents of a part and write it; returns their number. This is what workers do."""
-    splitter, tokenizer = _load_models(recipe.splitter, recipe.vocab)
-    part = tokenise(source.documents, splitter, tokenizer, recipe.filters)
+    """Tokenise the documents of one part, write it, and return how many documents were read."""
+    part = tokenise(source.documents, *_load_models(recipe.splitter, recipe.vocab), recipe.filters)
     part.counts["skipped"] = dict(source.skipped)
     write_part(part_file(recipe.parts, source.volume, source.number), part)
     return len(source.documents)
 
 
 def tokenise(documents: list[Document], splitter: SentenceSplitter, tokenizer: Tokenizer, filters: Filters) -> Part:
-    """Clean, filter, split into sentences and encode documents; sentences without a token are left out."""
-    dropped: Counter[str] = Counter()
-    scrubbed: Counter[str] = Counter()
+    """Clean, filter, split into sentences and encode documents. Sentences without a token are left out."""
+    dropped, scrubbed = Counter(), Counter()
     sentences: list[list[int]] = []
-    rows = []
+    num_sentences, num_characters, fingerprints, signatures = [], [], [], []
     for document in documents:
         blocks = paragraphs(normalise(document.text), one_a_line=document.is_split)
         blocks = scrub(blocks, filters.scrub, scrubbed)
-        if document.is_split:
-            encoded = [ids for ids in map(tokenizer.encode, blocks) if ids]
-        else:
-            encoded = [ids for block in blocks for ids in map(tokenizer.encode, splitter.split(block)) if ids]
+        lines = blocks if document.is_split else chain.from_iterable(map(splitter.split, blocks))
+        encoded = [ids for ids in map(tokenizer.encode, lines) if ids]
         if reason := verdict(blocks, filters) if encoded else "empty":
             dropped[reason] += 1
             continue
         sentences += encoded
-        sketch = signature(blocks) if filters.near_duplicates else ()
-        rows.append((len(encoded), sum(map(len, blocks)), np.frombuffer(fingerprint(blocks), np.uint64), sketch))
+        num_sentences.append(len(encoded))
+        num_characters.append(sum(map(len, blocks)))
+        fingerprints.append(np.frombuffer(fingerprint(blocks), np.uint64))
+        signatures.append(signature(blocks) if filters.near_duplicates else ())
     lengths = np.fromiter(map(len, sentences), np.int32, len(sentences))
     num_hashes = NUM_PERMUTATIONS if filters.near_duplicates else 0
     return Part(
         token_ids=np.fromiter(chain.from_iterable(sentences), token_type(tokenizer.vocab_size), int(lengths.sum())),
         lengths=lengths,
-        num_sentences=np.array([row[0] for row in rows], np.int32),
-        num_characters=np.array([row[1] for row in rows], np.int32),
-        fingerprints=np.array([row[2] for row in rows], np.uint64).reshape(len(rows), 2),
-        signatures=np.array([row[3] for row in rows], np.uint32).reshape(len(rows), num_hashes),
+        num_sentences=np.array(num_sentences, np.int32),
+        num_characters=np.array(num_characters, np.int32),
+        fingerprints=np.array(fingerprints, np.uint64).reshape(-1, 2),
+        signatures=np.array(signatures, np.uint32).reshape(len(signatures), num_hashes),
         counts={"dropped": dict(dropped), "scrubbed": dict(scrubbed)},
     )
 
 
-def prepare(args: argparse.Namespace, files: list[Path], path: Path) -> None:
+def prepare(options: CorpusOptions, files: list[Path], path: Path) -> None:
     """Train the sentence model on a sample and save it, unless an interrupted run has done so."""
     if path.exists():
-        print(f"{path} is there: reused")
+        print(f"{path} exists: reused")
         return
     with tqdm(desc="sample", total=input_bytes(files), unit="B", unit_scale=True) as bar:
-        documents = read_documents(files, args.format, args.text_key, lambda reason, place: None, bar.update)
-        sample = sample_documents((d for d in documents if not d.is_split), int(args.punkt_mb * 1e6))
+        documents = read_documents(files, options.format, options.text_key, lambda reason, place: None, bar.update)
+        sample = sample_documents((d for d in documents if not d.is_split), int(options.punkt_mb * 1e6))
     num_bytes = sum(len(piece.text.encode()) for piece in sample)
     print(f"training the sentence splitter on {num_bytes / 1e6:.1f} MB")
     train_splitter(block for piece in sample for block in paragraphs(normalise(piece.text))).save(path)
 
 
-def tokenise_slice(args: argparse.Namespace, files: list[Path], recipe: Recipe) -> None:
-    """Make all parts of the slice (of everything, without --slice) that are not there yet."""
+def tokenise_slice(options: CorpusOptions, files: list[Path], recipe: Recipe, slice: tuple[int, int]) -> None:
+    """Make all parts of slice (I, N) that do not exist yet."""
     recipe.parts.mkdir(exist_ok=True)
-    slice = args.slice or (0, 1)
     bar = tqdm(desc="tokenise", total=input_bytes(files), unit="B", unit_scale=True)
-    with bar, worker_pool(args.workers) as ordered_map:
-        sources = missing_sources(recipe.parts, files, args.format, args.text_key, slice, bar.write, bar.update)
+    with bar, worker_pool(options.workers) as ordered_map:
+        sources = missing_sources(recipe.parts, files, options.format, options.text_key, slice, bar.write, bar.update)
         for _ in ordered_map(partial(tokenise_part, recipe), sources):
             pass
 
 
-def finish(output: Path, files: list[Path], tokenizer: Tokenizer, filters: Filters) -> dict:
-    """Join the parts into corpus.bin and corpus.idx without duplicates; returns the counts for the manifest."""
-    paths = finished_parts(output / "parts", files)
+def join_parts(paths: list[Path], output: Path, tokenizer: Tokenizer, filters: Filters) -> dict:
+    """Join the parts into corpus.bin and corpus.idx without duplicates. Returns the counts for the manifest."""
     remove_leftovers(output)
     fingerprints, counts = overview(paths)
     dropped = counts.setdefault("dropped", Counter())
-    counts["num_characters"] = counts["num_unknown_tokens"] = 0
+    num_characters = num_unknown_tokens = 0
     writer = IndexedDatasetWriter(output / "corpus", token_type(tokenizer.vocab_size))
     try:
-        for part, keep in tqdm(
-            _without_duplicates(paths, fingerprints, filters, dropped), "join", len(paths), unit="part"
-        ):
+        parts = _without_duplicates(paths, fingerprints, filters, dropped)
+        for part, keep in tqdm(parts, "join", len(paths), unit="part"):
             token_ids, lengths, num_sentences = kept_of(part, keep)
             writer.add_documents(token_ids, lengths, num_sentences)
-            counts["num_characters"] += int(part.num_characters[keep].sum())
-            counts["num_unknown_tokens"] += int((token_ids == tokenizer.unk_id).sum())
+            num_characters += int(part.num_characters[keep].sum())
+            num_unknown_tokens += int((token_ids == tokenizer.unk_id).sum())
         if not writer.num_documents:
             lost = dict(sorted((dropped + counts.get("skipped", Counter())).items()))
             raise ValueError(f"no document is left: {lost}; give other input or lower --min-characters")
         writer.finish()
     finally:
         writer.close()
-    kept = {
+    return {
         "num_documents": writer.num_documents,
         "num_sentences": writer.num_sequences,
         "num_tokens": writer.num_tokens,
-    }
-    return kept | {
-        name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in counts.items()
+        **{kind: dict(sorted(count.items())) for kind, count in counts.items()},
+        "num_characters": num_characters,
+        "num_unknown_tokens": num_unknown_tokens,
     }
 
 
@@ -234,93 +284,6 @@ def _without_duplicates(
                 keep[document] = False
                 dropped["near_duplicate"] += 1
         yield part, keep
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.corpus",
-        description="Clean documents, split them into sentences, tokenise them: a corpus in Megatron's .bin/.idx.",
-    )
-    add_input_arguments(parser)
-    parser.add_argument(
-        "--vocab",
-        required=True,
-        metavar="PATH",
-        help="vocab.txt, a SentencePiece model, tokenizer.json, or a folder with one",
-    )
-    add_case_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the corpus")
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes; the output is the same for any (default: 1)"
-    )
-    parser.add_argument(
-        "--punkt-mb",
-        type=float,
-        default=4.0,
-        metavar="MB",
-        help="text to train the sentence splitter on, at most 8 (default: 4)",
-    )
-    default = Filters()
-    add = parser.add_argument_group("filters", "what each one drops is counted in manifest.json").add_argument
-    add("--min-characters", type=int, default=1, metavar="N", help="drop shorter documents (default: 1)")
-    add("--min-letters", type=float, default=0.0, metavar="SHARE", help="drop those with a smaller share of letters")
-    add("--max-repeated", type=float, default=1.0, metavar="SHARE", help="drop those that repeat more of their text")
-    add("--scrub", nargs="+", action="extend", choices=SCRUBBERS, default=[], help="replace by [URL], [EMAIL], [PHONE]")
-    add(
-        "--near-duplicates",
-        type=float,
-        default=default.near_duplicates,
-        metavar="SIMILARITY",
-        help="drop documents as similar as that to an earlier one, by MinHash (try 0.8); takes some 6 kB of memory a "
-        "document in the last step",
-    )
-    add_slice_arguments(parser, "the sentence model")
-    args = parser.parse_args(argv)
-    if args.workers < 1:
-        raise ValueError(f"--workers {args.workers} must be at least 1")
-    if not 0 < args.punkt_mb <= 8:
-        raise ValueError(
-            f"--punkt-mb {args.punkt_mb} must be more than 0 and at most 8; more text does not split better"
-        )
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    filters = Filters(
-        args.min_characters, args.min_letters, args.max_repeated, tuple(sorted(set(args.scrub))), args.near_duplicates
-    )
-    check_filters(filters)
-    files, input_settings = input_config(args)
-    tokenizer = load_tokenizer(args.vocab, args.cased)
-    require_text(files, args.format, args.text_key)
-    vocab = tokenizer.describe()
-    config = {**input_settings, "vocab": vocab}
-    config |= {**filters._asdict(), "punkt_mb": args.punkt_mb}
-    output = Path(args.output)
-    splitter = output / "punkt.json"
-    if (args.slice or args.finish) and not splitter.exists():
-        raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
-    with sole_process(output, shared=args.slice is not None):
-        if claim_output(output, "data_prep.corpus", config) == "done":
-            shutil.rmtree(output / "parts", ignore_errors=True)  # killed between its last two acts
-            return
-        all_steps = not (args.prepare or args.slice or args.finish)
-        if args.prepare or all_steps:
-            tokenizer.save(output)
-            prepare(args, files, splitter)
-        if args.slice or all_steps:
-            tokenise_slice(args, files, Recipe(splitter, output / tokenizer.path.name, filters, output / "parts"))
-        if args.finish or all_steps:
-            counts = finish(output, files, tokenizer, filters)
-            names = ("corpus.bin", "corpus.idx", splitter.name, tokenizer.path.name)
-            sha256 = {name: sha256_file(output / name) for name in names}
-            manifest = {"format": "megatron-indexed-dataset", "config": config, "vocab": vocab}
-            write_json(output / "manifest.json", manifest | counts | {"sha256": sha256})
-            mark_finished(output)
-            shutil.rmtree(output / "parts")
-            totals = ", ".join(f"{counts[f'num_{what}']:,} {what}" for what in ("documents", "sentences", "tokens"))
-            print(f"{totals} in {output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Output files and folders: claiming a folder, finishing a file in one piece, JSON, checksums, room on the disk."""
+"""Output files and folders: claiming a folder, writing files atomically, JSON, checksums, free disk space."""
 
 import fcntl
 import hashlib
@@ -17,9 +17,11 @@ RUN_FILE, FINISHED_FILE = "run.json", "finished.json"
 def claim_output(folder: str | Path, command: str, identity: dict, part: str = "") -> str:
     """Reserve an output folder for one run: create it and write run.json, which says what the run is.
 
-    `identity` holds everything that determines the output, so not the number of workers nor the folder's own name.
-    Returns "new" (the folder was missing or empty), "resume" (the same run began here and is not finished) or "done"
-    (it is finished, or this `part` of it, a subfolder, is; that is printed). A finished folder holds finished.json.
+    `identity` holds everything that determines the output, so neither the number of workers nor the folder's name.
+
+    Returns:
+        "new" if the folder is missing or empty, "resume" if the same run began here and has not finished, or "done" if
+        it has finished (or its `part`, a subfolder, has), which is printed. A finished folder holds finished.json.
 
     Raises ValueError if the folder holds other files or another run. Nothing is overwritten.
     """
@@ -27,19 +29,16 @@ def claim_output(folder: str | Path, command: str, identity: dict, part: str = "
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder} is a file; give the name of a folder that is empty or does not exist")
     run_file = folder / RUN_FILE
-    if not run_file.exists():
-        foreign = sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp")) if folder.exists() else []
-        if foreign:
-            raise ValueError(
-                f"output folder {folder} already holds {foreign[0]!r} and no {RUN_FILE}, "
-                "so it is not this command's; choose another folder"
-            )
+    held = read_json(run_file) if run_file.exists() else None
+    others = sorted(path.name for path in folder.iterdir() if path != run_file) if folder.exists() else []
+    if held is None and (foreign := [name for name in others if not name.endswith(".tmp")]):
+        raise ValueError(
+            f"output folder {folder} already holds {foreign[0]!r} but no {RUN_FILE}, so this command did not make it; "
+            "choose another folder"
+        )
+    if held is None or (held != asked and not others):  # a run that failed at once left nothing that could be lost
         folder.mkdir(parents=True, exist_ok=True)
         write_json(run_file, asked)
-        return "new"
-    held = read_json(run_file)
-    if held != asked and not [path for path in folder.iterdir() if path != run_file]:
-        write_json(run_file, asked)  # a run that failed at once left nothing that could be lost
         return "new"
     if held != asked:
         raise ValueError(
@@ -47,23 +46,23 @@ def claim_output(folder: str | Path, command: str, identity: dict, part: str = "
             "choose another folder or remove that one"
         )
     if (folder / part / FINISHED_FILE).exists():
-        print(f"{folder / part} is complete and made by the same configuration: reused")
+        print(f"{folder / part} is complete, with the same configuration: reused")
         return "done"
     return "resume"
 
 
 def mark_finished(folder: str | Path, **facts: object) -> None:
-    """Write finished.json, with a few facts about the result: the last file of a run, or of a part of one."""
+    """Write finished.json, the last file of a run or of a part of one, with a few facts about the result."""
     write_json(Path(folder) / FINISHED_FILE, facts)
 
 
 @contextmanager
 def sole_process(folder: str | Path, shared: bool = False) -> Iterator[None]:
-    """Keep an output folder to this process, and make it if it is missing; with `shared`, other sharers may enter.
+    """Lock an output folder, which is created if missing, for this process. With `shared`, other sharers may enter.
 
-    Raises ValueError where another process of this host is at work. A file system without locks lets all in.
+    Raises ValueError if another process of this host holds the lock. Without locks in the file system, all may enter.
     """
-    if not Path(folder).exists():
+    if not Path(folder).exists():  # it may be a file, which claim_output refuses
         Path(folder).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -81,7 +80,7 @@ def sole_process(folder: str | Path, shared: bool = False) -> Iterator[None]:
 
 
 def _difference(held: object, asked: object, name: str = "") -> str:
-    """The values that differ, by their dotted names, inside objects as well."""
+    """The values that differ, with their dotted names, also inside objects."""
     if isinstance(held, dict) and isinstance(asked, dict):
         keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
         return "; ".join(_difference(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
@@ -90,10 +89,10 @@ def _difference(held: object, asked: object, name: str = "") -> str:
 
 @contextmanager
 def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open `path` for writing so that it appears whole or not at all: written beside, fsynced, renamed.
+    """Open `path` for writing so that it appears whole or not at all: written under another name, fsynced, renamed.
 
-    The temporary name is this process's own, since several hosts may make the same file of a shared folder. OSError
-    names the file; nothing is left of a file that could not be finished.
+    The temporary name is unique to this process, since several hosts may make the same file of a shared folder. An
+    OSError names the file. Nothing is left of a file that could not be finished.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
@@ -112,7 +111,7 @@ def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """An OSError inside that names no file names this one: a full disk does not say which file it could not hold."""
+    """Add the name of this file to an OSError that names none, as when a disk is full."""
     try:
         yield
     except OSError as error:
@@ -121,7 +120,7 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed processes began to write in `folder`; only for who knows that no other is at work there."""
+    """Remove what killed processes began to write in `folder`. No other process may be at work there."""
     for path in Path(folder).glob("*.tmp"):
         path.unlink()
 
@@ -136,7 +135,7 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write readable JSON in one piece: the file is the old one or the new one, never a part."""
+    """Write indented JSON atomically: readers see the old file or the new one."""
     with finished_file(path, "w") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
@@ -157,7 +156,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def require_space(folder: str | Path, num_bytes: int, what: str) -> None:
-    """Raise ValueError unless the disk of `folder` has room for `num_bytes` more, which `what` needs."""
+    """Raise ValueError unless the disk of `folder` has `num_bytes` free, which `what` needs."""
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ValueError(

@@ -1,14 +1,14 @@
-"""A corpus in parts, so that any number of processes and hosts can make it, and none of them starts again from nothing.
+"""A corpus in parts, so that any number of processes and hosts can make it and an interruption loses little.
 
-The input files, in order, form volumes of about VOLUME_BYTES on disk; the documents of a volume form parts of about
-PART_CHARACTERS, or of PART_DOCUMENTS where they are tiny. All this follows from the input alone, and so does a part's
-content: who makes it, and when, does not matter. OUTPUT/parts holds, until the corpus is finished,
+The input files, in order, form volumes of about VOLUME_BYTES on disk. The documents of a volume form parts of about
+PART_CHARACTERS, or of PART_DOCUMENTS if the documents are tiny. Both the cuts and a part's content follow from the
+input alone, not from who makes the part or when. Until the corpus is finished, OUTPUT/parts holds
 
     part-VVVVV-BBBBB.safetensors   part B of volume V (see Part)
-    volume-VVVVV.json              {"num_parts": N, "digest": D}, known to whoever has read the volume to its end
+    volume-VVVVV.json              {"num_parts": N, "digest": D}, written by a process that read the volume to its end
 
-Slice I of N makes whole volumes where there are enough for all, since it then need not read the others; else every
-N-th part. Slices that share a volume compare its digest, so that a host with another text cannot mix it in.
+If there are at least N volumes, slice I of N makes whole volumes, so that it need not read the others. Otherwise it
+makes every N-th part. Slices that share a volume compare its digest: a host that reads other text is refused.
 """
 
 import hashlib
@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from data_prep.files import finished_file, read_json, write_json
+from data_prep.slices import require_made
 from data_prep.text.documents import Document, count_skips, input_bytes, read_documents
 
 VOLUME_BYTES = 1 << 28
@@ -30,7 +32,7 @@ PART_DOCUMENTS = 50_000
 
 
 class Source(NamedTuple):
-    """Documents of one part, as read, and what was skipped between them, counted by reason."""
+    """The documents of one part, as read, and how many others were skipped between them, by reason."""
 
     volume: int
     number: int
@@ -46,7 +48,7 @@ class Part(NamedTuple):
     num_sentences   int32 [D]
     num_characters  int32 [D]
     fingerprints    uint64 [D, 2], for exact duplicates
-    signatures      uint32 [D, permutations], for near-duplicates; [D, 0] where nobody asked
+    signatures      uint32 [D, permutations], for near-duplicates; [D, 0] if they are not looked for
     counts          what was dropped, skipped and scrubbed: {"dropped": {...}, ...}
     """
 
@@ -76,7 +78,7 @@ def part_file(folder: Path, volume: int, number: int) -> Path:
     return folder / f"part-{volume:05d}-{number:05d}.safetensors"
 
 
-def volume_file(folder: Path, volume: int) -> Path:
+def _volume_file(folder: Path, volume: int) -> Path:
     return folder / f"volume-{volume:05d}.json"
 
 
@@ -89,7 +91,10 @@ def missing_sources(
     tell: Callable[[str], object],
     progress: Callable[[int], object],
 ) -> Iterator[Source]:
-    """What has still to be tokenised of slice (I, N): the documents of each part that has no file yet, in order."""
+    """The documents of each part of slice (I, N) that has no file yet, in order.
+
+    `tell` gets a message for each document that is skipped (see `count_skips`), `progress` the bytes read.
+    """
     index, count = slice
     groups = volumes(files)
     by_volume = len(groups) >= count
@@ -99,21 +104,22 @@ def missing_sources(
         if by_volume and _is_complete(folder, volume):
             progress(input_bytes(group))
             continue
-        number, digest = -1, hashlib.blake2b(digest_size=16)
-        for number, source in enumerate(_sources(volume, group, format, text_key, tell, progress)):
+        num_parts, digest = 0, hashlib.blake2b(digest_size=16)
+        for source in _sources(volume, group, format, text_key, tell, progress):
+            num_parts += 1
             for document in source.documents:
                 digest.update(document.text.encode())
-            mine = by_volume or (volume + number) % count == index
-            if mine and not part_file(folder, volume, number).exists():
+            is_ours = by_volume or (volume + source.number) % count == index
+            if is_ours and not part_file(folder, volume, source.number).exists():
                 yield source
-        _write_end(volume_file(folder, volume), {"num_parts": number + 1, "digest": digest.hexdigest()})
+        _write_end(_volume_file(folder, volume), {"num_parts": num_parts, "digest": digest.hexdigest()})
 
 
 def _write_end(path: Path, end: dict) -> None:
     if path.exists() and read_json(path) != end:
         raise ValueError(
             f"{path}: another slice read other text in these files; they changed, or differ between hosts: "
-            f"remove {path.parent.parent} and begin again with the same files everywhere"
+            f"remove {path.parent.parent} and start again with the same files everywhere"
         )
     write_json(path, end)
 
@@ -133,32 +139,23 @@ def _sources(volume: int, files: list[Path], format: str, text_key: str, tell, p
         yield Source(volume, number, documents, Counter(skipped))
 
 
+def _part_files(folder: Path, volume: int) -> list[Path]:
+    """The files of all parts of a volume that was read to its end, whether they exist or not."""
+    num_parts = read_json(_volume_file(folder, volume))["num_parts"]
+    return [part_file(folder, volume, number) for number in range(num_parts)]
+
+
 def _is_complete(folder: Path, volume: int) -> bool:
-    """Whether the volume was read to its end and all of its parts are there."""
-    end = volume_file(folder, volume)
-    return end.exists() and all(
-        part_file(folder, volume, number).exists() for number in range(read_json(end)["num_parts"])
-    )
+    return _volume_file(folder, volume).exists() and all(path.exists() for path in _part_files(folder, volume))
 
 
 def finished_parts(folder: Path, files: list[Path]) -> list[Path]:
-    """All part files in order. Raises ValueError where slices have not made theirs yet."""
-    paths = []
-    for volume in range(len(volumes(files))):
-        end = volume_file(folder, volume)
-        if not end.exists():
-            raise ValueError(_unfinished(folder, f"volume {volume} was not read to its end"))
-        paths += [part_file(folder, volume, number) for number in range(read_json(end)["num_parts"])]
-    if absent := [path.name for path in paths if not path.exists()]:
-        raise ValueError(_unfinished(folder, f"{len(absent)} of {len(paths)} parts are missing, the first {absent[0]}"))
+    """All part files in order. Raises ValueError if slices have not made theirs yet."""
+    numbers = range(len(volumes(files)))
+    require_made(folder.parent, [_volume_file(folder, volume) for volume in numbers], "volumes")
+    paths = [path for volume in numbers for path in _part_files(folder, volume)]
+    require_made(folder.parent, paths, "parts")
     return paths
-
-
-def _unfinished(folder: Path, what: str) -> str:
-    return (
-        f"{folder.parent} is not complete: {what}; give all its --slice commands again (what is done is not done "
-        "again), then --finish"
-    )
 
 
 def write_part(path: Path, part: Part) -> None:
@@ -169,9 +166,7 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def read_part(path: Path) -> Part:
-    """Read a part. ValueError names a file that is damaged."""
-    from safetensors import SafetensorError, safe_open
-
+    """Read a part. Raises ValueError, with the name of the file, if it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

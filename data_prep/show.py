@@ -1,10 +1,6 @@
-"""CLI: look into a shard folder: records as readable text, statistics as a table and plots, checksums.
+"""Command line: look into a shard folder: records as readable text, statistics as a table and plots, checksums."""
 
-A masked token is shown as [MASK→cat], a token replaced at random as [dog→cat], one that is predicted but was left as
-[=cat].
-"""
-
-import argparse
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +8,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from data_prep.cli import run_cli
+from data_prep.cli import at_least, option, parse, run_cli
 from data_prep.shards import Records, Shards, entropy, unigram_counts, verify
 from data_prep.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -21,35 +17,53 @@ PAIR_NAMES = {
     "sop": {0: "A and B in order", 1: "A and B swapped"},
     "none": {-1: "no pair task"},
 }
+HISTOGRAMS = {
+    "lengths": "tokens per sequence",
+    "num_predictions": "predictions per sequence",
+    "segment_b_lengths": "tokens of segment B",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Look into a folder of masked shards. Without options, three records are printed.
+
+    A masked token is shown as [MASK→original], one that was replaced at random as [other→original], and one that is
+    predicted but was left as it is as [=original].
+    """
+
+    folder: Path = option("a folder made by data_prep.build", flags=("folder",), metavar="DIR")
+    records: int = option("print this many records", default=0, type=at_least(0))
+    first: int = option("number of the first record to print", default=0, type=at_least(0), metavar="I")
+    stats: bool = option("print a table of lengths, masks, duplicates, pairs and entropy", default=False)
+    plots: Path | None = option("write histograms as PNG files into DIR", default=None, metavar="DIR")
+    verify: bool = option("compare every shard with its sha256", default=False)
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = _parse(argv)
-    shards = Shards(args.folder)
-    if args.records < 0 or args.first < 0:
-        raise ValueError(f"--records {args.records} and --first {args.first} must not be negative")
-    if args.verify:
+    options = parse(ShowOptions, "data_prep.show", argv)
+    shards = Shards(options.folder)
+    if options.verify:
         verify(shards, progress=partial(tqdm, desc="verify", unit="shard"))
         print(f"all {len(shards.manifest['shards'])} shards have the bytes that were written")
-    if args.stats or args.plots:
+    if options.stats or options.plots:
         statistics = collect_statistics(shards)
-        if args.stats:
+        if options.stats:
             print(tabulate(statistics_table(shards, statistics), disable_numparse=True))
-        if args.plots:
-            for path in plot_statistics(statistics, args.plots):
-                print(path)
-    num_records = args.records if args.records else 0 if args.stats or args.plots or args.verify else 3
+        if options.plots:
+            print(*plot_statistics(statistics, options.plots), sep="\n")
+    num_records = options.records or (0 if options.stats or options.plots or options.verify else 3)
     if num_records:
         tokenizer = load_tokenizer(shards.vocab_file)
-        for index in range(args.first, min(args.first + num_records, shards.num_sequences)):
-            print(format_record(shards, index, tokenizer))
+        for sample in range(options.first, min(options.first + num_records, shards.num_sequences)):
+            print(format_record(shards, sample, tokenizer))
 
 
-def format_record(shards: Shards, index: int, tokenizer: Tokenizer) -> str:
-    """Sequence `index` as text: a headline, then a line for each segment with its predictions marked."""
-    record = shards.gather(np.array([index]))
+def format_record(shards: Shards, sample: int, tokenizer: Tokenizer) -> str:
+    """Sequence number `sample` as text: a headline, then a line for each segment with its predictions marked."""
+    record = shards.gather(np.array([sample]))
     pair = PAIR_NAMES[shards.manifest["config"]["pair_task"]][int(record.pair_labels[0])]
-    headline = f"#{index}: {record.lengths[0]} tokens, {record.num_predictions[0]} predictions, {pair}"
+    headline = f"#{sample}: {record.lengths[0]} tokens, {record.num_predictions[0]} predictions, {pair}"
     pieces = [tokenizer.tokens[token] for token in record.token_ids]
     for position, label in zip(record.masked_lm_positions, record.masked_lm_labels, strict=True):
         shown, original = pieces[position].strip("[]"), tokenizer.tokens[label]
@@ -71,32 +85,32 @@ def _bare(piece: str) -> str:
 
 
 def collect_statistics(shards: Shards) -> dict[str, np.ndarray]:
-    """What the table and the plots are made of, from one pass over the folder:
+    """The numbers behind the table and the plots, from the N sequences of the folder.
 
     lengths, num_predictions, pair_labels, segment_b_lengths  int64 [N]
-    fingerprints    int64 [N], equal where the sequences are, masks apart
+    fingerprints    int64 [N], equal for sequences that are equal before masking
     fate            int64 [3], predictions that became [MASK], were kept, became a random token
     unigram_counts  int64 [V]
     """
-    columns: dict[str, list[np.ndarray]] = {}
+    blocks: list[dict[str, np.ndarray]] = []
     fate = np.zeros(3, np.int64)
     mask_id = shards.manifest["vocab"]["mask_id"]
     for records in tqdm(shards.blocks(), "read", -(-shards.num_sequences // 8192), unit="block"):
-        block = {
-            "lengths": records.lengths,
-            "num_predictions": records.num_predictions,
-            "pair_labels": records.pair_labels,
-            "segment_b_lengths": np.maximum(records.lengths - records.segment_b_start - 1, 0),
-            "fingerprints": _fingerprints(records),
-        }
-        for name, values in block.items():
-            columns.setdefault(name, []).append(values)
+        blocks.append(
+            {
+                "lengths": records.lengths,
+                "num_predictions": records.num_predictions,
+                "pair_labels": records.pair_labels,
+                "segment_b_lengths": np.maximum(records.lengths - records.segment_b_start - 1, 0),
+                "fingerprints": _fingerprints(records),
+            }
+        )
         sequence_start = np.cumsum(records.lengths) - records.lengths
-        hidden = records.token_ids[np.repeat(sequence_start, records.num_predictions) + records.masked_lm_positions]
-        is_mask, is_kept = hidden == mask_id, hidden == records.masked_lm_labels
+        shown = records.token_ids[np.repeat(sequence_start, records.num_predictions) + records.masked_lm_positions]
+        is_mask, is_kept = shown == mask_id, shown == records.masked_lm_labels
         fate += (is_mask.sum(), is_kept.sum(), (~is_mask & ~is_kept).sum())
-    joined = {name: np.concatenate(values) for name, values in columns.items()}
-    return joined | {"fate": fate, "unigram_counts": unigram_counts(shards)}
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return columns | {"fate": fate, "unigram_counts": unigram_counts(shards)}
 
 
 def _fingerprints(records: Records) -> np.ndarray:
@@ -106,88 +120,55 @@ def _fingerprints(records: Records) -> np.ndarray:
 
 
 def statistics_table(shards: Shards, statistics: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-    """Rows (what, value) for people."""
+    """Rows (name, value) for people to read."""
     manifest, lengths = shards.manifest, statistics["lengths"]
-    seq_length = manifest["config"]["seq_length"]
+    config, num_tokens, num_predictions = manifest["config"], manifest["num_tokens"], manifest["num_predictions"]
     num_bytes = sum(entry["num_bytes"] for entry in manifest["shards"])
-    num_distinct = len(np.unique(statistics["fingerprints"]))
-    share_masked, share_kept, share_random = statistics["fate"] / max(1, statistics["fate"].sum())
-    rows = [
-        ("sequences", f"{shards.num_sequences:,} in {len(manifest['shards'])} shards"),
-        ("tokens", f"{manifest['num_tokens']:,}"),
-        ("bytes", f"{num_bytes:,}, {num_bytes / manifest['num_tokens']:.3f} a token, masks included"),
-        (
-            "length",
-            f"mean {lengths.mean():.1f}, least {lengths.min()}, {_percent((lengths == seq_length).mean())} are full",
-        ),
-        (
-            "predictions",
-            f"{manifest['num_predictions']:,}, mean {statistics['num_predictions'].mean():.2f} a sequence, "
-            f"{_percent(manifest['num_predictions'] / manifest['num_tokens'])} of the tokens",
-        ),
-        ("  became [MASK] / kept / random", " / ".join(map(_percent, (share_masked, share_kept, share_random)))),
-        (
-            "sequences whose tokens occur before",
-            f"{_percent(1 - num_distinct / shards.num_sequences)} (duplicates={manifest['config']['duplicates']})",
-        ),
-    ]
-    for label, name in PAIR_NAMES[manifest["config"]["pair_task"]].items():
-        rows.append((name, _percent((statistics["pair_labels"] == label).mean())))
-    rows.append(("unigram entropy", f"{entropy(statistics['unigram_counts']):.4f} nat"))
-    return rows
+    share_full = (lengths == config["seq_length"]).mean()
+    share_repeated = 1 - len(np.unique(statistics["fingerprints"])) / shards.num_sequences
+    fate = statistics["fate"] / max(1, statistics["fate"].sum())
+    rows = {
+        "sequences": f"{shards.num_sequences:,} in {len(manifest['shards'])} shards",
+        "tokens": f"{num_tokens:,}",
+        "bytes": f"{num_bytes:,}, {num_bytes / num_tokens:.3f} per token, masks included",
+        "length": f"mean {lengths.mean():.1f}, minimum {lengths.min()}, {_percent(share_full)} are full",
+        "predictions": f"{num_predictions:,}, mean {statistics['num_predictions'].mean():.2f} per sequence, "
+        f"{_percent(num_predictions / num_tokens)} of the tokens",
+        "  became [MASK] / kept / random": " / ".join(map(_percent, fate)),
+        "sequences that repeat an earlier one": f"{_percent(share_repeated)} (duplicates={config['duplicates']})",
+    }
+    for label, name in PAIR_NAMES[config["pair_task"]].items():
+        rows[name] = _percent((statistics["pair_labels"] == label).mean())
+    rows["unigram entropy"] = f"{entropy(statistics['unigram_counts']):.4f} nat"
+    return list(rows.items())
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def plot_statistics(statistics: dict[str, np.ndarray], folder: str | Path) -> list[Path]:
-    """Write PNG histograms of lengths, predictions, segment B and token frequencies; return their paths."""
+def plot_statistics(statistics: dict[str, np.ndarray], folder: Path) -> list[Path]:
+    """Write PNG plots of lengths, predictions, segment B and token frequencies, and return their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    labels = {
-        "lengths": "tokens a sequence",
-        "num_predictions": "predictions a sequence",
-        "segment_b_lengths": "tokens of segment B",
-    }
     paths = []
-    for name, label in labels.items():
+    for name in (*HISTOGRAMS, "unigrams"):
         figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-        axes.hist(statistics[name], bins=np.arange(statistics[name].max() + 2) - 0.5)
-        axes.set(xlabel=label, ylabel="sequences", yscale="log")
+        if name in HISTOGRAMS:
+            axes.hist(statistics[name], bins=np.arange(statistics[name].max() + 2) - 0.5)
+            axes.set(xlabel=HISTOGRAMS[name], ylabel="sequences", yscale="log")
+        else:
+            counts = np.sort(statistics["unigram_counts"][statistics["unigram_counts"] > 0])[::-1]
+            axes.loglog(np.arange(1, len(counts) + 1), counts)
+            axes.set(xlabel="rank of the token", ylabel="occurrences")
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=120)
         plt.close(figure)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    counts = np.sort(statistics["unigram_counts"])[::-1]
-    axes.loglog(np.arange(1, np.count_nonzero(counts) + 1), counts[counts > 0])
-    axes.set(xlabel="rank of the token", ylabel="occurrences")
-    paths.append(folder / "unigrams.png")
-    figure.savefig(paths[-1], dpi=120)
-    plt.close(figure)
     return paths
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.show",
-        description="Look into a folder of masked shards. Without options, three records are printed. "
-        "A masked token is shown as [MASK→original], one replaced at random as [other→original], "
-        "one that is predicted but left as [=original].",
-    )
-    add = parser.add_argument
-    add("folder", metavar="DIR", help="what data_prep.build made")
-    add("--records", type=int, default=0, metavar="N", help="print so many records")
-    add("--first", type=int, default=0, metavar="I", help="beginning with number I")
-    add("--stats", action="store_true", help="print a table of lengths, masks, duplicates, pairs and entropy")
-    add("--plots", metavar="DIR", help="write histograms as PNG files into DIR")
-    add("--verify", action="store_true", help="compare every shard with its sha256")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -3,29 +3,28 @@
     python -m data_prep.vocab --input books/ --type sentencepiece --size 8000 --output vocab/
     python -m data_prep.vocab --input de/ en/ is/ --smoothing 0.7 --output vocab/
 
-Several corpora or languages, each an --input, can be weighted: with an exponent s each has the share size**s of the
-sample (Devlin et al., multilingual BERT, 0.7; Conneau and Lample 2019, section 3.1, 0.5), so that small ones get more
-than their size. A corpus smaller than its share is taken whole.
+Several corpora or languages, one per value of --input, can be weighted. With an exponent s each gets a share of the
+sample proportional to size**s, so that small ones get more than their size (Devlin et al., multilingual BERT, 0.7;
+Conneau and Lample 2019, section 3.1, 0.5). A corpus smaller than its share is taken whole.
 
-Leaves DIR/spm.model or DIR/vocab.txt, beside run.json (the options) and manifest.json (what came out). Beside a
-vocab.txt tokenizer_config.json says whether it is cased; a SentencePiece model says it itself.
-The same input and options give the same bytes.
+The output folder holds spm.model or vocab.txt, run.json (the options) and manifest.json (what came out). Beside a
+vocab.txt, tokenizer_config.json says whether it is cased; a SentencePiece model contains that itself. The same input
+and options give the same bytes.
 """
 
-import argparse
 import io
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.cli import run_cli
+from data_prep.cli import InputOptions, between, number, option, parse, run_cli, share
 from data_prep.files import claim_output, finished_file, mark_finished, write_json
 from data_prep.text.cleaning import normalise, paragraphs
 from data_prep.text.documents import (
     Document,
-    add_input_arguments,
     count_skips,
     find_files,
     input_bytes,
@@ -42,13 +41,63 @@ SCORE_STEPS = 1024  # per unit of a score: exact in sums down to -16384, some 2,
 ALPHABET_SIZE = 1000  # characters of a WordPiece vocabulary, as in BERT's own; rarer ones become [UNK]
 
 
+@dataclass(frozen=True, kw_only=True)
+class VocabOptions(InputOptions):
+    """Train a vocabulary on a sample of a corpus."""
+
+    output: Path = option("a new folder for spm.model or vocab.txt", metavar="DIR")
+    type: str = option(
+        "SentencePiece's unigram model, its byte-pair encoding, or BERT's WordPiece",
+        default="sentencepiece",
+        choices=tuple(TYPES),
+    )
+    size: int = option("number of tokens", default=30_000, type=between(100, 1_000_000))
+    cased: bool = option("keep capital letters and accents, which are folded away by default", default=False)
+    sample_mb: float = option(
+        "train on an even sample of this much text", default=32.0, type=number(above=0), metavar="MB"
+    )
+    smoothing: float = option(
+        "sample each --input in proportion to its size to the power of S: 1 leaves the proportions as they are, 0.7 is "
+        "usual for many languages, 0 gives all of them the same share",
+        default=1.0,
+        type=share,
+        metavar="S",
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(VocabOptions, "data_prep.vocab", argv)
+    files, config = input_config(options)
+    require_text(files, options.format, options.text_key)
+    config |= {name: getattr(options, name) for name in ("type", "size", "cased", "sample_mb", "smoothing")}
+    if claim_output(options.output, "data_prep.vocab", config) == "done":
+        return
+    sample = _read_sample(options, files)
+    num_bytes = sum(len(text.encode()) for text in sample)
+    print(f"training {options.type} with {options.size} tokens on {num_bytes / 1e6:.1f} MB of text")
+    path, is_uncased = options.output / TYPES[options.type], not options.cased
+    if options.type == "wordpiece":
+        content = "".join(f"{token}\n" for token in train_wordpiece(sample, options.size, is_uncased)).encode()
+        settings = {"do_lower_case": is_uncased, "strip_accents": is_uncased, "tokenize_chinese_chars": True}
+        write_json(path.with_name(SETTINGS_FILE), settings)
+    else:
+        model_type = "bpe" if options.type == "sentencepiece-bpe" else "unigram"
+        content = train_sentencepiece(sample, options.size, model_type, is_uncased)
+    with finished_file(path) as file:
+        file.write(content)
+    tokenizer = load_tokenizer(path)
+    write_json(path.with_name("manifest.json"), {"vocab": tokenizer.describe(), "num_sampled_bytes": num_bytes})
+    mark_finished(options.output)
+    print(f"{path}: {tokenizer.vocab_size} tokens")
+
+
 def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram", lowercase: bool = True) -> bytes:
     """The bytes of a SentencePiece model (`unigram` or `bpe`) with pieces [PAD]=0 [UNK]=1 [CLS]=2 [SEP]=3 [MASK]=4.
 
-    Text is normalised by NFKC and, with `lowercase`, case folding. One thread, since more make the result vary. Scores
-    are rounded so that their sums are exact in float32: otherwise rounding decides between "II I" and "I II", and
-    differs from that of programs with float64.
-    Raises ValueError when the sample is too small for `size`.
+    Text is normalised by NFKC and, with `lowercase`, case folding. Training takes one thread, because the result varies
+    with more. Scores are rounded so that their sums are exact in float32: otherwise rounding would choose between
+    "II I" and "I II", and programs with float64 would choose differently.
+    Raises ValueError if the sample is too small for `size`.
     """
     from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
@@ -73,7 +122,7 @@ def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram
         )
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2].partition(" Please")[0].partition(" Increase")[0]
-        limit = f"; ask for {most[1]} at most" if (most := re.search(r"value <= (\d+)", str(error))) else ""
+        limit = f"; ask for at most {most[1]}" if (most := re.search(r"value <= (\d+)", str(error))) else ""
         raise ValueError(f"SentencePiece cannot make --size {size} of this input: {reason}{limit}") from error
     model = sentencepiece_model_pb2.ModelProto.FromString(content.getvalue())
     for piece in model.pieces:
@@ -84,8 +133,8 @@ def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram
 def train_wordpiece(sample: list[str], size: int, lowercase: bool = True) -> list[str]:
     """The tokens of a WordPiece vocabulary in the order of `vocab.txt`, special tokens first.
 
-    The library's trainer numbers characters by the order of a hash map and breaks ties by number; naming the
-    characters first makes it deterministic. Raises ValueError when the alphabet alone is larger than `size`.
+    The library's trainer numbers characters in the order of a hash map and breaks ties by these numbers. Listing the
+    characters first makes it deterministic. Raises ValueError if the alphabet alone is larger than `size`.
     """
     from tokenizers.trainers import WordPieceTrainer
 
@@ -109,7 +158,7 @@ def train_wordpiece(sample: list[str], size: int, lowercase: bool = True) -> lis
 
 
 def _alphabet(sample: list[str], pipeline) -> list[str]:
-    """The most frequent characters, sorted, then those that continue a word, as "##c"."""
+    """The most frequent characters, sorted, then those of them that continue a word, as "##c"."""
     counts: Counter[str] = Counter()
     inside: set[str] = set()
     for word, count in Counter(word for text in sample for word in text.split()).items():
@@ -127,83 +176,17 @@ def smoothed_shares(sizes: list[int], smoothing: float) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _read_sample(args: argparse.Namespace, files: list[Path]) -> list[str]:
-    """Cleaned paragraphs of an even sample of the input, read behind a progress bar."""
-    corpora = [files] if args.smoothing == 1 else [find_files([path]) for path in args.input]
-    shares = smoothed_shares([input_bytes(corpus) for corpus in corpora], args.smoothing)
+def _read_sample(options: VocabOptions, files: list[Path]) -> list[str]:
+    """Cleaned paragraphs of an even sample of the input, read with a progress bar."""
+    corpora = [files] if options.smoothing == 1 else [find_files([path]) for path in options.input]
+    shares = smoothed_shares([input_bytes(corpus) for corpus in corpora], options.smoothing)
     sample: list[Document] = []
     with tqdm(desc="sample", total=input_bytes(files), unit="B", unit_scale=True) as bar:
         skip = count_skips(Counter(), bar.write)
-        for corpus, share in zip(corpora, shares, strict=True):
-            documents = read_documents(corpus, args.format, args.text_key, skip, bar.update)
-            sample += sample_documents(documents, int(share * args.sample_mb * 1e6))
+        for corpus, portion in zip(corpora, shares, strict=True):
+            documents = read_documents(corpus, options.format, options.text_key, skip, bar.update)
+            sample += sample_documents(documents, int(portion * options.sample_mb * 1e6))
     return [block for piece in sample for block in paragraphs(normalise(piece.text), one_a_line=piece.is_split)]
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.vocab", description="Train a vocabulary on a sample of a corpus."
-    )
-    add_input_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for spm.model or vocab.txt")
-    parser.add_argument(
-        "--type",
-        choices=TYPES,
-        default="sentencepiece",
-        help="sentencepiece (unigram, the default), sentencepiece-bpe, or BERT's wordpiece",
-    )
-    parser.add_argument("--size", type=int, default=30_000, metavar="N", help="number of tokens (default: 30000)")
-    parser.add_argument("--cased", action="store_true", help="keep capital letters and accents; folded away by default")
-    parser.add_argument(
-        "--sample-mb",
-        type=float,
-        default=32.0,
-        metavar="MB",
-        help="train on an even sample of this much text (default: 32)",
-    )
-    parser.add_argument(
-        "--smoothing",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="sample each --input by its size to the power of S: 1 as it is (default), 0.7 for many languages, 0 alike",
-    )
-    args = parser.parse_args(argv)
-    if not 0 <= args.smoothing <= 1:
-        raise ValueError(f"--smoothing {args.smoothing} is not between 0 (all alike) and 1 (by size)")
-    if not 100 <= args.size <= 1_000_000:
-        raise ValueError(f"--size {args.size} is not between 100 and 1000000")
-    if args.sample_mb <= 0:
-        raise ValueError(f"--sample-mb {args.sample_mb} must be more than 0")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    files, input_settings = input_config(args)
-    require_text(files, args.format, args.text_key)
-    config = {**input_settings, "type": args.type, "size": args.size}
-    config |= {"cased": args.cased, "sample_mb": args.sample_mb, "smoothing": args.smoothing}
-    if claim_output(args.output, "data_prep.vocab", config) == "done":
-        return
-    sample = _read_sample(args, files)
-    num_bytes = sum(len(text.encode()) for text in sample)
-    print(f"training {args.type} with {args.size} tokens on {num_bytes / 1e6:.1f} MB of text")
-    if args.type == "wordpiece":
-        content = "".join(f"{token}\n" for token in train_wordpiece(sample, args.size, not args.cased)).encode()
-    else:
-        model_type = "bpe" if args.type == "sentencepiece-bpe" else "unigram"
-        content = train_sentencepiece(sample, args.size, model_type, not args.cased)
-    path = Path(args.output, TYPES[args.type])
-    if args.type == "wordpiece":
-        settings = {"do_lower_case": not args.cased, "strip_accents": not args.cased, "tokenize_chinese_chars": True}
-        write_json(path.with_name(SETTINGS_FILE), settings)
-    with finished_file(path) as file:
-        file.write(content)
-    tokenizer = load_tokenizer(path)
-    write_json(path.with_name("manifest.json"), {"vocab": tokenizer.describe(), "num_sampled_bytes": num_bytes})
-    mark_finished(args.output)
-    print(f"{path}: {tokenizer.vocab_size} tokens")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from threading import Thread
 
 @contextmanager
 def worker_pool(num_workers: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
-    """A `map` in the order of the items, over processes that stay until the block ends. They start at once, while the
-    caller does what one process has to do.
+    """Give a `map` that spreads its items over processes and yields results in the order of the items.
+
+    The processes start at once, so that the caller can work meanwhile, and live until the block ends. A single worker
+    is this process itself.
     """
     if num_workers == 1:
         yield map
@@ -26,7 +28,7 @@ def worker_pool(num_workers: int) -> Iterator[Callable[[Callable, Iterable], Ite
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next item for ever, and keep its memory."""
+    """Exit when the parent does. A worker whose parent was killed would wait for its next item and keep its memory."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
@@ -36,17 +38,16 @@ def _end_with_parent() -> None:
 
 
 def _ordered_map(pool: ProcessPoolExecutor, num_workers: int, function: Callable, items: Iterable) -> Iterator:
-    """At most two items a worker wait, so that memory stays constant."""
-    waiting: deque = deque()
+    pending: deque = deque()  # at most two items per worker, so that memory stays constant
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise OSError("a worker process was killed, probably for want of memory; try fewer --workers") from error
+        raise OSError("a worker process was killed, probably because memory ran out; try fewer --workers") from error
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()
