@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.measure import parser, report
 from data_prep.cli import run_cli
 from data_prep.files import write_json
-from pretrain.costs import DEVICES, Job, step_seconds
+from pretrain.costs import DEVICES, PlannedRun, step_seconds
 from pretrain.deepspeed_config import load_deepspeed_config
 from pretrain.metrics_file import read_metrics
 from pretrain.model_config import PRESETS, load_model_config
@@ -98,7 +98,7 @@ def predicted(device: str) -> list[dict]:
             size = batch * (num_gpus // tp_size)
             sizes = {"train_batch_size": size, "train_micro_batch_size_per_gpu": 64}
             shape = (load_model_config(model, 30_522), config | sizes, num_gpus // 8, 8, tp_size, 128, 128.0, 20)
-            speed = size / step_seconds(Job(*shape, DEVICES[device]))["step"]
+            speed = size / step_seconds(PlannedRun(*shape, DEVICES[device]))["step"]
             base = base or speed / num_gpus
             row = {"model": model, "GPUs": num_gpus, "sequences/s": round(speed), "efficiency": speed / num_gpus / base}
             known = PUBLISHED.get(num_gpus) if (model, device) == ("large", "a100-80g") else None

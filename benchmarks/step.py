@@ -22,8 +22,8 @@ from benchmarks.measure import copy_bandwidth, parser, report
 from data_prep.cli import run_cli
 from data_prep.shards import Shards
 from pretrain.data import make_batch, pack_sequences
-from pretrain.model import RECOMPUTE, PretrainingBatch
-from pretrain.model_config import PRESETS, ModelConfig, load_model_config
+from pretrain.model import PretrainingBatch
+from pretrain.model_config import PRESETS, RECOMPUTE, ModelConfig, load_model_config
 from pretrain.parameter_table import num_parameters
 from pretrain.telemetry import peak_flops
 

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import parser, report
 from data_prep.cli import run_cli
-from pretrain.costs import DEVICES, Job, communication
+from pretrain.costs import DEVICES, PlannedRun, communication
 from pretrain.data import pack_sequences
 from pretrain.engine import initialize_engine
 from pretrain.layout import Layout, init_layout
@@ -289,7 +289,7 @@ def planned_bytes(case: Case) -> dict[str, float]:
     """Bytes that a rank sends in a step along each axis, by the plan; without what comes in collectives of SMALL bytes
     or less: what is a number a prediction, and LAMB's norms.
     """
-    job = Job(
+    run = PlannedRun(
         model=CONFIG,
         deepspeed=deepspeed_config(case.stage, case.num_ranks // case.tensor_parallel, case.optimizer),
         num_nodes=1,
@@ -302,9 +302,9 @@ def planned_bytes(case: Case) -> dict[str, float]:
         sequence_parallel=case.sequence_parallel,
         on_gpu=False,
     )
-    planned = communication(job)
+    planned = communication(run)
     assert planned["LAMB's norms"] <= 4 * SMALL
-    losses = NUM_MICRO_BATCHES * (job.tp_size - 1) / job.tp_size * 2 * num_predictions() * 20
+    losses = NUM_MICRO_BATCHES * (run.tp_size - 1) / run.tp_size * 2 * num_predictions() * 20
     apart = {"tensor parallel": losses, "data parallel": 0}
     return {axis: sum(planned[name] for name in planned if name.startswith(axis)) - apart[axis] for axis in apart}
 

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     ranks = LONE_RANK if options.is_baseline else rank_environment()
     with one_report_per_host(ranks["LOCAL_RANK"]):
         check_batch_size(options, ranks["WORLD_SIZE"])
-        run = make_run(options)
+        run = prepare_run(options)
         todo = [seed for seed in options.seeds if not seed_result_file(options.output, seed).exists()]
         if ranks["RANK"] == 0:
             claim_run_folder(run, todo)
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         finish_run(run)
 
 
-def make_run(options: FinetuneOptions) -> FinetuningRun:
+def prepare_run(options: FinetuneOptions) -> FinetuningRun:
     """Read and check all input. Raises ValueError before anything is written or any process group starts."""
     task, start, teacher = find_task(options), None, []
     train, draw = draw_examples(

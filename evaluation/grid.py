@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data_prep.cli import at_least, command_line, number, option, parse, run_cli
 from data_prep.files import claim_output, read_json
-from evaluation.finetune import make_run
+from evaluation.finetune import prepare_run
 from evaluation.options import FinetuneOptions, SharedOptions, check_batch_size, require_distinct
 from evaluation.run_folder import (
     RESULTS_FILE,
@@ -107,7 +107,7 @@ def shared_settings(options: GridOptions) -> dict:
     for setting in options.settings:
         run = options.finetune_options(setting, options.seeds)
         check_batch_size(run, num_ranks=1)
-    shared = make_run(run).settings
+    shared = prepare_run(run).settings
     if not options.is_baseline:  # a baseline has none of these
         del shared["epochs"], shared["batch_size"]
         del shared["deepspeed_config"]["train_batch_size"], shared["deepspeed_config"]["optimizer"]["params"]["lr"]

@@ -83,8 +83,11 @@ class SharedOptions(CaseOptions):
         flags=("--deepspeed-config", "--deepspeed_config"),
         metavar="FILE",
     )
-    set: tuple[str, ...] = training(
-        "overrides of the DeepSpeed file, in order: zero_optimization.stage=1", default=(), metavar="KEY=VALUE"
+    overrides: tuple[str, ...] = training(
+        "settings that replace or join those of the file, in order: zero_optimization.stage=1",
+        default=(),
+        flags=("--set",),
+        metavar="KEY=VALUE",
     )
     teacher: Path | None = distillation(
         "a finished run of the same task and vocabulary, whose answers to the training examples are learned in "
@@ -213,7 +216,7 @@ def deepspeed_settings(options: FinetuneOptions) -> dict:
     that is unknown or belongs to a flag, for a wrong value, and for fp16 without a GPU.
     """
     name = str(options.deepspeed_config or "--set")
-    own = read_with_overrides(options.deepspeed_config, options.set)
+    own = read_with_overrides(options.deepspeed_config, options.overrides)
     for key in KEYS_OF_FLAGS:
         if key in own:
             raise ValueError(f"{name}: {key!r} is set by a flag of this command (see --help); leave it out")

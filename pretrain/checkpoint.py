@@ -3,24 +3,27 @@ without DeepSpeed.
 
     checkpoints/step_00000500/   mp_rank_*_model_states.pt, zero_pp_rank_*_optim_states.pt     DeepSpeed's
                                  checkpoint.json        step, mean loss, layout, ZeRO stage, whole shapes
-                                 fragments_dp_*_tp_*.json   which part of which tensor stands where on that rank
-                                 SHA256SUMS                 of all these files, for `sha256sum -c` too
+                                 fragments_dp_*_tp_*.json   which part of which tensor lies where on that rank
+                                 SHA256SUMS                 of all these files, as `sha256sum -c` reads it
     checkpoints/latest           the name of the newest finished one
 
-A save goes to a `.tmp` folder, is synced, and is renamed; `latest` follows. So a job killed at any moment leaves the
-old ones intact. A resume compares the checksums, and takes the newest checkpoint that is whole. Nothing in one is run:
-pickles are read by torch's restricted unpickler, with the four classes of DeepSpeed's that they hold.
+A save goes to a `.tmp` folder, is synced, and is renamed; then `latest` is written. So a run that is killed at any
+moment leaves its older checkpoints intact. A resume compares the checksums and takes the newest checkpoint that is
+whole. No code from a checkpoint is run: pickles are read by torch's restricted unpickler.
 
-A resume at the layout of the save is DeepSpeed's own, bit for bit. At another one (data parallel, tensor parallel,
-ZeRO stage, how ZeRO cuts its groups, in a new phase also the precision) every tensor is put together, sliced anew and
-copied into the new partitions, weight and moments, through the map that LAMB is bound by; DeepSpeed's universal
-checkpoint cannot cross ZeRO stages.
+A resume at the layout of the save is DeepSpeed's own, bit for bit. At another layout (data parallel, tensor parallel,
+ZeRO stage, how ZeRO cuts its groups, in a new phase also the precision) every tensor, weight and moments, is assembled,
+sliced for the new layout and copied into the new partitions, through the map that LAMB is bound by. DeepSpeed's
+universal checkpoint cannot cross ZeRO stages.
 """
 
 import dataclasses
 import os
+import pydoc
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,11 +32,12 @@ from data_prep.cli import describe_error
 from data_prep.files import finished_file, read_json, sha256_file, sync_folder, write_json
 from pretrain.checkpoint_reader import (
     CHECKSUMS,
+    DEEPSPEED_CLASSES,
     MOMENTS,
-    _fragments_file,
-    _load,
     damaged_files,
+    fragments_file,
     list_checkpoints,
+    load_file,
     tensor_reader,
 )
 from pretrain.lamb import Fragment, fragments_by_partition
@@ -51,36 +55,37 @@ def save_checkpoint(
     keep_every: int | None = None,
     mean_loss: float | None = None,
 ) -> Path:
-    """Saves weights, moments, the step and the running mean of the loss; collective. Keeps the newest `keep`
-    checkpoints, and those of every `keep_every`-th step. Returns the finished folder. Raises OSError that names it if
-    it cannot be written.
+    """Save weights, moments, the step and the running mean of the loss. Collective.
+
+    Keeps the newest `keep` checkpoints and those of every `keep_every`-th step, and removes the others. Returns the
+    finished folder. Raises OSError, naming the folder, if it cannot be written.
     """
     parent = run_folder / "checkpoints"
     name = f"step_{step:08d}"
-    partial, finished = parent / f"{name}.tmp", parent / name
+    unfinished, finished = parent / f"{name}.tmp", parent / name
     try:
         if layout.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
         layout.barrier()
-        engine.save_checkpoint(str(parent), tag=partial.name, client_state={"step": step}, save_latest=False)
-        write_json(_fragments_file(partial, layout.dp_rank, layout.tp_rank), _fragments(engine))
-        checksums = layout.gather({path.name: _synced_sha256(path) for path in _files_of_rank(partial, layout)})
+        engine.save_checkpoint(str(parent), tag=unfinished.name, client_state={"step": step}, save_latest=False)
+        write_json(fragments_file(unfinished, layout.dp_rank, layout.tp_rank), _fragments(engine))
+        checksums = layout.gather({path.name: _synced_sha256(path) for path in _files_of_rank(unfinished, layout)})
         if layout.rank == 0:
-            write_json(partial / "checkpoint.json", _description(engine, layout, step, mean_loss))
-            _write_checksums(partial, {name: digest for part in checksums for name, digest in part.items()})
+            write_json(unfinished / "checkpoint.json", _description(engine, layout, step, mean_loss))
+            _write_checksums(unfinished, {name: digest for part in checksums for name, digest in part.items()})
             _remove(finished)
-            partial.rename(finished)
+            unfinished.rename(finished)
             sync_folder(parent)
             with finished_file(parent / "latest", "w") as file:
                 file.write(name)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise  # not torch's way of telling of a full disk
+            raise  # that text is how torch reports a full disk
         free = shutil.disk_usage(run_folder).free
         raise OSError(
             f"{finished} could not be written ({describe_error(error).splitlines()[0]}); {free:,} bytes are free there,"
-            " the checkpoints before it are whole. Make room and run the same command again: it goes on from the newest"
+            " the checkpoints before it are whole. Make room and run the same command again: it resumes from the newest"
         ) from error
     if layout.rank == 0:
         for old in list_checkpoints(run_folder)[:-keep]:
@@ -91,34 +96,35 @@ def save_checkpoint(
 
 
 def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint if it is there, first its name: one that is killed meanwhile leaves nothing half removed."""
+    """Remove a checkpoint if it exists. It is renamed first, so a kill cannot leave half of it under its name."""
     if checkpoint.exists():
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.tmp")))
 
 
 def remove_partial_checkpoints(run_folder: Path) -> None:
-    """Removes what killed saves left; only for who knows that no other is at work there."""
-    for partial in (run_folder / "checkpoints").glob("step_*.tmp"):
-        shutil.rmtree(partial)
+    """Remove what killed saves left. The caller makes sure that no other process is at work there."""
+    for unfinished in (run_folder / "checkpoints").glob("step_*.tmp"):
+        shutil.rmtree(unfinished)
 
 
 def _files_of_rank(folder: Path, layout: Layout) -> list[Path]:
-    """The files that this rank has written, by DeepSpeed's names for them and ours."""
+    """The files that this rank has written, found by DeepSpeed's names for them and ours."""
     dp_rank, tp_rank = layout.dp_rank, layout.tp_rank
-    patterns = [f"*pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_*", _fragments_file(folder, dp_rank, tp_rank).name]
-    patterns += [f"mp_rank_{tp_rank:02d}_*"] * (dp_rank == 0)
+    patterns = [f"*pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_*", fragments_file(folder, dp_rank, tp_rank).name]
+    if dp_rank == 0:
+        patterns.append(f"mp_rank_{tp_rank:02d}_*")
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def _synced_sha256(path: Path) -> str:
-    """A file's checksum, once it is on disk: a rename must never name lost bytes."""
+    """Sync a file to disk and return its checksum. What a later rename exposes must not be lost by a crash."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return sha256_file(path)
 
 
 def _write_checksums(folder: Path, checksums: dict[str, str]) -> None:
-    """Writes CHECKSUMS over all files of a folder. checkpoint.json is last: without it the file was cut short."""
+    """Write CHECKSUMS of all files of a folder. checkpoint.json comes last, so a file without it was cut short."""
     others = [path for path in folder.iterdir() if path.name not in checksums]
     checksums |= {path.name: _synced_sha256(path) for path in others}
     names = sorted(checksums, key=lambda name: (name == "checkpoint.json", name))
@@ -126,11 +132,18 @@ def _write_checksums(folder: Path, checksums: dict[str, str]) -> None:
         file.writelines(f"{checksums[name]}  {name}\n" for name in names)
 
 
-def resume(engine, layout: Layout, run_folder: Path) -> tuple[int, float | None, list[str]]:
-    """Restores a run's newest checkpoint that is whole; collective. Returns its step, 0 where there is none, the
-    running mean of its loss, and what the user has to know.
+class Resumed(NamedTuple):
+    """Where a run continues."""
 
-    Damaged newer ones are renamed to `*.damaged`. Raises ValueError if there are checkpoints, but none is whole.
+    step: int  # the last completed one; 0 if there is no checkpoint
+    mean_loss: float | None  # running mean of the loss
+    warnings: list[str]
+
+
+def resume(engine, layout: Layout, run_folder: Path) -> Resumed:
+    """Restore a run's newest checkpoint that is whole, and rename damaged newer ones to `*.damaged`. Collective.
+
+    Raises ValueError if there are checkpoints but none is whole.
     """
     damaged = {}
     for folder in reversed(list_checkpoints(run_folder)):
@@ -138,22 +151,24 @@ def resume(engine, layout: Layout, run_folder: Path) -> tuple[int, float | None,
             damaged[folder] = ", ".join(problems)
             continue
         saved = load_checkpoint(engine, layout, folder)
-        if layout.rank == 0:
-            for bad in damaged:
-                _remove(bad.with_name(f"{bad.name}.damaged"))
-                bad.rename(bad.with_name(f"{bad.name}.damaged"))
-        told = [f"{bad} is damaged ({what}), set aside as {bad.name}.damaged" for bad, what in damaged.items()]
-        return saved["step"], saved.get("mean_loss"), told
+        warnings = []
+        for bad, what in damaged.items():
+            aside = bad.with_name(f"{bad.name}.damaged")
+            warnings.append(f"{bad} is damaged ({what}), renamed to {aside.name}")
+            if layout.rank == 0:
+                _remove(aside)
+                bad.rename(aside)
+        return Resumed(saved["step"], saved.get("mean_loss"), warnings)
     if damaged:
-        told = "; ".join(f"{bad.name}: {what}" for bad, what in damaged.items())
+        what = "; ".join(f"{bad.name}: {problems}" for bad, problems in damaged.items())
         raise ValueError(
-            f"{run_folder}: no checkpoint is whole ({told}); restore one, or start anew with another --output"
+            f"{run_folder}: no checkpoint is whole ({what}); restore one, or start again with another --output"
         )
-    return 0, None, []
+    return Resumed(0, None, [])
 
 
 def _layout_of(engine, layout: Layout) -> dict:
-    """What has to be the same for DeepSpeed to load its own files, together with the fragments."""
+    """What has to be the same, besides the fragments, for DeepSpeed to load its own files."""
     return {
         "dp_size": layout.dp_size,
         "tp_size": layout.tp_size,
@@ -171,21 +186,22 @@ def _description(engine, layout: Layout, step: int, mean_loss: float | None) -> 
 
 
 def _fragments(engine) -> list[list[dict]]:
-    """Of each partition of this rank, in the order of the optimizer's state: the parts of tensors in it."""
+    """For each partition of this rank, in the order of the optimizer's state: the parts of tensors in it."""
     fragments = fragments_by_partition(engine)
     flats = [flat for group in engine.basic_optimizer.param_groups for flat in group["params"]] or fragments
     return [[dataclasses.asdict(part) for part in fragments[flat] if part.numel] for flat in flats]
 
 
 def load_checkpoint(engine, layout: Layout, folder: Path) -> dict:
-    """Restores weights, moments and DeepSpeed's counters from a checkpoint of any layout; collective. Returns its
+    """Restore weights, moments and DeepSpeed's counters from a checkpoint of any layout. Collective. Returns its
     checkpoint.json.
     """
     description = read_json(folder / "checkpoint.json")
     here = _layout_of(engine, layout)
     is_same = all(description.get(key) == value for key, value in here.items())
-    if is_same and read_json(_fragments_file(folder, layout.dp_rank, layout.tp_rank)) == _fragments(engine):
-        engine.checkpoint_engine.load = _load  # its own would unpickle anything
+    if is_same and read_json(fragments_file(folder, layout.dp_rank, layout.tp_rank)) == _fragments(engine):
+        classes = [pydoc.locate(name) for name in DEEPSPEED_CLASSES]
+        engine.checkpoint_engine.load = partial(load_file, classes=classes)  # its own would unpickle anything
         engine.load_checkpoint(str(folder.parent), tag=folder.name)
     else:
         load_tensors(engine, layout, folder)
@@ -194,16 +210,16 @@ def load_checkpoint(engine, layout: Layout, folder: Path) -> dict:
 
 @torch.no_grad()
 def load_tensors(engine, layout: Layout, folder: Path) -> None:
-    """Fills this rank's partitions, weights and moments, from the whole tensors of a checkpoint of any layout, one at a
-    time in memory.
+    """Fill this rank's partitions, weights and moments, from the whole tensors of a checkpoint of any layout, with one
+    tensor in memory at a time.
 
-    The settings of the optimizer stay the engine's own; the number of updates, by which Adam and LAMB correct the bias
-    of the moments, comes with them.
+    The settings of the optimizer stay the engine's own. The number of updates, by which Adam and LAMB correct the bias
+    of the moments, is the checkpoint's.
     """
-    names, read = tensor_reader(folder)
+    _, read = tensor_reader(folder)
     optimizer, stage = engine.basic_optimizer, engine.zero_optimization_stage()
     first = next(folder.glob("*mp_rank_00_model_states.pt"))
-    counters = {name: _load(first, mmap=True)[name] for name in ("global_steps", "global_samples", "skipped_steps")}
+    counters = {name: load_file(first, mmap=True)[name] for name in ("global_steps", "global_samples", "skipped_steps")}
     num_updates = float(counters["global_steps"] - counters["skipped_steps"])
     places: dict[str, list[tuple[Tensor, Fragment]]] = {}
     for flat, parts in fragments_by_partition(engine).items():
@@ -217,8 +233,8 @@ def load_tensors(engine, layout: Layout, folder: Path) -> None:
             tensor = slice_tensor(read(name, kind)[:num_rows], parameter, layout)
             for flat, part in places[name]:
                 target = flat if kind == "weight" else optimizer.state[flat][kind]
-                source = tensor.reshape(-1)[part.tensor_start : part.tensor_start + part.numel]
-                target.view(-1)[part.start : part.start + part.numel].copy_(source)
+                source = tensor.reshape(-1)[part.tensor_start :][: part.numel]
+                target.view(-1)[part.start :][: part.numel].copy_(source)
             if kind == "weight" and stage < 3:
                 parameter.copy_(tensor)
     if stage == 3:
@@ -229,7 +245,7 @@ def load_tensors(engine, layout: Layout, folder: Path) -> None:
 
 
 def _refresh_partitioned_weights(optimizer) -> None:
-    """ZeRO 3 computes with copies of its fp32 partitions: brings them up to date, as its own loader does."""
+    """Update the copies of its fp32 partitions that ZeRO 3 computes with, as its own loader does."""
     groups = zip(
         optimizer.fp32_partitioned_groups_flat,
         optimizer.fp16_partitioned_groups_flat,

@@ -1,26 +1,44 @@
-"""Reading a checkpoint without an engine: finding it, verifying it, and reading it tensor by tensor."""
+"""Reading a checkpoint with torch alone: finding it, verifying it, and reading it tensor by tensor."""
 
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from data_prep.files import read_json, sha256_file
-from pretrain.engine import SAVED_CLASSES
-from pretrain.lamb import Fragment
-from pretrain.layout import Layout
+
+if TYPE_CHECKING:
+    from pretrain.layout import Layout
 
 STEP_FOLDER = re.compile(r"step_\d{8}")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CHECKSUMS = "SHA256SUMS"
+# All classes that DeepSpeed pickles into a checkpoint.
+DEEPSPEED_CLASSES = (
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
 
 
-def damaged_files(folder: Path, layout: Layout | None = None) -> list[str]:
-    """What is wrong with a checkpoint's files, a line for each; with a layout the ranks share the work, and it is
-    collective.
+class _Unread:
+    """Takes the place of DEEPSPEED_CLASSES: their objects are not needed to read tensors."""
+
+    def __init__(self, *_: object):
+        pass
+
+
+STAND_INS = tuple((_Unread, name) for name in DEEPSPEED_CLASSES)
+
+
+def damaged_files(folder: Path, layout: "Layout | None" = None) -> list[str]:
+    """What is wrong with a checkpoint's files, one line per problem. With a layout the ranks share the work, and the
+    call is collective.
     """
     path = folder / CHECKSUMS
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -28,7 +46,7 @@ def damaged_files(folder: Path, layout: Layout | None = None) -> list[str]:
     problems = []
     if not text.endswith("  checkpoint.json\n"):
         problems.append(f"{CHECKSUMS} is missing or cut short")
-        lines = lines[:-1]  # the last one may name half a file
+        lines = lines[:-1]  # the last one may hold half a name
     if not all(len(digest) == 64 and name for digest, _, name in lines):
         problems.append(f"{CHECKSUMS} has a line without a checksum and a name")
         lines = []
@@ -42,13 +60,14 @@ def damaged_files(folder: Path, layout: Layout | None = None) -> list[str]:
     return list(dict.fromkeys(problem for found in layout.gather(problems) for problem in found))
 
 
-def require_whole(folder: Path, layout: Layout | None = None) -> None:
-    """Raises ValueError for a damaged checkpoint, naming its files; with a layout collective."""
+def require_whole(folder: Path, layout: "Layout | None" = None) -> None:
+    """Raises ValueError for a damaged checkpoint, naming its files. Collective if a layout is given."""
     if problems := damaged_files(folder, layout):
         raise ValueError(f"{folder} is damaged: {', '.join(problems)}; name another checkpoint, or restore it")
 
 
-def _fragments_file(folder: Path, dp_rank: int, tp_rank: int) -> Path:
+def fragments_file(folder: Path, dp_rank: int, tp_rank: int) -> Path:
+    """The file that says which parts of which tensors lie where in the partitions of one rank."""
     return folder / f"fragments_dp_{dp_rank}_tp_{tp_rank}.json"
 
 
@@ -59,7 +78,7 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that a user means by a run folder or a checkpoint folder; ValueError if there is none."""
+    """A checkpoint folder itself, or the newest checkpoint of a run folder. Raises ValueError if there is none."""
     path = Path(path)
     if (path / "checkpoint.json").is_file():
         return path
@@ -72,24 +91,15 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint folder belongs to: it holds the model's config.json and the vocabulary."""
+    """The run folder that a checkpoint folder belongs to. It holds the model's config.json and the vocabulary."""
     return checkpoint.resolve().parent.parent
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole float32 weight) of every tensor of a checkpoint, at any layout and ZeRO stage; one at a time in
-    memory.
-
-    Slices are merged over tensor-parallel ranks; rows that pad the vocabulary are still there.
-    """
-    names, read = tensor_reader(folder)
-    for name in names:
-        yield name, read(name)
-
-
 def tensor_reader(folder: Path) -> tuple[list[str], Callable[..., Tensor]]:
-    """The names of a checkpoint's tensors, and a function (name, kind="weight") -> whole float32 tensor; the other
-    kinds are its MOMENTS.
+    """The names of a checkpoint's tensors, and a function (name, kind="weight") -> whole float32 tensor, for any layout
+    and ZeRO stage. The other kinds are MOMENTS.
+
+    Slices are merged over tensor-parallel ranks; the rows that pad the vocabulary are kept.
     """
     description = read_json(folder / "checkpoint.json")
     readers = [_rank_reader(folder, description, tp_rank) for tp_rank in range(description["tp_size"])]
@@ -105,35 +115,34 @@ def tensor_reader(folder: Path) -> tuple[list[str], Callable[..., Tensor]]:
 
 def _rank_reader(folder: Path, description: dict, tp_rank: int) -> Callable[[str, str], Tensor]:
     """A function (name, kind) -> this tensor-parallel rank's float32 slice, over memory-mapped files."""
-    places: dict[str, list[tuple[dict, Fragment]]] = {}
+    places: dict[str, list[tuple[dict, dict]]] = {}  # tensor -> (partition, fragment) of each of its parts
     for dp_rank in range(description["dp_size"] if description["zero_stage"] else 1):
-        fragments = read_json(_fragments_file(folder, dp_rank, tp_rank))
+        fragments = read_json(fragments_file(folder, dp_rank, tp_rank))
         partitions = _partitions(folder, description["zero_stage"], dp_rank, tp_rank, fragments)
         for partition, parts in zip(partitions, fragments, strict=True):
             for part in parts:
-                places.setdefault(part["name"], []).append((partition, Fragment(**part)))
+                places.setdefault(part["name"], []).append((partition, part))
 
     def read(name: str, kind: str) -> Tensor:
         whole = torch.zeros(description["tensors"][name]["shape"])
         for partition, part in places[name]:
-            if kind not in partition:
-                continue  # saved before the first step: no moments yet
-            target = whole.view(-1)[part.tensor_start : part.tensor_start + part.numel]
-            target.copy_(partition[kind].detach().view(-1)[part.start : part.start + part.numel])
+            if kind in partition:  # before the first step there are no moments
+                source = partition[kind].detach().view(-1)[part["start"] :][: part["numel"]]
+                whole.view(-1)[part["tensor_start"] :][: part["numel"]].copy_(source)
         return whole
 
     return read
 
 
 def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragments: list) -> list[dict]:
-    """For each partition that one rank's optimizer held: its "weight" and, after a first step, its MOMENTS."""
+    """For each partition of one rank's optimizer: its "weight" and, after the first step, its MOMENTS."""
     if zero_stage:
         (path,) = folder.glob(f"*zero_pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_optim_states.pt")
-        saved = _load(path, mmap=True)["optimizer_state_dict"]
+        saved = load_file(path, mmap=True)["optimizer_state_dict"]
         weights = saved["fp32_flat_groups" if zero_stage == 3 else "single_partition_of_fp32_groups"]
         moments = saved["optimizer_state_dict" if zero_stage == 3 else "base_optimizer_state"]["state"]
     else:
-        states = _load(folder / f"mp_rank_{tp_rank:02d}_model_states.pt", mmap=True)
+        states = load_file(folder / f"mp_rank_{tp_rank:02d}_model_states.pt", mmap=True)
         saved = states["optimizer"]
         if "fp32_groups" in saved:  # 16 bit: the optimizer has whole fp32 copies
             weights = [weight for group in saved["fp32_groups"] for weight in group]
@@ -144,12 +153,15 @@ def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragm
     return [{"weight": weight, **moments.get(index, {})} for index, weight in enumerate(weights)]
 
 
-def _load(path: str | Path, map_location: object = "cpu", mmap: bool = False) -> dict:
-    """A file of DeepSpeed's; memory-mapped, its tensors are read from disk when they are used. ValueError for a pickle
-    with any class but SAVED_CLASSES and torch's own: it would run code.
+def load_file(
+    path: str | Path, map_location: object = "cpu", mmap: bool = False, classes: Sequence = STAND_INS
+) -> dict:
+    """The content of a file of DeepSpeed's. If it is memory-mapped, its tensors are read from disk when they are used.
+
+    Raises ValueError for a pickle with any class other than `classes` and torch's own, because it could run code.
     """
     try:
-        with torch.serialization.safe_globals(SAVED_CLASSES):
+        with torch.serialization.safe_globals(list(classes)):
             return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
         names = re.findall(r"GLOBAL (\S+)", str(error)) or ["an unknown object"]

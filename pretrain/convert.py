@@ -1,23 +1,16 @@
-"""Checkpoint -> Hugging Face folder: model.safetensors, config.json, tokenizer files, the vocabulary, and a check that
-both agree.
-
-    python -m pretrain.convert --checkpoint RUN_OR_CHECKPOINT --output DIR
-
-Reads a checkpoint of any tensor-parallel and ZeRO layout without a GPU, one tensor at a time; the optimizer's moments
-are never read. Google's TensorFlow checkpoints and older Hugging Face folders come in the same way. The other direction
-needs no conversion: `pretrain.train --init-from` starts from a Hugging Face folder as it is.
+"""Checkpoint -> Hugging Face folder. The other direction needs no conversion: `pretrain.train --init-from` reads such a
+folder as it is.
 """
 
-import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data_prep.cli import run_cli
+from data_prep.cli import CaseOptions, option, parse, run_cli
 from data_prep.files import claim_output, mark_finished, remove_leftovers, write_json
-from data_prep.text.tokenizer import add_case_arguments
 from data_prep.text.tokenizer_json import save_tokenizer, tokenizer_json
 from pretrain.data import pack_sequences
 from pretrain.layout import init_lone_layout
@@ -28,10 +21,29 @@ from pretrain.weights import check_whole, missing_heads, open_weights, tokenizer
 TOLERANCE = 1e-4  # largest difference in the check; float32 and another order of sums give about 1e-5
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(CaseOptions):
+    """Convert a checkpoint to a Hugging Face folder: model.safetensors, config.json, tokenizer files, the vocabulary.
+
+        python -m pretrain.convert --checkpoint RUN --output DIR
+
+    Reads checkpoints of any tensor-parallel and ZeRO layout, Google's TensorFlow checkpoints and older Hugging Face
+    folders, without a GPU and one tensor at a time. Optimizer moments are not read. At the end, the outputs of the
+    folder as transformers loads it are compared with those of the checkpoint.
+    """
+
+    checkpoint: Path = option(
+        "a run folder (its newest checkpoint), a checkpoint folder, a Hugging Face folder, or Google's with a"
+        " bert_model.ckpt in it"
+    )
+    output: Path = option("folder to write; empty or missing")
+    vocab: Path | None = option("vocabulary, for folders without one", default=None)
+
+
 @torch.no_grad()
 def largest_difference(folder: Path) -> float:
-    """Largest difference between the saved folder as transformers loads it and our model, on random ids: of the hidden
-    states, and of both heads' logits where the folder has heads.
+    """The largest difference between the outputs of a folder as transformers loads it and of our model, on random ids:
+    hidden states, and the logits of the heads that the folder has.
     """
     from transformers import AutoModelForPreTraining
 
@@ -58,49 +70,37 @@ def largest_difference(folder: Path) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="pretrain.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        help="a run folder (its newest checkpoint), a checkpoint folder, a Hugging Face folder, or Google's with a"
-        " bert_model.ckpt in it",
-    )
-    parser.add_argument("--output", required=True, type=Path, help="folder to write; empty or missing")
-    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for folders without one")
-    add_case_arguments(parser)
-    args = parser.parse_args(argv)
-    weights = open_weights(args.checkpoint)
+    options = parse(ConvertOptions, "pretrain.convert", argv)
+    weights = open_weights(options.checkpoint)
     check_whole(weights)
     missing = missing_heads(weights)
-    tokenizer = tokenizer_of(weights, args.vocab, args.cased)
-    tokenizer_json(tokenizer)  # a vocabulary that does not convert is refused before anything is written
+    tokenizer = tokenizer_of(weights, options.vocab, options.cased)
+    tokenizer_json(tokenizer)  # raises ValueError for a vocabulary that cannot be converted
     identity = {"weights": weights.identity(), "checkpoint": weights.path.name, "vocab": tokenizer.sha256}
-    identity |= {} if args.cased is None else {"cased": args.cased}
-    if claim_output(args.output, "pretrain.convert", identity) == "done":
+    if options.cased is not None:
+        identity["cased"] = options.cased
+    if claim_output(options.output, "pretrain.convert", identity) == "done":
         return
-    unchecked = args.output / "unchecked"  # what has not passed every check has no final name
+    unchecked = options.output / "unchecked"  # files get their final names after every check
     unchecked.mkdir(exist_ok=True)
     remove_leftovers(unchecked)
     write_json(unchecked / "config.json", weights.config.to_json() | {"pad_token_id": tokenizer.pad_id})
     save_tokenizer(tokenizer, unchecked, weights.config.max_position_embeddings)
     write_safetensors(unchecked / "model.safetensors", weights)
     difference = largest_difference(unchecked)
-    if not difference <= TOLERANCE:  # NaN is not
+    if not difference <= TOLERANCE:  # NaN fails too
         raise ValueError(
             f"{unchecked}: the converted model differs from the checkpoint by {difference:.1e}, more than {TOLERANCE}"
         )
     for path in sorted(unchecked.iterdir(), key=lambda path: path.name == "model.safetensors"):
-        path.rename(args.output / path.name)
+        path.rename(options.output / path.name)
     unchecked.rmdir()
-    mark_finished(args.output)
-    num_parameters = sum(
-        math.prod(whole.shape) for name, whole in tensor_table(weights.config).items() if name in weights
-    )
+    mark_finished(options.output)
+    table = tensor_table(weights.config)
+    num_parameters = sum(math.prod(whole.shape) for name, whole in table.items() if name in weights)
+    result = f"{num_parameters:,} parameters, outputs within {difference:.1e}"
     lacking = f"; it has no {', '.join(missing)}" if missing else ""
-    print(f"{weights.path} -> {args.output}: {num_parameters:,} parameters, outputs within {difference:.1e}{lacking}")
+    print(f"{weights.path} -> {options.output}: {result}{lacking}")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,10 @@ from pretrain.layout import Layout
 
 logging.disable(logging.WARNING)  # its import warns that there is no GPU
 import deepspeed  # noqa: E402
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler  # noqa: E402
 from deepspeed.runtime.utils import clip_grad_norm_  # noqa: E402
-from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
-from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
 
 logging.disable(logging.NOTSET)
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-
-SAVED_CLASSES = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]  # all of its own that it pickles
 
 
 def build_optimizer(module: nn.Module, block: dict) -> torch.optim.Optimizer:

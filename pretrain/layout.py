@@ -205,9 +205,7 @@ def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool 
 def check_device_precision(precision: str) -> None:
     """Raise ValueError for fp16 without a GPU, since a CPU does not compute in it."""
     if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError(
-            "fp16.enabled=true: there is no GPU here, and a CPU has no fp16; choose bf16, or neither of them"
-        )
+        raise ValueError("fp16.enabled=true needs a GPU, and there is none here; choose bf16, or neither of them")
 
 
 def make_deterministic() -> None:

@@ -1,15 +1,15 @@
-"""Judging each step by its loss: not finite, a spike, or overflow after overflow in fp16."""
+"""Judging each step by its loss: not finite, a spike, or repeated overflow in fp16."""
 
 import math
 
-SPIKE_MEMORY = 0.99  # of the running mean of the loss: about the last hundred steps
-DEFAULT_SCALE_POWER = 16  # DeepSpeed's first fp16 loss scale is 2 to this
+SPIKE_MEMORY = 0.99  # decay of the running mean of the loss, which covers about the last hundred steps
+DEFAULT_SCALE_POWER = 16  # DeepSpeed's initial fp16 loss scale is 2 to this power
 
 
 class LossWatch:
-    """Judges every step by its loss, and by whether fp16 left out its update because a gradient overflowed.
+    """Judges every step by its loss, and by whether fp16 skipped its update because a gradient overflowed.
 
-    `mean` is the running mean of the loss that was saved with the checkpoint, if there is one.
+    `mean` is the running mean of the loss from the checkpoint that the run resumes from, if there is one.
     """
 
     def __init__(self, fp16: dict, spike_factor: float | None, mean: float | None = None):
@@ -20,10 +20,10 @@ class LossWatch:
         self.num_overflows = 0  # in a row
 
     def fault(self, loss: float, overflowed: bool, loss_scale: float) -> str | None:
-        """Why the run cannot go on, or None.
+        """Why the run cannot continue; None if it can.
 
-        Each overflow halves the loss scale; when it has gone down from its first value to 1, or to its minimum, a
-        smaller scale is no cure.
+        Each overflow halves the loss scale. Once the scale has fallen from its initial value to 1, or to its minimum,
+        a smaller one would not help.
         """
         self.num_overflows = self.num_overflows + 1 if overflowed else 0
         if not math.isfinite(loss):
@@ -33,9 +33,10 @@ class LossWatch:
         return None
 
     def spike(self, loss: float) -> float | None:
-        """The running mean of the loss if `loss` is above `spike_factor` times it, else None; then learns `loss`.
+        """Update the running mean with `loss`. Returns the mean before it if `loss` exceeds `spike_factor` times that
+        mean, else None.
 
-        It learns from spikes too: a loss that stays high is one for a hundred steps or so, not for ever.
+        Spikes count in the mean too, so a loss that stays high is a spike for only about a hundred steps.
         """
         before = self.mean
         self.mean = loss if before is None else SPIKE_MEMORY * before + (1 - SPIKE_MEMORY) * loss

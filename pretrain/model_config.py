@@ -30,6 +30,7 @@ CHOICES = {
     "position_embedding_type": ("absolute", "sinusoidal"),
     "pair_task": ("nsp", "sop", "none"),
 }
+RECOMPUTE = ("none", "selective", "full")  # what the backward pass computes again, see model.BertForPreTraining
 
 
 @dataclass(frozen=True)

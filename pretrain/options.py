@@ -1,22 +1,24 @@
-"""The trainer's command line and all it names, read and checked before any rank starts to train."""
+"""The trainer's command line and everything it names, read and checked before any rank starts to train."""
 
-import argparse
 import dataclasses
 import importlib.util
 import json
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 
+from data_prep.cli import at_least, number, option
 from data_prep.files import claim_output, sha256_file, write_json
 from data_prep.shards import MANIFEST, Shards
 from data_prep.text.tokenizer import load_tokenizer
 from pretrain.checkpoint import remove_partial_checkpoints
-from pretrain.costs import DEVICES, Job
+from pretrain.costs import DEVICES, Device, PlannedRun, find_device
 from pretrain.data import MASKING_SETTINGS
 from pretrain.deepspeed_config import (
     engine_config,
@@ -27,133 +29,87 @@ from pretrain.deepspeed_config import (
 )
 from pretrain.layout import check_device_precision, check_layout
 from pretrain.metrics_file import read_rows
-from pretrain.model import RECOMPUTE
-from pretrain.model_config import PRESETS, ModelConfig, load_model_config
-from pretrain.plan import report
-from pretrain.run_lock import lock_run_folder
-from pretrain.telemetry import LOGS
+from pretrain.model_config import ModelConfig, load_model_config
+from pretrain.plan import PhaseOptions, report
+from pretrain.run_lock import locked_run_folder
+from pretrain.telemetry import LOGS, peak_flops
 from pretrain.weights import Weights, missing_heads, start_weights
 
+rhythm, positive = partial(option, group="length and rhythm"), at_least(1)
 
-def parse_args(argv: list[str] | None, description: str = __doc__) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="pretrain.train", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    need = parser.add_argument_group("what is trained, on what, how")
-    need.add_argument("--model", required=True, help=f"{', '.join(PRESETS)}, or a Hugging Face config.json")
-    need.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        action="extend",
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(PhaseOptions):
+    r"""Pre-train BERT on masked shards under the DeepSpeed engine.
+
+        deepspeed --module pretrain.train --model large --data DIR --eval-data DIR --output DIR \
+            --deepspeed-config ds_configs/FILE.json --tensor-parallel 2
+
+    torchrun runs the same command, so does srun with one task per rank, and `python -m pretrain.train` runs one rank.
+    The same command again resumes from the newest checkpoint in --output, as if nothing had happened.
+
+    SIGTERM, SIGUSR1 or a file STOP in --output saves after the current step and ends the run with exit code 0. The run
+    is complete when finished.json is there. Exit code 1: the run cannot continue, for instance because its loss is not
+    finite; 2: a wrong input, or a full disk.
+    """
+
+    output: Path = option("run folder: checkpoints, metrics.jsonl, TensorBoard")
+    data: tuple[str, ...] = option(
+        "folder of masked shards; or several, each with the weight of its share of every batch: books=3 news=1",
         metavar="DIR[=WEIGHT]",
-        help="folder of masked shards made by data_prep.build; or several, each with the weight of its share of every"
-        " batch: books=3 news=1",
     )
-    need.add_argument("--eval-data", type=Path, help="shards of held-out text; without it nothing is evaluated")
-    need.add_argument(
-        "--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON of this phase, see ds_configs/README.md"
+    eval_data: Path | None = option("shards of held-out text; without them nothing is evaluated", default=None)
+    init_from: Path | None = option(
+        "weights to start from, at step 0: a Hugging Face folder, a run or checkpoint of ours, or Google's"
+        " bert_model.ckpt; otherwise they are drawn from the seed",
+        default=None,
+        one_of="start",
     )
-    need.add_argument("--output", required=True, type=Path, help="run folder: checkpoints, metrics.jsonl, TensorBoard")
-    need.add_argument(
-        "--tensor-parallel", type=int, default=1, help="ranks that share one copy of the model (default 1)"
-    )
-    need.add_argument(
-        "--sequence-parallel",
-        action="store_true",
-        help="split the activations between tensor-parallel products over those ranks too: less memory",
-    )
-    need.add_argument(
-        "--recompute",
-        choices=RECOMPUTE,
-        default="none",
-        help="what backward computes again instead of keeping it: attention (selective) or whole layers (full)",
-    )
-    need.add_argument(
-        "--deterministic", action="store_true", help="a GPU repeats itself bit for bit, more slowly; a CPU always does"
-    )
-    start = need.add_mutually_exclusive_group()
-    start.add_argument(
-        "--init-from",
-        type=Path,
-        help="weights to start from, at step 0: a Hugging Face folder, a run or checkpoint of ours, or Google's"
-        " bert_model.ckpt; default: drawn from the seed",
-    )
-    start.add_argument(
-        "--continue-from",
-        type=Path,
+    continue_from: Path | None = option(
+        "run or checkpoint of ours whose weights and optimizer moments are kept; the schedule restarts at step 0",
+        default=None,
+        one_of="start",
         metavar="RUN",
-        help="run or checkpoint of ours whose weights and optimizer moments this phase goes on from; the schedule"
-        " starts anew, at step 0",
     )
-    need.add_argument(
-        "--masks",
-        choices=("stored", "dynamic"),
-        default="stored",
-        help="the shards' own masks in every epoch (stored, the default), or others in each (dynamic)",
+    masks: str = option(
+        "the shards' own masks in every epoch, or new ones in each", default="stored", choices=("stored", "dynamic")
     )
-    need.add_argument("--dropout", type=float, help="of hidden states and attention; default: the model's own, 0.1")
-    run = parser.add_argument_group("length and rhythm")
-    run.add_argument(
-        "--steps", type=int, help="steps of the phase; default: scheduler.params.total_num_steps of the config"
+    dropout: float | None = option("of hidden states and attention; if not given, the model's own", default=None)
+    seed: int = option("of initial weights, data order and dropout", default=1234, type=at_least(0))
+    deterministic: bool = option("make a GPU repeat itself bit for bit; a CPU always does", default=False)
+    dry_run: bool = option("print what the run would be and cost, write nothing and stop", default=False)
+    steps: int | None = rhythm("steps of the phase; if not given, the schedule's own", default=None, type=positive)
+    stop_after: int | None = rhythm(
+        "save and stop after this step; the same command without it resumes", default=None, type=positive
     )
-    run.add_argument(
-        "--stop-after", type=int, help="save and stop after this step; the same command without it goes on"
+    log_interval: int = rhythm("steps per row of metrics.jsonl", default=10, type=positive)
+    log_tensors: bool = rhythm("also log LAMB's norms and trust ratios of every tensor", default=False)
+    wandb: str | None = rhythm(
+        "also send the rows to Weights & Biases; without a network: WANDB_MODE=offline", default=None, metavar="PROJECT"
     )
-    run.add_argument("--log-interval", type=int, default=10, help="steps between rows of metrics.jsonl (default 10)")
-    run.add_argument(
-        "--log-tensors", action="store_true", help="with each row, LAMB's norms and trust ratios of every tensor"
+    eval_interval: int = rhythm("steps between evaluations; the last step has one", default=1000, type=positive)
+    save_interval: int = rhythm("steps between checkpoints; the last step has one", default=1000, type=positive)
+    keep_checkpoints: int = rhythm("number of the newest checkpoints to keep", default=2, type=positive)
+    keep_every: int | None = rhythm(
+        "also keep the checkpoints of every K-th step", default=None, type=positive, metavar="K"
     )
-    run.add_argument(
-        "--wandb", metavar="PROJECT", help="send the rows to Weights & Biases, too; without network: WANDB_MODE=offline"
+    timeout: float = rhythm("minutes that a rank waits for the others", default=10, type=number(above=0))
+    spike_factor: float | None = rhythm(
+        "report a loss above this many times its running mean", default=None, type=number(above=1)
     )
-    run.add_argument(
-        "--eval-interval",
-        type=int,
-        default=1000,
-        help="steps between evaluations (default 1000); the last step always has one",
-    )
-    run.add_argument(
-        "--save-interval",
-        type=int,
-        default=1000,
-        help="steps between checkpoints (default 1000); the last step always has one",
-    )
-    run.add_argument("--keep-checkpoints", type=int, default=2, help="checkpoints to keep, newest first (default 2)")
-    run.add_argument(
-        "--keep-every", type=int, metavar="K", help="keep the checkpoints of every K-th step for good, too"
-    )
-    run.add_argument(
-        "--timeout",
-        type=float,
-        default=10,
-        metavar="MINUTES",
-        help="how long a rank waits for the others before it gives up (default 10)",
-    )
-    run.add_argument(
-        "--spike-factor", type=float, help="tell of a loss above this many times its running mean; default: no"
-    )
-    run.add_argument(
-        "--skip-spikes", action="store_true", help="leave out the updates of steps whose loss --spike-factor tells of"
-    )
-    run.add_argument(
-        "--dry-run", action="store_true", help="print what the run would be and cost, write nothing and stop"
-    )
-    run.add_argument("--seed", type=int, default=1234, help="of initial weights, data order and dropout (default 1234)")
-    run.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides of the DeepSpeed config, in their order: optimizer.params.lr=0.004",
-    )
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # the deepspeed launcher passes it; the environment says it too
-    return parser.parse_args(argv)
+    skip_spikes: bool = rhythm("skip the updates of steps that --spike-factor reports", default=False)
+    local_rank: int | None = option(None, default=None, flags=("--local_rank",))  # DeepSpeed's launcher passes it
+
+    def __post_init__(self):
+        if self.skip_spikes and self.spike_factor is None:
+            raise ValueError(
+                "--skip-spikes needs --spike-factor to say what a spike is; give it too, 2 for twice the mean loss"
+            )
+        if self.wandb and importlib.util.find_spec("wandb") is None:
+            raise ValueError(f"--wandb {self.wandb} needs the package wandb: pip install wandb, or leave --wandb out")
 
 
+# What another start of the same run may change: the layout, how a batch is cut, how often something is written.
 CHANGEABLE = (
     *("tensor_parallel", "sequence_parallel", "recompute", "deterministic"),
     *("log_interval", "log_tensors", "eval_interval", "save_interval", "keep_checkpoints", "keep_every"),
@@ -161,16 +117,16 @@ CHANGEABLE = (
 )
 
 
-@dataclasses.dataclass
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
     """Everything a run is made of, read and checked before any rank starts to train."""
 
-    args: argparse.Namespace
+    options: TrainOptions
     model: ModelConfig
     deepspeed: dict
     data: list[tuple[Shards, Fraction]]  # data sets and their weights
     eval_shards: Shards | None
-    start: Weights | None
+    start: Weights | None  # of --init-from or --continue-from
 
     @property
     def total_steps(self) -> int:
@@ -181,9 +137,7 @@ class Plan:
         return self.deepspeed["train_micro_batch_size_per_gpu"]
 
     def identity(self) -> dict:
-        """What makes two runs the same, with all defaults stated: what decides the numbers that are computed, and what
-        they are measured on.
-        """
+        """What makes two runs the same, with all defaults stated: everything that the losses and scores depend on."""
         total = sum(weight for _, weight in self.data)
         data = [[sha256_file(shards.folder / MANIFEST), str(weight / total)] for shards, weight in self.data]
         values = {
@@ -192,79 +146,65 @@ class Plan:
             "eval_data": sha256_file(self.eval_shards.folder / MANIFEST) if self.eval_shards else None,
             "vocab": self.data[0][0].manifest["vocab"]["sha256"],
             "deepspeed": settings_of_results(self.deepspeed),
-            "seed": self.args.seed,
+            "seed": self.options.seed,
         }
-        if self.args.masks != "stored":
-            values["masks"] = self.args.masks
-        if self.args.skip_spikes:
-            values["skip_spikes"] = self.args.spike_factor
+        if self.options.masks != "stored":
+            values["masks"] = self.options.masks
+        if self.options.skip_spikes:
+            values["skip_spikes"] = self.options.spike_factor
         if self.start is not None:
-            values["continue_from" if self.args.continue_from else "init_from"] = self.start.identity()
+            values["continue_from" if self.options.continue_from else "init_from"] = self.start.identity()
         return values
 
     def changeable(self) -> dict:
-        """What another start of the same run may change, for launches.jsonl: the layout, how a batch is cut, how often
-        something is written.
-        """
-        kept = {*settings_of_results(self.deepspeed), "data_types", "bf16", "fp16"}
-        values = {name: getattr(self.args, name) for name in CHANGEABLE}
-        return values | {"deepspeed": {key: value for key, value in self.deepspeed.items() if key not in kept}}
+        """The settings that another start of the same run may change, for launches.jsonl."""
+        fixed = {*settings_of_results(self.deepspeed), "data_types", "bf16", "fp16"}
+        values = {name: getattr(self.options, name) for name in CHANGEABLE}
+        return values | {"deepspeed": {key: value for key, value in self.deepspeed.items() if key not in fixed}}
 
 
-def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
-    """Reads and checks all input; raises ValueError before anything is written or any process group starts."""
-    check_layout(world_size, args.tensor_parallel, args.sequence_parallel)
-    counts = ("steps", "stop_after", "log_interval", "eval_interval", "save_interval", "keep_checkpoints", "keep_every")
-    for name in (*counts, "timeout"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed} is negative; choose 0 or a number above it")
-    if args.spike_factor is not None and not args.spike_factor > 1:
-        raise ValueError(f"--spike-factor {args.spike_factor:g} is not above 1: every step would be a spike")
-    if args.wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError(f"--wandb {args.wandb} needs the package wandb: pip install wandb, or leave --wandb out")
-    if args.skip_spikes and args.spike_factor is None:
-        raise ValueError(
-            "--skip-spikes has to know what a spike is: give --spike-factor too, 2 for twice the mean loss"
-        )
-    overrides = args.set + ([f"scheduler.params.total_num_steps={args.steps}"] if args.steps else [])
-    deepspeed = load_deepspeed_config(args.deepspeed_config, overrides)
-    num_accumulation_steps(deepspeed, world_size // args.tensor_parallel)
-    if not args.dry_run:
+def prepare_run(options: TrainOptions, world_size: int) -> TrainingRun:
+    """Read and check all input. Raises ValueError before anything is written or any process group starts."""
+    check_layout(world_size, options.tensor_parallel, options.sequence_parallel)
+    steps = (f"scheduler.params.total_num_steps={options.steps}",) if options.steps else ()
+    deepspeed = load_deepspeed_config(options.deepspeed_config, [*options.overrides, *steps])
+    num_accumulation_steps(deepspeed, world_size // options.tensor_parallel)
+    if not options.dry_run:
         check_device_precision(precision_of(deepspeed))
-    data = open_data(args.data)
+    data = open_data(options.data)
     shards = data[0][0]
-    vocab = shards.manifest["vocab"]
-    model = load_model_config(args.model, vocab["size"]).with_dropout(args.dropout)
-    model = dataclasses.replace(model, pair_task=shards.manifest["config"]["pair_task"])
-    model.check_tensor_parallel(args.tensor_parallel)
-    seq_length = shards.manifest["config"]["seq_length"]
-    if seq_length > model.max_position_embeddings:
+    settings = shards.manifest["config"]
+    model = load_model_config(options.model, shards.manifest["vocab"]["size"]).with_dropout(options.dropout)
+    model = dataclasses.replace(model, pair_task=settings["pair_task"])
+    model.check_tensor_parallel(options.tensor_parallel)
+    if settings["seq_length"] > model.max_position_embeddings:
         raise ValueError(
-            f"{shards.folder}: sequences of {seq_length}, but max_position_embeddings={model.max_position_embeddings}"
+            f"{shards.folder}: seq_length={settings['seq_length']} exceeds the model's"
+            f" max_position_embeddings={model.max_position_embeddings}"
         )
-    eval_shards = Shards(args.eval_data) if args.eval_data else None
+    eval_shards = Shards(options.eval_data) if options.eval_data else None
     if eval_shards:
-        check_alike(eval_shards, shards, ("seq_length", "pair_task"))
-    start = start_weights(args.init_from, model, shards.vocab_file) if args.init_from else None
-    if args.continue_from:
-        start = start_weights(args.continue_from, model, shards.vocab_file)
+        check_compatible(eval_shards, shards, ("seq_length", "pair_task"))
+    start = None
+    if path := options.init_from or options.continue_from:
+        start = start_weights(path, model, shards.vocab_file)
+    if options.continue_from:
         _check_has_moments(start)
-    return Plan(args, model, deepspeed, data, eval_shards, start)
+    return TrainingRun(
+        options=options, model=model, deepspeed=deepspeed, data=data, eval_shards=eval_shards, start=start
+    )
 
 
-def open_data(arguments: list[str]) -> list[tuple[Shards, Fraction]]:
-    """The data sets that --data names, open, with their weights: DIR alone, or several DIR=WEIGHT.
+def open_data(arguments: tuple[str, ...]) -> list[tuple[Shards, Fraction]]:
+    """Open the data sets that --data names, and read their weights: DIR alone, or several DIR=WEIGHT.
 
-    Raises ValueError for a weight that is missing or not positive, for a folder named twice, and for data sets that
-    cannot be mixed: all have to hold samples of one kind, masked by one rule.
+    Raises ValueError for a weight that is missing or not positive, for a folder that is named twice, and for data sets
+    that cannot be mixed, because their samples or their masking rules differ in kind.
     """
     data: dict[Path, tuple[Shards, Fraction]] = {}
     for argument in arguments:
         folder, equals, weight = argument.rpartition("=")
-        if not equals or Path(argument).is_dir():  # a folder's name may hold a sign of its own
+        if not equals or Path(argument).is_dir():  # a folder's name may hold an equals sign
             folder, weight = argument, "1" if len(arguments) == 1 else ""
         shards, key = Shards(folder), Path(folder).resolve()
         if key in data:
@@ -272,44 +212,46 @@ def open_data(arguments: list[str]) -> list[tuple[Shards, Fraction]]:
         data[key] = shards, _weight(weight, argument)
     data_sets = [shards for shards, _ in data.values()]
     for shards in data_sets[1:]:
-        check_alike(shards, data_sets[0], ("seq_length", "pair_task", *MASKING_SETTINGS))
+        check_compatible(shards, data_sets[0], ("seq_length", "pair_task", *MASKING_SETTINGS))
     return list(data.values())
 
 
 def _weight(text: str, argument: str) -> Fraction:
-    """A positive number, as exact as it is written."""
+    """A positive number, exactly as it is written."""
     try:
         weight = Fraction(text)
     except (ValueError, ZeroDivisionError):
+        problem = f"{text!r} is not a number" if text else "its weight is missing"
         raise ValueError(
-            f"--data {argument}: {f'{text!r} is no number' if text else 'its weight is missing'}; several data sets"
-            " are given as DIR=WEIGHT, with numbers above 0: books=3 news=1"
+            f"--data {argument}: {problem}; several data sets are given as DIR=WEIGHT, with numbers above 0:"
+            " books=3 news=1"
         ) from None
     if weight <= 0:
-        raise ValueError(f"--data {argument}: a weight is a number above 0; leave the folder out to read nothing of it")
+        raise ValueError(f"--data {argument}: a weight must be above 0; leave the folder out to read nothing of it")
     return weight
 
 
-def check_alike(shards: Shards, others: Shards, keys: tuple[str, ...]) -> None:
-    """Raises ValueError that names the difference unless two folders have one vocabulary and the same settings."""
+def check_compatible(shards: Shards, others: Shards, keys: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the difference, unless two folders have one vocabulary and the same settings `keys`."""
     if shards.manifest["vocab"]["sha256"] != others.manifest["vocab"]["sha256"]:
         raise ValueError(
             f"{shards.folder} and {others.folder} have different vocabularies; build both with the same file"
         )
     for key in keys:
-        found, expected = (part.manifest["config"][key] for part in (shards, others))
+        found, expected = shards.manifest["config"][key], others.manifest["config"][key]
         if found != expected:
             raise ValueError(
-                f"{shards.folder} has {key}={found}, but {others.folder} has {key}={expected}; build both alike"
+                f"{shards.folder} has {key}={found}, but {others.folder} has {key}={expected}; build both with the"
+                " same value"
             )
 
 
 def _check_has_moments(start: Weights) -> None:
-    """Raises ValueError for weights that are no checkpoint of ours, or not of the whole model."""
+    """Raises ValueError for weights that are not a checkpoint of ours, or not of the whole model."""
     if not (start.path / "checkpoint.json").is_file():
         raise ValueError(
-            f"--continue-from {start.path}: no run or checkpoint of ours, so it has no optimizer moments; --init-from"
-            " starts from its weights alone"
+            f"--continue-from {start.path}: not a run or checkpoint of ours, so it has no optimizer moments;"
+            " --init-from starts from its weights alone"
         )
     if missing := missing_heads(start):
         raise ValueError(
@@ -318,38 +260,59 @@ def _check_has_moments(start: Weights) -> None:
         )
 
 
-def dry_run(plan: Plan, world_size: int) -> str:
-    """What a run would be and cost: its resolved settings and the answer of pretrain.plan, for the ranks at hand."""
-    args, config = plan.args, plan.data[0][0].manifest["config"]
-    on_gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name().lower() if on_gpu else "cpu"
-    kind = next((kind for kind in DEVICES if kind.partition("-")[0] in name), "a100-80g")
-    num_local = min(world_size, torch.cuda.device_count() if on_gpu else world_size)
-    mean_lengths = [shards.manifest["num_tokens"] / shards.num_sequences for shards, _ in plan.data]
-    job = Job(
-        *(plan.model, plan.deepspeed, world_size // num_local, num_local, args.tensor_parallel),
-        config["seq_length"],
-        float(np.average(mean_lengths, weights=[float(weight) for _, weight in plan.data])),
-        *(config["max_predictions"], DEVICES[kind], args.sequence_parallel, args.recompute, on_gpu),
+def dry_run(run: TrainingRun, world_size: int) -> str:
+    """What a run would be and cost: its resolved settings, and the report of pretrain.plan for these ranks."""
+    options, settings, on_gpu = run.options, run.data[0][0].manifest["config"], torch.cuda.is_available()
+    num_local = min(world_size, torch.cuda.device_count()) if on_gpu else world_size
+    mean_lengths = [shards.manifest["num_tokens"] / shards.num_sequences for shards, _ in run.data]
+    device = this_gpu() if on_gpu else DEVICES["cpu"]
+    planned = PlannedRun(
+        model=run.model,
+        deepspeed=run.deepspeed,
+        num_nodes=world_size // num_local,
+        gpus_per_node=num_local,
+        tp_size=options.tensor_parallel,
+        seq_length=settings["seq_length"],
+        mean_length=float(np.average(mean_lengths, weights=[float(weight) for _, weight in run.data])),
+        max_predictions=settings["max_predictions"],
+        device=device,
+        sequence_parallel=options.sequence_parallel,
+        recompute=options.recompute,
+        on_gpu=on_gpu,
     )
-    settings = {"arguments": vars(args), "model": plan.model.to_json(), "deepspeed_config": plan.deepspeed}
-    told = (json.dumps(settings, indent=2, default=str), report(job, args.model), f"Counted for {kind}.")
-    return "\n\n".join([*told, "Nothing was written."])
+    resolved = {"options": vars(options), "model": run.model.to_json(), "deepspeed_config": run.deepspeed}
+    text = json.dumps(resolved, indent=2, default=str)
+    return f"{text}\n\n{report(planned, options.model)}\n\nCounted for {device.name}.\n\nNothing was written."
 
 
-def claim_run_folder(plan: Plan) -> IO[str]:
-    """Makes --output this run's own: identity, model, vocabulary, and both forms of the DeepSpeed config. Returns the
-    lock that keeps other jobs out while it is open.
+def this_gpu() -> Device:
+    """The GPU of this process. If costs.DEVICES does not list it, its memory and its 16-bit peak are measured, and the
+    rest is assumed to be as on an A100.
     """
-    output = plan.args.output
-    claim_output(output, "pretrain.train", plan.identity())
-    lock = lock_run_folder(output)
-    for name in LOGS:
-        if (output / name).exists():
-            read_rows(output / name)  # raises for a damaged one
-    remove_partial_checkpoints(output)
-    write_json(output / "config.json", plan.model.to_json())
-    write_json(output / "deepspeed_config.json", plan.deepspeed)
-    write_json(output / "deepspeed_engine_config.json", engine_config(plan.deepspeed))
-    load_tokenizer(plan.data[0][0].vocab_file).save(output)
-    return lock
+    name = torch.cuda.get_device_name()
+    known, a100 = find_device(name), DEVICES["a100-80g"]
+    if known:
+        return known
+    total, peak = torch.cuda.get_device_properties().total_memory, peak_flops(torch.device("cuda"))
+    fp32 = peak * a100.peak_fp32 / a100.peak_16_bit
+    title = f"{name}: memory and 16-bit peak as measured, all else as on an A100"
+    return dataclasses.replace(a100, name=title, memory=total, peak_16_bit=peak, peak_fp32=fp32)
+
+
+@contextmanager
+def claimed_run_folder(run: TrainingRun) -> Iterator[None]:
+    """Make --output the folder of this run and keep other processes out of it: write its identity, the model, the
+    vocabulary, and the DeepSpeed config both as given and as DeepSpeed gets it.
+    """
+    output = run.options.output
+    claim_output(output, "pretrain.train", run.identity())
+    with locked_run_folder(output):
+        for name in LOGS:
+            if (output / name).exists():
+                read_rows(output / name)  # raises ValueError for a damaged one
+        remove_partial_checkpoints(output)
+        write_json(output / "config.json", run.model.to_json())
+        write_json(output / "deepspeed_config.json", run.deepspeed)
+        write_json(output / "deepspeed_engine_config.json", engine_config(run.deepspeed))
+        load_tokenizer(run.data[0][0].vocab_file).save(output)
+        yield

@@ -1,23 +1,20 @@
-r"""What will this run cost? Parameters, memory, communication and time, and which layouts fit, before anything starts.
+"""What will this run cost? Parameters, memory, communication and time, and which layouts fit, before anything starts.
 
-    python -m pretrain.plan --model large --deepspeed_config ds_configs/large_lamb_phase1.json --nodes 8 \
-        --gpus-per-node 8 --tensor-parallel 2 --device a100-80g --seq-length 128
-
-Needs no GPU and no ranks; the arithmetic and its sources are in costs.py.
+It needs neither a GPU nor ranks; the arithmetic and its sources are in costs.py.
 """
 
-import argparse
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
 
-from data_prep.cli import run_cli
+from data_prep.cli import at_least, number, option, parse, run_cli
 from pretrain.costs import (
     DEVICES,
     LINK_EFFICIENCY,
-    Job,
+    PlannedRun,
     activation_bytes,
     communication,
     fits,
@@ -27,139 +24,162 @@ from pretrain.costs import (
     step_seconds,
     training_flops,
 )
-from pretrain.deepspeed_config import load_deepspeed_config
-from pretrain.model_config import PRESETS, load_model_config
+from pretrain.deepspeed_config import load_deepspeed_config, num_accumulation_steps
+from pretrain.model_config import PRESETS, RECOMPUTE, load_model_config
 from pretrain.parameter_table import num_parameters
 
 GIB = 2**30
-RECOMPUTE = ("none", "selective", "full")  # pretrain.model's choices, which need torch to be imported
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="pretrain.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+@dataclass(frozen=True, kw_only=True)
+class PhaseOptions:
+    """The options of a phase that pretrain.plan and pretrain.train share."""
+
+    model: str = option(f"{', '.join(PRESETS)}, or a Hugging Face config.json")
+    deepspeed_config: Path = option(
+        "DeepSpeed JSON of this phase, see ds_configs/README.md", flags=("--deepspeed-config", "--deepspeed_config")
     )
-    parser.add_argument("--model", required=True, help=f"{', '.join(PRESETS)}, or a Hugging Face config.json")
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON of the phase")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of the DeepSpeed config"
+    overrides: tuple[str, ...] = option(
+        "overrides of that file, applied in order: optimizer.params.lr=0.004",
+        default=(),
+        flags=("--set",),
+        metavar="KEY=VALUE",
     )
-    parser.add_argument("--nodes", type=int, default=1, help="hosts (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="devices of a host (default 8)")
-    parser.add_argument(
-        "--tensor-parallel", type=int, default=1, help="ranks that share a copy of the model (default 1)"
+    tensor_parallel: int = option("ranks that share one copy of the model", default=1, type=at_least(1))
+    sequence_parallel: bool = option(
+        "also split the activations between tensor-parallel products over those ranks, to save memory", default=False
     )
-    parser.add_argument("--sequence-parallel", action="store_true", help="as in pretrain.train")
-    parser.add_argument(
-        "--recompute", choices=("none", "selective", "full"), default="none", help="as in pretrain.train"
+    recompute: str = option(
+        "what the backward pass computes again, to save memory: attention (selective) or whole layers (full)",
+        default="none",
+        choices=RECOMPUTE,
     )
-    parser.add_argument("--device", choices=DEVICES, default="a100-80g", help="a cpu is one core (default a100-80g)")
-    parser.add_argument("--efficiency", type=float, help="share of the device's peak; default: measured, see costs.py")
-    parser.add_argument("--seq-length", type=int, default=128, help="longest sequence (default 128)")
-    parser.add_argument("--mean-length", type=float, help="real tokens of a sequence; default: the longest")
-    parser.add_argument("--max-predictions", type=int, help="of a sequence; default: 15 %% of --seq-length")
-    parser.add_argument("--vocab-size", type=int, default=30522, help="for a preset (default 30522, bert-base-uncased)")
-    return parser.parse_args(argv)
 
 
-def make_job(args: argparse.Namespace) -> Job:
-    """The command line, checked; ValueError names what cannot be."""
-    for name in ("nodes", "gpus_per_node", "tensor_parallel", "seq_length"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} is not a positive number")
-    model = load_model_config(args.model, args.vocab_size if args.model in PRESETS else None)
-    model.check_tensor_parallel(args.tensor_parallel)
-    if args.gpus_per_node % args.tensor_parallel:
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(PhaseOptions):
+    r"""Predict parameters, memory, communication and time of a run, and the layouts that fit. Starts nothing.
+
+        python -m pretrain.plan --model large --deepspeed-config ds_configs/large_lamb_phase1.json --nodes 8 \
+            --gpus-per-node 8 --tensor-parallel 2 --device a100-80g --seq-length 128
+    """
+
+    nodes: int = option("number of hosts", default=1, type=at_least(1))
+    gpus_per_node: int = option("devices of a host", default=8, type=at_least(1))
+    device: str = option("kind of device; a cpu is one core", default="a100-80g", choices=DEVICES)
+    efficiency: float | None = option(
+        "share of the device's peak; if not given, the one in costs.py",
+        default=None,
+        type=number(above=0, low=0, high=1),
+    )
+    seq_length: int = option("longest sequence, in tokens", default=128, type=at_least(1))
+    mean_length: float | None = option("real tokens per sequence; if not given, the longest", default=None)
+    max_predictions: int | None = option("per sequence; if not given, 15 %% of --seq-length", default=None)
+    vocab_size: int = option("for a preset; the default is bert-base-uncased's", default=30522, type=at_least(1))
+
+
+def plan_run(options: PlanOptions) -> PlannedRun:
+    """The run that the options describe. Raises ValueError if it is not possible."""
+    model = load_model_config(options.model, options.vocab_size if options.model in PRESETS else None)
+    model.check_tensor_parallel(options.tensor_parallel)
+    if options.gpus_per_node % options.tensor_parallel:
         raise ValueError(
-            f"--tensor-parallel {args.tensor_parallel} does not divide --gpus-per-node {args.gpus_per_node}: a"
-            " tensor-parallel group has to stay in one node, its links are what it waits for"
+            f"--tensor-parallel {options.tensor_parallel} does not divide --gpus-per-node {options.gpus_per_node}: a"
+            " tensor-parallel group has to stay in one node, because it waits for its links"
         )
-    if args.sequence_parallel and args.tensor_parallel == 1:
+    if options.sequence_parallel and options.tensor_parallel == 1:
         raise ValueError("--sequence-parallel needs --tensor-parallel of at least 2: it splits over the same ranks")
-    if args.seq_length > model.max_position_embeddings:
-        raise ValueError(
-            f"--seq-length {args.seq_length} exceeds max_position_embeddings={model.max_position_embeddings}"
-        )
-    mean_length = float(args.seq_length) if args.mean_length is None else args.mean_length
-    if not 1 <= mean_length <= args.seq_length:
-        raise ValueError(f"--mean-length {mean_length:g} is not between 1 and --seq-length {args.seq_length}")
-    device = DEVICES[args.device]
-    if args.efficiency is not None:
-        if not 0 < args.efficiency <= 1:
-            raise ValueError(f"--efficiency {args.efficiency} is not a share of the peak in (0, 1]")
-        device = dataclasses.replace(device, efficiency=args.efficiency)
-    predictions = math.ceil(0.15 * args.seq_length) if args.max_predictions is None else args.max_predictions
-    if not 1 <= predictions <= args.seq_length:
-        raise ValueError(f"--max-predictions {predictions} is not between 1 and --seq-length {args.seq_length}")
-    deepspeed = load_deepspeed_config(args.deepspeed_config, args.set)
-    job = Job(
-        *(model, deepspeed, args.nodes, args.gpus_per_node, args.tensor_parallel),
-        *(args.seq_length, mean_length, predictions, device, args.sequence_parallel, args.recompute),
-        on_gpu=args.device != "cpu",
+    longest = options.seq_length
+    if longest > model.max_position_embeddings:
+        raise ValueError(f"--seq-length {longest} exceeds max_position_embeddings={model.max_position_embeddings}")
+    mean_length = float(longest) if options.mean_length is None else options.mean_length
+    predictions = math.ceil(0.15 * longest) if options.max_predictions is None else options.max_predictions
+    for flag, value in (("--mean-length", mean_length), ("--max-predictions", predictions)):
+        if not 1 <= value <= longest:
+            raise ValueError(f"{flag} {value:g} is not between 1 and --seq-length {longest}")
+    device = DEVICES[options.device]
+    if options.efficiency is not None:
+        device = dataclasses.replace(device, efficiency=options.efficiency)
+    deepspeed = load_deepspeed_config(options.deepspeed_config, options.overrides)
+    num_devices = options.nodes * options.gpus_per_node
+    num_accumulation_steps(deepspeed, num_devices // options.tensor_parallel)
+    return PlannedRun(
+        model=model,
+        deepspeed=deepspeed,
+        num_nodes=options.nodes,
+        gpus_per_node=options.gpus_per_node,
+        tp_size=options.tensor_parallel,
+        seq_length=longest,
+        mean_length=mean_length,
+        max_predictions=predictions,
+        device=device,
+        sequence_parallel=options.sequence_parallel,
+        recompute=options.recompute,
+        on_gpu=options.device != "cpu",
     )
-    _ = job.num_micro_batches  # raises if the batch does not divide
-    return job
 
 
-def report(job: Job, name: str) -> str:
+def report(run: PlannedRun, name: str) -> str:
     """The whole answer as text: model, memory, communication, time, layouts."""
-    return "\n\n".join([_overview(job, name), _memory_table(job), _traffic_table(job), _layout_table(job)])
+    sent = [(part, _gib(size)) for part, size in communication(run).items()]
+    traffic = _table(sent, ("sent by one device in a step", "GiB"))
+    return "\n\n".join([_overview(run, name), _memory_table(run), traffic, _layout_table(run)])
 
 
-def _overview(job: Job, name: str) -> str:
-    flops, seconds = training_flops(job), step_seconds(job)
-    batch, num_devices = job.deepspeed["train_batch_size"], job.dp_size * job.tp_size
-    hours = job.num_steps * seconds["step"] / 3600
+def _overview(run: PlannedRun, name: str) -> str:
+    seconds, num_devices = step_seconds(run), run.dp_size * run.tp_size
+    batch, rate = run.deepspeed["train_batch_size"], run.deepspeed["train_batch_size"] / seconds["step"]
     rows = [
-        ("parameters", f"{num_parameters(job.model):,}"),
-        ("parameters of one rank", f"{held_parameters(job):,}"),
-        ("layout", f"data parallel {job.dp_size} x tensor parallel {job.tp_size}, ZeRO {job.stage}"),
-        ("batch", f"{batch:,} = {job.micro_batch} x {job.num_micro_batches} micro-batches x {job.dp_size}"),
-        ("FLOPs a step", f"{flops:.3g}"),
+        ("parameters", f"{num_parameters(run.model):,}"),
+        ("parameters of one rank", f"{held_parameters(run):,}"),
+        ("layout", f"data parallel {run.dp_size} x tensor parallel {run.tp_size}, ZeRO {run.stage}"),
+        ("batch", f"{batch:,} = {run.micro_batch} x {run.num_micro_batches} micro-batches x {run.dp_size}"),
+        ("FLOPs per step", f"{training_flops(run):.3g}"),
         *((f"step: {part}", f"{1e3 * value:,.1f} ms") for part, value in seconds.items()),
-        ("sequences/s", f"{batch / seconds['step']:,.0f} ({batch / seconds['step'] / num_devices:,.0f} a device)"),
-        (f"time to train, {job.num_steps:,} steps", f"{hours:,.2f} h"),
+        ("sequences/s", f"{rate:,.0f} ({rate / num_devices:,.0f} per device)"),
+        (f"time to train, {run.num_steps:,} steps", f"{run.num_steps * seconds['step'] / 3600:,.2f} h"),
     ]
     assumed = (
-        f"Assumed: {job.device.efficiency:.0%} of the device's peak (--efficiency), {LINK_EFFICIENCY:.0%} of its links,"
-        " nothing overlapped."
+        f"Assumed: {run.device.efficiency:.0%} of the device's peak (--efficiency), {LINK_EFFICIENCY:.0%} of its links,"
+        " no overlap."
     )
-    return f"{name} on {num_devices} devices\n{tabulate(rows, tablefmt='simple', disable_numparse=True)}\n{assumed}"
+    return f"{name} on {num_devices} devices\n{_table(rows)}\n{assumed}"
 
 
-def _memory_table(job: Job) -> str:
-    parts = memory(job)
+def _memory_table(run: PlannedRun) -> str:
+    parts = memory(run)
     peak = parts.pop("peak")
-    rows = [(part, _gib(size)) for part, size in parts.items()]
-    rows += [
-        (f"activations, recompute {kind}", _gib(activation_bytes(job, kind)))
-        for kind in RECOMPUTE
-        if kind != job.recompute
-    ]
-    verdict = "fits" if fits(job) else "does not fit"
-    rows.append((f"peak, of {job.device.memory / GIB:.1f}: {verdict}", _gib(peak)))
-    return tabulate(rows, headers=("memory of one device", "GiB"), tablefmt="simple", disable_numparse=True)
+    for kind in RECOMPUTE:
+        if kind != run.recompute:
+            parts[f"activations, recompute {kind}"] = activation_bytes(run, kind)
+    parts[f"peak, of {run.device.memory / GIB:.1f}: {'fits' if fits(run) else 'does not fit'}"] = peak
+    return _table([(part, _gib(size)) for part, size in parts.items()], ("memory of one device", "GiB"))
 
 
-def _traffic_table(job: Job) -> str:
-    rows = [(part, _gib(size)) for part, size in communication(job).items()]
-    return tabulate(rows, headers=("sent by one device in a step", "GiB"), tablefmt="simple", disable_numparse=True)
-
-
-def _layout_table(job: Job) -> str:
-    """Every layout of these devices, the asked one marked."""
+def _layout_table(run: PlannedRun) -> str:
+    """Every layout of these devices; a star marks the one that was asked for."""
     rows = []
-    for other in layouts(job):
-        asked = (other.tp_size, other.stage, other.recompute) == (job.tp_size, job.stage, job.recompute)
+    for other in layouts(run):
         seconds = step_seconds(other)["step"]
+        asked = (other.tp_size, other.stage, other.recompute) == (run.tp_size, run.stage, run.recompute)
         rows.append(
             (
-                *(other.tp_size, other.dp_size, other.stage, other.recompute, _gib(memory(other)["peak"])),
-                *("yes" if fits(other) else "no", f"{1e3 * seconds:,.0f}"),
-                f"{other.num_steps * seconds / 3600:,.2f}" + " *" * asked,
+                other.tp_size,
+                other.dp_size,
+                other.stage,
+                other.recompute,
+                _gib(memory(other)["peak"]),
+                "yes" if fits(other) else "no",
+                f"{1e3 * seconds:,.0f}",
+                f"{other.num_steps * seconds / 3600:,.2f}{' *' if asked else ''}",
             )
         )
-    headers = ("tensor parallel", "data parallel", "ZeRO", "recompute", "peak GiB", "fits", "step ms", "hours")
+    return _table(
+        rows, ("tensor parallel", "data parallel", "ZeRO", "recompute", "peak GiB", "fits", "step ms", "hours")
+    )
+
+
+def _table(rows: list[tuple], headers: tuple[str, ...] = ()) -> str:
     return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
 
 
@@ -168,8 +188,8 @@ def _gib(size: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    print(report(make_job(args), args.model))
+    options = parse(PlanOptions, "pretrain.plan", argv)
+    print(report(plan_run(options), options.model))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,36 @@
-"""One job per run folder."""
+"""One process group per run folder at a time."""
 
 import datetime
 import fcntl
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from pretrain.stopping import STOP_FILE
 
 
-def lock_run_folder(folder: Path) -> IO[str]:
-    """Keeps every other job out of a run folder for as long as the returned file is open.
+@contextmanager
+def locked_run_folder(folder: Path) -> Iterator[None]:
+    """Keep every other run out of a run folder. Raises ValueError, naming the holder, if one is at work there.
 
-    The kernel lets go when this process ends, also by kill -9. Over NFS the lock holds between hosts, unless it was
-    mounted with local_lock; where the file system has none this is said. Raises ValueError that names the holder.
+    The kernel releases the lock when this process ends, even by kill -9. Over NFS it also holds between hosts, unless
+    the file system was mounted with local_lock. A file system without locks lets all in, with a warning on stderr.
     """
-    file = open(folder / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ValueError(
-            f"--output {folder} is in use by {file.read().strip()}; wait for it, stop it by"
-            f" `touch {folder / STOP_FILE}`, or choose another --output"
-        ) from None
-    except OSError as error:
-        print(f"{file.name}: {error.strerror}: see to it that no second job has this --output", file=sys.stderr)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n")
-    file.flush()
-    return file
+    with open(folder / "run.lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"--output {folder} is in use by {file.read().strip()}; wait for it, stop it by"
+                f" `touch {folder / STOP_FILE}`, or choose another --output"
+            ) from None
+        except OSError as error:
+            print(f"{file.name}: {error.strerror}: make sure that no other run has this --output", file=sys.stderr)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n")
+        file.flush()
+        yield

@@ -1,12 +1,7 @@
-"""What a run shows: metrics.jsonl, TensorBoard, Weights & Biases if asked, a progress bar, throughput and model FLOPs
-utilisation. Only rank 0 writes.
-
-    python -m pretrain.telemetry plot RUN RUN ... --output DIR
-
-compares runs: a PNG a curve and one HTML page with all of them, last values and differing settings.
+"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases if asked for, a progress bar, throughput and model
+FLOPs utilisation. Only rank 0 writes. `python -m evaluation.report` draws the curves.
 """
 
-import argparse
 import datetime
 import hashlib
 import importlib.metadata
@@ -25,32 +20,22 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data_prep.cli import run_cli
-from data_prep.files import finished_file, read_json
+from data_prep.files import read_json
+from pretrain.costs import find_device
 from pretrain.data import StepBatch
 from pretrain.layout import Layout
-from pretrain.metrics_file import flattened, read_rows
+from pretrain.metrics_file import flattened, read_rows, write_rows
 from pretrain.model_config import ModelConfig
 
 LOGS = ("metrics.jsonl", "tensors.jsonl", "launches.jsonl")
 EVENTS = "events.out.tfevents."
 LAYER_NUMBER = re.compile(r"^.*\blayer\.\d+\.")
-# Dense bf16 peak of one device, FLOP/s, by the vendor's data sheets.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "V100": 125e12,
-    "L40": 181e12,
-    "A10": 125e12,
-    "4090": 165e12,
-}
 
 
 class RunLog:
-    """The files and the progress bar of one run; silent on other ranks than 0.
+    """The files and the progress bar of one run; does nothing on ranks other than 0.
 
-    A resumed run drops the rows after the step it resumes from, so that the file tells one story.
+    A resumed run drops the rows after the step that it resumes from, so that each step has one row.
     """
 
     def __init__(self, folder: Path, layout: Layout, first_step: int, total_steps: int, project: str | None = None):
@@ -59,9 +44,9 @@ class RunLog:
         self.num_ranks = layout.dp_size * layout.tp_size
         if not self.active:
             return
-        for name in ("metrics.jsonl", "tensors.jsonl"):
-            if (folder / name).exists():
-                write_rows(folder / name, [row for row in read_rows(folder / name) if row["step"] <= first_step])
+        for path in (self.path, folder / "tensors.jsonl"):
+            if path.exists():
+                write_rows(path, [row for row in read_rows(path) if row["step"] <= first_step])
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
         keep_in_order(folder / "tensorboard")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
@@ -71,7 +56,7 @@ class RunLog:
         )
 
     def write(self, kind: str, step: int, values: dict) -> None:
-        """One row of metrics.jsonl and one point of each number in TensorBoard."""
+        """Write one row of metrics.jsonl, and a point per number to TensorBoard."""
         if not self.active:
             return
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
@@ -81,7 +66,7 @@ class RunLog:
             self.wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def train(self, step: int, values: dict) -> None:
-        """The row of a training step; the progress bar moves there."""
+        """Write the row of a training step and advance the progress bar to it."""
         self.write("train", step, values)
         if self.active:
             self.bar.update(step - self.bar.n)
@@ -89,14 +74,14 @@ class RunLog:
             self.bar.set_postfix(shown)
 
     def evaluation(self, step: int, values: dict) -> None:
-        """The row of an evaluation, and a line."""
+        """Write the row of an evaluation and print its loss."""
         self.write("eval", step, values)
-        entropy = f"unigram entropy {values['unigram_entropy']:.3f} nat"
-        self.say(f"step {step}: held-out MLM loss {values['mlm_loss']:.3f} ({entropy})")
+        loss, entropy = values["mlm_loss"], values["unigram_entropy"]
+        self.say(f"step {step}: held-out MLM loss {loss:.3f} (unigram entropy {entropy:.3f} nat)")
 
     def write_tensors(self, step: int, optimizer) -> None:
-        """LAMB's norms and trust ratios: histograms by kind of tensor in TensorBoard, each tensor's own in
-        tensors.jsonl. Nothing for another optimizer.
+        """Write LAMB's norms and trust ratios: histograms per kind of tensor to TensorBoard, and every tensor's own
+        values to tensors.jsonl. Writes nothing for another optimizer.
         """
         if not (self.active and getattr(optimizer, "trust_ratios", None)):
             return
@@ -110,8 +95,8 @@ class RunLog:
             file.write(json.dumps({"step": step, **rows}) + "\n")
 
     def launched(self, step: int, warnings: list[str], settings: dict) -> None:
-        """A row of launches.jsonl and lines: when, where, by which versions and sources the run goes on after a step,
-        with which of the settings that may change, which of them have, and of what its user is warned.
+        """Write and print a row of launches.jsonl: when, where and with which versions this process starts after
+        `step`, its settings that may change between launches, those that have changed, and the warnings.
         """
         if not self.active:
             return
@@ -130,7 +115,7 @@ class RunLog:
             self.say(f"WARNING: {warning}")
 
     def say(self, line: str) -> None:
-        """A line above the progress bar, at once also in a file."""
+        """Print a line above the progress bar, without delay where stdout is a file."""
         if self.active:
             self.bar.write(line)
             sys.stdout.flush()
@@ -145,8 +130,9 @@ class RunLog:
 
 
 def keep_in_order(folder: Path) -> None:
-    """Makes TensorBoard read the event files of earlier launches before the one that is written next, also when the
-    clock has gone back meanwhile: it reads them in the order of their names, which begin with the time in seconds.
+    """Rename event files of earlier launches that claim to be from the future, because the clock has been set back.
+
+    TensorBoard reads the files in the order of their names, which begin with the time in seconds.
     """
     files = sorted(folder.glob(f"{EVENTS}*"))
     for age, path in zip(range(len(files), 0, -1), files, strict=True):
@@ -157,8 +143,8 @@ def keep_in_order(folder: Path) -> None:
 
 
 def start_wandb(project: str, folder: Path):
-    """A run folder's own run at Weights & Biases, which a resume goes on with. Address and key are wandb's own matter;
-    with WANDB_MODE=offline it writes into the folder, for `wandb sync`.
+    """Start or resume the run at Weights & Biases that belongs to a run folder. Address and key are configured in
+    wandb itself; with WANDB_MODE=offline it writes into the folder, for `wandb sync`.
     """
     import wandb  # an optional extra
 
@@ -168,31 +154,19 @@ def start_wandb(project: str, folder: Path):
 
 
 def whereabouts(num_ranks: int) -> dict:
-    """Host, process, versions, and the state of the git checkout that the sources lie in: what a result depends on."""
+    """Host, process, number of ranks, versions, and the state of the git checkout that holds the sources."""
     state = ""
     if git := shutil.which("git"):
         command = [git, "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty"]
         state = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")}
-    return {
-        "host": platform.node(),
-        "process": os.getpid(),
-        "ranks": num_ranks,
-        "python": platform.python_version(),
-        **versions,
-        "git": state or "not a checkout",
-    }
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    """Replaces a file by these rows, in one piece."""
-    with finished_file(path, "w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    row = {"host": platform.node(), "process": os.getpid(), "ranks": num_ranks, "python": platform.python_version()}
+    row |= {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "megatron-core")}
+    return row | {"git": state or "not a checkout"}
 
 
 class Throughput:
-    """Rates over the steps since the last report: samples, real tokens, and the share of the devices' peak (MFU,
-    Chowdhery et al. 2022, B).
+    """Rates over the steps since the last report: samples, real tokens, and the share of the devices' peak FLOP/s (MFU,
+    Chowdhery et al. 2022, appendix B).
     """
 
     def __init__(self, config: ModelConfig, layout: Layout):
@@ -202,7 +176,7 @@ class Throughput:
 
     def reset(self) -> None:
         self.start, self.samples, self.steps = time.perf_counter(), 0, 0
-        self.mine = torch.zeros(2, dtype=torch.float64)  # tokens and FLOPs of this data-parallel rank
+        self.counts = torch.zeros(2, dtype=torch.float64)  # tokens and FLOPs of this data-parallel rank
 
     def add(self, batch: StepBatch) -> None:
         self.samples += batch.num_samples
@@ -210,11 +184,11 @@ class Throughput:
         for micro_batch in batch.micro_batches:
             lengths = torch.diff(micro_batch.sequences.cu_seqlens).tolist()
             flops = self.config.training_flops(lengths, len(micro_batch.masked_lm_labels))
-            self.mine += torch.tensor([sum(lengths), flops], dtype=torch.float64)
+            self.counts += torch.tensor([sum(lengths), flops], dtype=torch.float64)
 
     def report(self) -> dict:
         """Rates since the last report; collective over the data-parallel ranks."""
-        tokens, flops = self.layout.sum_over_data_parallel(self.mine).tolist()
+        tokens, flops = self.layout.sum_over_data_parallel(self.counts).tolist()
         seconds = time.perf_counter() - self.start
         rates = {
             "samples_per_s": self.samples / seconds,
@@ -228,12 +202,11 @@ class Throughput:
 
 
 def peak_flops(device: torch.device) -> float:
-    """FLOP/s that one device can do at best: from the data sheet of a known GPU, else measured by a large product."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, peak in PEAK_FLOPS.items():
-            if known in name:
-                return peak
+    """Highest FLOP/s of one device: its data sheet's for a GPU in costs.DEVICES, otherwise measured by a large product
+    (bfloat16 on a GPU, float32 on a CPU).
+    """
+    if device.type == "cuda" and (known := find_device(torch.cuda.get_device_name(device))):
+        return known.peak_16_bit
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     seconds = []
@@ -245,14 +218,14 @@ def peak_flops(device: torch.device) -> float:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory of this rank: allocated on the GPU, or resident on the CPU."""
+    """Peak memory of this rank in GiB: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def trust_ratio_summary(trust_ratios: dict) -> dict:
-    """Least, median and greatest trust ratio of a LAMB step."""
+    """Minimum, median and maximum trust ratio of a LAMB step; empty without any."""
     if not trust_ratios:
         return {}
     ratios = torch.stack(list(trust_ratios.values())).float()
@@ -260,26 +233,10 @@ def trust_ratio_summary(trust_ratios: dict) -> dict:
 
 
 def grouped_by_kind(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One number a tensor -> one vector a kind of tensor, the layers behind one another: `attention.self.query.weight`
-    holds those of all layers.
+    """One number per tensor -> one vector per kind of tensor, by layer: `attention.self.query.weight` holds the numbers
+    of all layers.
     """
     kinds: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         kinds.setdefault(LAYER_NUMBER.sub("", name), []).append(value)
     return {kind: torch.stack(numbers).float().cpu() for kind, numbers in kinds.items()}
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pretrain.telemetry", description="Compare runs by their curves.")
-    plot = parser.add_subparsers(required=True).add_parser("plot", help="draw the curves of runs into one another")
-    plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="what pretrain.train made, one or more")
-    plot.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for PNG files and curves.html")
-    args = parser.parse_args(argv)
-    from evaluation.report_page.curves import compare_runs  # it reads metrics by this module
-
-    for path in compare_runs(args.runs, args.output):
-        print(path)
-
-
-if __name__ == "__main__":
-    run_cli(main)

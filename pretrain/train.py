@@ -1,115 +1,118 @@
-r"""Pre-train BERT on masked shards under the DeepSpeed engine.
-
-    deepspeed --module pretrain.train --model large --data DIR --eval-data DIR --deepspeed_config ds_configs/FILE.json \
-        --output DIR --tensor-parallel 2
-
-runs the same under torchrun, under srun with one task a rank, and alone as `python -m pretrain.train`. The same command
-again goes on from the newest checkpoint in --output, as if nothing had happened.
-
-SIGTERM, SIGUSR1 and a file STOP in --output save at the next step and end the run with exit code 0. It is complete when
-finished.json is there. Exit code 1: the run cannot go on (its loss is no number); 2: a wrong input, or a full disk.
-"""
+"""Pre-train BERT on masked shards: the loop, one step, the evaluation. `--help` says how to run and to stop it."""
 
 import math
-import platform
-import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from pretrain.loss_watch import LossWatch
 from pretrain.stopping import STOP_FILE, STOP_REQUESTS, hold_stop_signals, stop_requests
-from pretrain.watchdog import Watchdog
 
 if __name__ == "__main__":
     hold_stop_signals()  # before torch, whose import takes seconds in which a signal would kill the rank
 
 import torch
 
-from data_prep.cli import run_cli
+from data_prep.cli import parse, run_cli
 from data_prep.files import FINISHED_FILE, mark_finished, write_json
 from data_prep.shards import Shards, unigram_entropy
 from pretrain.checkpoint import load_tensors, resume, save_checkpoint
 from pretrain.checkpoint_reader import list_checkpoints
 from pretrain.data import StepBatch, evaluation_batches, require_undamaged, training_batches
 from pretrain.engine import initialize_engine, step_without_update, update_weights
-from pretrain.layout import Layout, init_layout, is_about_another_rank, make_deterministic, rank_environment
+from pretrain.layout import Layout, init_layout, make_deterministic, rank_environment
 from pretrain.model import BertForPreTraining, init_weights, load_weights
-from pretrain.options import Plan, claim_run_folder, dry_run, make_plan, parse_args
+from pretrain.options import TrainingRun, TrainOptions, claimed_run_folder, dry_run, prepare_run
 from pretrain.parameter_table import HEADS
 from pretrain.schedule import learning_rate
 from pretrain.telemetry import RunLog, Throughput, trust_ratio_summary
+from pretrain.watchdog import Watchdog, one_report_per_host, watch_rank
 from pretrain.weights import check_whole
 
 
-def train(plan: Plan, layout: Layout, watchdog: Watchdog) -> None:
-    """The loop: batch, forward, backward, judge, step, log, evaluate, save, stop."""
-    args, total = plan.args, plan.total_steps
-    data_sets = [shards for shards, _ in plan.data]
-    require_undamaged([*data_sets, plan.eval_shards] if plan.eval_shards else data_sets, layout)
-    engine, optimizer, first, mean_loss, warnings = start_engine(plan, layout)
-    last, requests = max(first, min(total, args.stop_after or total)), []  # requests to stop before that
-    log = RunLog(args.output, layout, first, total, args.wandb)
-    log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(plan, layout)}")
-    log.launched(first, warnings, plan.changeable())
-    throughput = Throughput(plan.model, layout)
-    watch = LossWatch(plan.deepspeed.get("fp16", {}), args.spike_factor, mean_loss)
+def train(run: TrainingRun, layout: Layout, watchdog: Watchdog) -> None:
+    """The loop: batch, forward, backward, update, log, evaluate, save, stop. Collective.
+
+    Raises FloatingPointError on all ranks if the run cannot continue, and RuntimeError if another rank has died
+    (`watch_rank` ends the rank then); `watchdog` ends a rank that hangs.
+    """
+    options, total = run.options, run.total_steps
+    require_undamaged([shards for shards, _ in run.data] + ([run.eval_shards] if run.eval_shards else []), layout)
+    engine, optimizer, first, mean_loss, warnings = start_engine(run, layout)
+    last, requests = max(first, min(total, options.stop_after or total)), []
+    log = RunLog(options.output, layout, first, total, options.wandb)
+    log.say(f"{'resumed after' if first else 'starting at'} step {first}: {describe(run, layout)}")
+    log.launched(first, warnings, run.changeable())
+    throughput = Throughput(run.model, layout)
+    watch = LossWatch(run.deepspeed.get("fp16", {}), options.spike_factor, mean_loss)
     watchdog.at(f"step {first + 1}")
-    for step, batch in enumerate(batches_of(plan, layout, range(first, last)), start=first + 1):
-        rate = set_learning_rate(optimizer, plan.deepspeed, step - 1)
-        sums = accumulate_gradients(engine, batch, (args.seed, step), layout)
-        values, requests = exchange(sums, batch, args.output, layout)
+    for step, batch in enumerate(batches_of(run, layout, range(first, last)), start=first + 1):
+        rate = set_learning_rate(optimizer, run.deepspeed, step - 1)
+        sums = accumulate_gradients(engine, batch, (options.seed, step), layout)
+        values, requests = exchange(sums, batch, options.output, layout)
         values["learning_rate"] = rate
-        if fault := update(engine, watch, log, step, values, args.skip_spikes):
-            raise FloatingPointError(describe_fault(fault, step, values, sums, batch, plan, layout))
+        if fault := update(engine, watch, log, step, values, options.skip_spikes):
+            raise FloatingPointError(describe_fault(fault, step, values, sums, batch, run, layout))
         last = step if requests else last
         throughput.add(batch)
-        if step % args.log_interval == 0 or step in (1, last):
+        if step % options.log_interval == 0 or step in (1, last):
             log.train(step, values | optimizer_row(engine, optimizer) | throughput.report())
-            if args.log_tensors:
+            if options.log_tensors:
                 log.write_tensors(step, optimizer)
-        if plan.eval_shards and (step % args.eval_interval == 0 or step == total):
+        if run.eval_shards and (step % options.eval_interval == 0 or step == total):
             watchdog.at(f"the evaluation after step {step}")
-            log.evaluation(step, evaluate(engine.module, plan.eval_shards, plan.micro_batch_size, layout))
+            log.evaluation(step, evaluate(engine.module, run.eval_shards, run.micro_batch_size, layout))
             throughput.reset()
-        if step % args.save_interval == 0 or step == last:
+        if step % options.save_interval == 0 or step == last:
             watchdog.at(f"the save after step {step}")
-            save_checkpoint(engine, layout, args.output, step, args.keep_checkpoints, args.keep_every, watch.mean)
+            save_checkpoint(
+                engine, layout, options.output, step, options.keep_checkpoints, options.keep_every, watch.mean
+            )
             throughput.reset()
         if step == last:
             break
         watchdog.at(f"step {step + 1}")
-    finish(log, last, requests, plan, layout)
+    finish(log, last, requests, run, layout)
 
 
-def start_engine(plan: Plan, layout: Layout) -> tuple:
-    """(engine, optimizer, step it stands after, running mean of the loss, warnings): from the newest checkpoint, from
-    what the user named, or from the seed.
+class Start(NamedTuple):
+    """The engine and what a run continues from."""
+
+    engine: object  # DeepSpeed's
+    optimizer: torch.optim.Optimizer
+    step: int  # the last completed one; 0 for a new run
+    mean_loss: float | None  # running mean of the loss; None for a new run
+    warnings: list[str]
+
+
+def start_engine(run: TrainingRun, layout: Layout) -> Start:
+    """Build model and engine, filled from the run's newest checkpoint, else from --continue-from or --init-from, else
+    from the seed. Collective.
     """
-    args, warnings = plan.args, []
-    module = BertForPreTraining(plan.model, layout, args.recompute)
-    init_weights(module, args.seed)
-    is_new = not list_checkpoints(args.output)
-    if plan.start and is_new:
-        check_whole(plan.start, layout)
-        drawn = [] if args.continue_from else load_weights(module, plan.start, optional=HEADS)
-        if drawn:
-            warnings.append(f"{plan.start.path} has no {', '.join(drawn)}: drawn from seed {args.seed}")
-    engine, optimizer = initialize_engine(module, plan.deepspeed, layout)
-    if is_new and args.continue_from:
-        load_tensors(engine, layout, plan.start.path)
-    first, mean_loss, told = resume(engine, layout, args.output)
-    return engine, optimizer, first, mean_loss, warnings + told
+    options, warnings = run.options, []
+    module = BertForPreTraining(run.model, layout, options.recompute)
+    init_weights(module, options.seed)
+    is_new = not list_checkpoints(options.output)
+    if run.start and is_new:
+        check_whole(run.start, layout)
+        if options.init_from and (drawn := load_weights(module, run.start, optional=HEADS)):
+            warnings.append(f"{run.start.path} has no {', '.join(drawn)}: drawn from seed {options.seed}")
+    engine, optimizer = initialize_engine(module, run.deepspeed, layout)
+    if is_new and options.continue_from:
+        load_tensors(engine, layout, run.start.path)
+    saved = resume(engine, layout, options.output)
+    return Start(engine, optimizer, saved.step, saved.mean_loss, warnings + saved.warnings)
 
 
-def batches_of(plan: Plan, layout: Layout, steps: range) -> Iterator[StepBatch]:
+def batches_of(run: TrainingRun, layout: Layout, steps: range) -> Iterator[StepBatch]:
     """This rank's part of every step's batch."""
-    batch_size = plan.deepspeed["train_batch_size"]
-    is_dynamic = plan.args.masks == "dynamic"
-    return training_batches(plan.data, plan.args.seed, batch_size, plan.micro_batch_size, layout, steps, is_dynamic)
+    batch_size, is_dynamic = run.deepspeed["train_batch_size"], run.options.masks == "dynamic"
+    return training_batches(run.data, run.options.seed, batch_size, run.micro_batch_size, layout, steps, is_dynamic)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, deepspeed: dict, num_steps_before: int) -> float:
-    """The rate of the step that comes after so many, which all parameter groups are given."""
+    """Set the learning rate of all parameter groups for the step after `num_steps_before` steps. Returns the rate."""
     rate = learning_rate(deepspeed["scheduler"], deepspeed["optimizer"]["params"]["lr"], num_steps_before)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -126,7 +129,7 @@ def accumulate_gradients(engine, batch: StepBatch, seed: tuple, layout: Layout) 
     sums = []
     for index, micro_batch in enumerate(batch.micro_batches):
         if index:
-            engine.step()  # it only counts micro-batches, until the last one
+            engine.step()  # until the last micro-batch it only counts
         outputs = engine(micro_batch.to(layout.device), (*seed, index, layout.dp_rank))
         mlm_loss, _, pair_loss, _ = outputs
         loss = mlm_loss.sum() / max(1, batch.num_predictions) + pair_loss.sum() / max(1, batch.num_pairs)
@@ -136,13 +139,14 @@ def accumulate_gradients(engine, batch: StepBatch, seed: tuple, layout: Layout) 
 
 
 def exchange(sums: torch.Tensor, batch: StepBatch, output: Path, layout: Layout) -> tuple[dict, list[str]]:
-    """The one exchange of a step over all ranks: its losses and accuracies, and the requests to stop that came to any.
+    """The one exchange between all ranks in a step. Returns the step's losses and accuracies, and the requests to stop
+    that have reached any rank.
 
-    Tensor-parallel ranks have the same sums: those of the first count.
+    Tensor-parallel ranks have the same sums, so only the first one's are counted.
     """
     requests = stop_requests(output if layout.rank == 0 else None)
-    mine = sums.sum(0) if layout.tp_rank == 0 else torch.zeros_like(sums[0])
-    totals = layout.sum_over_ranks(torch.cat([mine, mine.new_tensor(requests)])).tolist()
+    counted = sums.sum(0) if layout.tp_rank == 0 else torch.zeros_like(sums[0])
+    totals = layout.sum_over_ranks(torch.cat([counted, counted.new_tensor(requests)])).tolist()
     mlm_loss, mlm_correct, pair_loss, pair_correct = totals[:4]
     values = {
         "mlm_loss": mlm_loss / max(1, batch.num_predictions),
@@ -155,62 +159,61 @@ def exchange(sums: torch.Tensor, batch: StepBatch, output: Path, layout: Layout)
 
 
 def update(engine, watch: LossWatch, log: RunLog, step: int, values: dict, skip_spikes: bool) -> str | None:
-    """The optimizer's step, unless the loss is a spike that is to be left out; says why if the run cannot go on."""
+    """Update the weights, unless the loss is a spike that is to be skipped. Returns why the run cannot continue, if it
+    cannot.
+    """
     mean = watch.spike(values["loss"])
+    is_skipped = bool(mean) and skip_spikes
     if mean:
         log.write("spike", step, {"loss": values["loss"], "mean_loss": mean, "skipped": int(skip_spikes)})
-        skipped = "; its update is skipped" * skip_spikes
-        log.say(f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}{skipped}")
-    if mean and skip_spikes:
+        note = "; its update is skipped" if is_skipped else ""
+        log.say(f"step {step}: loss {values['loss']:.3f} is a spike, its running mean is {mean:.3f}{note}")
+    if is_skipped:
         step_without_update(engine)
     else:
         update_weights(engine)
-    loss_scale = getattr(engine.optimizer, "loss_scale", 1.0)
-    return watch.fault(values["loss"], not engine.was_step_applied(), loss_scale)
+    return watch.fault(values["loss"], not engine.was_step_applied(), getattr(engine.optimizer, "loss_scale", 1.0))
 
 
 def optimizer_row(engine, optimizer) -> dict:
-    """Gradient norm and trust ratios of the last update, where there are any."""
+    """Gradient norm and trust ratios of the last update, as far as there are any."""
     grad_norm = engine.get_global_grad_norm()
     row = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
     return row | trust_ratio_summary(getattr(optimizer, "trust_ratios", {}))
 
 
 def describe_fault(
-    fault: str, step: int, values: dict, sums: torch.Tensor, batch: StepBatch, plan: Plan, layout: Layout
+    fault: str, step: int, values: dict, sums: torch.Tensor, batch: StepBatch, run: TrainingRun, layout: Layout
 ) -> str:
-    """What happened in which step to which samples, as one line; collective. Rank 0 also writes it to a file.
+    """One line on what happened in which step to which samples; rank 0 writes all of it to a file. Collective.
 
-    Suspects are the micro-batches whose sums are no numbers, or all of the step if none is.
+    The suspects are the micro-batches whose sums are not finite, or all of the step if every sum is.
     """
-    finite = torch.isfinite(sums).all(1).tolist()
-    folders = [str(shards.folder) for shards, _ in plan.data]
-    parts = [
-        {"dp_rank": layout.dp_rank, "micro_batch": index, "is_finite": finite[index]}
-        | {"samples": [[folders[data_set], sample] for data_set, sample, _ in samples.T.tolist()]}
-        for index, samples in enumerate(batch.samples)
-        if layout.tp_rank == 0
-    ]
-    parts = [part for parts_of_rank in layout.gather(parts) for part in parts_of_rank]
+    folders, parts = [str(shards.folder) for shards, _ in run.data], []
+    for index, (samples, is_finite) in enumerate(zip(batch.samples, torch.isfinite(sums).all(1).tolist(), strict=True)):
+        named = [[folders[data_set], sample] for data_set, sample, _ in samples.T.tolist()]
+        parts.append({"dp_rank": layout.dp_rank, "micro_batch": index, "is_finite": is_finite, "samples": named})
+    parts = [part for of_rank in layout.gather(parts if layout.tp_rank == 0 else []) for part in of_rank]
     suspects = [part for part in parts if not part["is_finite"]] or parts
     samples = [sample for part in suspects for sample in part["samples"]]
-    path = plan.args.output / f"fault_step_{step:08d}.json"
+    path = run.options.output / f"fault_step_{step:08d}.json"
     if layout.rank == 0:
-        write_json(path, {"step": step, "fault": fault, "seed": plan.args.seed, **values, "micro_batches": suspects})
-    shown = ", ".join(f"{sample} of {folder}" for folder, sample in samples[:4]) + " ..." * (len(samples) > 4)
+        write_json(path, {"step": step, "fault": fault, "seed": run.options.seed, **values, "micro_batches": suspects})
+    shown = ", ".join(f"{sample} of {folder}" for folder, sample in samples[:4])
     return (
-        f"step {step}: {fault}; {len(samples)} samples: {shown}; more in {path}. Nothing was saved since the last"
-        " checkpoint: lower optimizer.params.lr, or look at the samples with `python -m data_prep.show`"
+        f"step {step}: {fault}; {len(samples)} samples: {shown}{' ...' if len(samples) > 4 else ''}; more in {path}."
+        " Nothing was saved since the last checkpoint: lower optimizer.params.lr, or look at the samples with"
+        " `python -m data_prep.show`"
     )
 
 
 @torch.no_grad()
 def evaluate(module: BertForPreTraining, shards: Shards, micro_batch_size: int, layout: Layout) -> dict:
-    """Averages over a whole frozen set, the same at every layout: MLM loss in nats, accuracies, perplexity.
+    """Averages over a whole held-out set, the same at every layout: MLM loss in nats, accuracies, perplexity.
 
-    `mask_token_loss` counts only the positions that show [MASK]: a kept token (10 %) can be copied, so `mlm_loss` falls
-    by a tenth of the entropy before a model knows anything of the context. `unigram_entropy` is the `mlm_loss` of a
-    model that knows how frequent each token is, and nothing else.
+    `mask_token_loss` counts only the positions that show [MASK]. A kept token (10 %) can be copied, so `mlm_loss` falls
+    by a tenth of the entropy before a model has learned anything from context. `unigram_entropy` is the `mlm_loss` of a
+    model that knows only how frequent each token is.
     """
     sums = torch.zeros(5, dtype=torch.float64)
     for batch, counts in evaluation_batches(shards, micro_batch_size, layout):
@@ -232,67 +235,50 @@ def evaluate(module: BertForPreTraining, shards: Shards, micro_batch_size: int, 
     return values | {"unigram_entropy": unigram_entropy(shards)}
 
 
-def finish(log: RunLog, last: int, requests: list[str], plan: Plan, layout: Layout) -> None:
-    """After step `last`, which is saved: say why it was the last one, and that the run is complete if it is."""
-    if last < plan.total_steps:
+def finish(log: RunLog, last: int, requests: list[str], run: TrainingRun, layout: Layout) -> None:
+    """Report why step `last`, which is saved, was the last one, and mark the run finished if it is complete."""
+    if last < run.total_steps:
         reason = f" by {' and '.join(requests)}" if requests else ""
-        log.say(f"stopped{reason} after step {last} of {plan.total_steps}, saved: the same command goes on")
+        log.say(f"stopped{reason} after step {last} of {run.total_steps}, saved: the same command resumes")
     log.close()
     if layout.rank == 0:
-        (plan.args.output / STOP_FILE).unlink(missing_ok=True)
-        if last == plan.total_steps:
-            mark_finished(plan.args.output, step=last)
+        (run.options.output / STOP_FILE).unlink(missing_ok=True)
+        if last == run.total_steps:
+            mark_finished(run.options.output, step=last)
 
 
-def describe(plan: Plan, layout: Layout) -> str:
+def describe(run: TrainingRun, layout: Layout) -> str:
     """One line on what runs where."""
-    stage = plan.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    stage = run.deepspeed.get("zero_optimization", {}).get("stage", 0)
     more = ", sequence parallel" if layout.sequence_parallel else ""
-    if plan.args.recompute != "none":
-        more += f", {plan.args.recompute} recomputation"
+    if run.options.recompute != "none":
+        more += f", {run.options.recompute} recomputation"
     return (
-        f"{plan.args.model}, batch {plan.deepspeed['train_batch_size']}, {plan.total_steps} steps, data parallel"
+        f"{run.options.model}, batch {run.deepspeed['train_batch_size']}, {run.total_steps} steps, data parallel"
         f" {layout.dp_size} x tensor parallel {layout.tp_size}{more}, ZeRO {stage},"
-        f" {plan.deepspeed['optimizer']['type']}, on {layout.device.type}"
+        f" {run.deepspeed['optimizer']['type']}, on {layout.device.type}"
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv, __doc__)
-    ranks = rank_environment()
-    try:
-        plan = make_plan(args, ranks["WORLD_SIZE"])
-        if args.dry_run:
+    options, ranks = parse(TrainOptions, "pretrain.train", argv), rank_environment()
+    with ExitStack() as held:
+        with one_report_per_host(ranks["LOCAL_RANK"]):
+            run = prepare_run(options, ranks["WORLD_SIZE"])
+            if options.dry_run:
+                if ranks["RANK"] == 0:
+                    print(dry_run(run, ranks["WORLD_SIZE"]))
+                return
             if ranks["RANK"] == 0:
-                print(dry_run(plan, ranks["WORLD_SIZE"]))
+                held.enter_context(claimed_run_folder(run))
+        if (options.output / FINISHED_FILE).exists():
             return
-        if ranks["RANK"] == 0:
-            lock = claim_run_folder(plan)  # held until this process ends  # noqa: F841
-    except (ValueError, OSError):
-        if ranks["LOCAL_RANK"] == 0:
-            raise
-        sys.exit(2)  # the first rank of this host says why
-    if (args.output / FINISHED_FILE).exists():
-        return
-    if args.deterministic:
-        make_deterministic()
-    layout = init_layout(args.tensor_parallel, args.sequence_parallel, args.timeout)
-    watchdog = Watchdog(args.timeout)
-    try:
-        with watchdog:
-            train(plan, layout, watchdog)
-    except FloatingPointError as error:
-        if layout.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        if is_about_another_rank(error):
-            error.add_note(
-                f"rank {layout.rank} on {platform.node()}, in {watchdog.place}: another rank died, or stood still for"
-                f" --timeout {args.timeout:g} minutes. Ranks that no longer answer: {layout.silent_ranks() or 'none'}"
-            )
-        raise
-    layout.close()
+        if options.deterministic:
+            make_deterministic()
+        layout = init_layout(options.tensor_parallel, options.sequence_parallel, options.timeout)
+        with watch_rank(layout, options.timeout) as watchdog:
+            train(run, layout, watchdog)
+        layout.close()
 
 
 if __name__ == "__main__":

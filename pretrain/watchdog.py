@@ -1,4 +1,4 @@
-"""How a rank ends when something goes wrong: its input is wrong, its loss is not finite, another rank died, or it hangs.
+"""How a rank ends on a fault: its input is wrong, its loss is not finite, another rank died, or it hangs.
 
 All ranks of a run read the same input and see the same loss, so all of them fail together, and one of them reports it.
 """
@@ -16,7 +16,7 @@ MARGIN_S = 10  # after the timeout of a collective: the ranks that wait for a ha
 
 @contextmanager
 def one_report_per_host(local_rank: int) -> Iterator[None]:
-    """Leave the report of a wrong input (ValueError, OSError) to the first rank of each host; the others exit with 2."""
+    """Leave the report of a ValueError or OSError to the first rank of each host; the others exit with code 2."""
     try:
         yield
     except (ValueError, OSError):
@@ -26,7 +26,7 @@ def one_report_per_host(local_rank: int) -> Iterator[None]:
 
 
 class Watchdog:
-    """Ends this rank if the work that it is `at` takes longer than a collective may, after printing every thread's stack.
+    """Ends this rank, after printing every thread's stack, if the work it is `at` takes longer than a collective may.
 
     The timer is a thread of C, so it also fires where the interpreter hangs, as in a read from a dead file system.
     """

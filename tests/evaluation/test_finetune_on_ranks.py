@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from data_prep.cli import parse
-from evaluation.finetune import fine_tune, main, make_run
+from evaluation.finetune import fine_tune, main, prepare_run
 from evaluation.options import FinetuneOptions, check_batch_size
 from pretrain.layout import init_layout
 from tests.evaluation.test_finetune import MODEL, WORDS, arguments
@@ -58,7 +58,7 @@ def write_task(folder, kind):
 
 def fine_tune_on_a_rank(argv):
     options = parse(FinetuneOptions, "evaluation.finetune", argv)
-    run = make_run(options)
+    run = prepare_run(options)
     options.output.mkdir(exist_ok=True)
     fine_tune(run, options.seeds, init_layout())
 

@@ -18,13 +18,23 @@ import torch
 from data_prep.files import sha256_file
 from evaluation.embed import main as embed
 from evaluation.predict import main as predict
-from pretrain.checkpoint_reader import CHECKSUMS, damaged_files, list_checkpoints, read_tensors
+from pretrain.checkpoint_reader import CHECKSUMS, damaged_files, list_checkpoints, tensor_reader
 from pretrain.convert import main as convert
 from pretrain.layout import environment_side_by_side
 from pretrain.metrics_file import read_rows
-from pretrain.options import claim_run_folder, make_plan, parse_args
+from pretrain.options import claimed_run_folder
 from pretrain.train import main
-from tests.pretrain.test_train import CONFIG, ROOT, SMALL_MODEL, arguments, losses, refusal_of, run_training, state
+from tests.pretrain.test_train import (
+    CONFIG,
+    ROOT,
+    SMALL_MODEL,
+    arguments,
+    losses,
+    prepare,
+    refusal_of,
+    run_training,
+    state,
+)
 from tests.ranks import free_ports, run_ranks
 
 
@@ -157,7 +167,7 @@ def test_a_strangers_pickle_is_not_run(stage, shard_folders, config_file, run_fo
     told = run_ranks(refusal_of, 2, arguments(shard_folders, config_file, run_folder, *more))
     assert "refused, it holds posix.mkdir" in told[0]
     with pytest.raises(ValueError, match=r"refused, it holds posix\.mkdir"):
-        dict(read_tensors(checkpoint))
+        tensor_reader(checkpoint)
     assert not (tmp_path / "code ran").exists()
     with open(next(checkpoint.glob("*optim_states.pt")), "rb") as file:  # the pickle does what it says
         torch.load(file, weights_only=False)
@@ -169,7 +179,8 @@ def test_what_is_kept(shard_folders, config_file, tmp_path):
     output = tmp_path / "run"
     more = ["--steps", "5", "--save-interval", "1", "--keep-checkpoints", "1", "--keep-every", "2"]
     argv = arguments(shard_folders, config_file, output, *more)
-    claim_run_folder(make_plan(parse_args(argv), 2))
+    with claimed_run_folder(prepare(argv, 2)):
+        pass
     (output / "checkpoints/step_00000003.tmp").mkdir(parents=True)
     (output / "checkpoints/step_00000003.tmp/mp_rank_00_model_states.pt").write_bytes(b"half")
     run_ranks(run_training, 2, argv)

@@ -15,14 +15,13 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoToke
 from data_prep.text.tokenizer import load_tokenizer
 from data_prep.text.vocab_files import SPECIAL_TOKENS
 from pretrain import convert
-from pretrain.checkpoint_reader import find_checkpoint, read_tensors
+from pretrain.checkpoint_reader import find_checkpoint, tensor_reader
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining
 from pretrain.model_config import ModelConfig
-from pretrain.options import make_plan, parse_args
 from pretrain.parameter_table import HEADS, POSITIONS, rank_shape, tensor_table
 from pretrain.weights import missing_heads, open_weights, start_weights, write_safetensors
-from tests.pretrain.test_train import CONFIG, arguments, run_training
+from tests.pretrain.test_train import CONFIG, arguments, prepare, run_training
 from tests.ranks import run_ranks
 
 VOCABULARIES = Path(__file__).parents[3] / "shared" / "data" / "vocab"
@@ -47,8 +46,9 @@ def exported(shard_folders, tmp_path_factory):
 def test_the_weights_are_the_checkpoints(exported):
     run, folder = exported
     theirs = AutoModelForPreTraining.from_pretrained(folder).state_dict()
-    for name, tensor in read_tensors(find_checkpoint(run)):
-        assert torch.equal(theirs[name], tensor[: len(theirs[name])]), name
+    names, read = tensor_reader(find_checkpoint(run))
+    for name in names:
+        assert torch.equal(theirs[name], read(name)[: len(theirs[name])]), name
 
 
 def logits_of_checkpoint(run: Path, ids: np.ndarray) -> np.ndarray:
@@ -244,9 +244,8 @@ def test_a_broken_file_is_named(shard_folders, vocabulary, tmp_path):
 def refuse(shard_folders, folder: Path, message: str, model: Path | str) -> None:
     (folder / "ds.json").write_text(json.dumps(CONFIG))
     more = ["--model", str(model), "--init-from", str(folder / "hf")]
-    args = parse_args(arguments(shard_folders, folder / "ds.json", folder / "run", *more))
     with pytest.raises(ValueError, match=message):
-        make_plan(args, 1)
+        prepare(arguments(shard_folders, folder / "ds.json", folder / "run", *more))
     assert not (folder / "run").exists()
 
 

@@ -7,15 +7,16 @@ import pytest
 
 from data_prep.files import sha256_file
 from data_prep.shards import make_manifest
-from pretrain.options import claim_run_folder, make_plan, parse_args
+from pretrain.options import claimed_run_folder
 from pretrain.train import main
 from tests.pretrain.test_train import (
     CONFIG,
     SMALL_MODEL,
     arguments,
     config_file,  # noqa: F401 (a fixture)
-    told_otherwise,
+    prepare,
     with_folders,
+    with_setting,
 )
 
 
@@ -35,16 +36,16 @@ from tests.pretrain.test_train import (
         (["--set", "optimizer.type=Lamp"], 1, "did you mean 'Lamb'"),
         (["--set", "optimizer.params.lr=fast"], 1, "optimizer.params.lr='fast'"),
         (["--set", "train_batch_size"], 1, "expected KEY=VALUE"),
-        (["--set", "fp16.enabled=true"], 1, "there is no GPU here, and a CPU has no fp16; choose bf16"),
+        (["--set", "fp16.enabled=true"], 1, "fp16.enabled=true needs a GPU, and there is none here; choose bf16"),
         (["--set", "bf16.enabled=true", "zero_optimization.stage=0"], 1, "choose stage 1"),
         (["--model", "tny"], 1, "did you mean 'tiny'"),
-        (["--steps", "0"], 1, "--steps 0"),
-        (["--timeout", "inf"], 1, "--timeout inf is not a positive number"),
-        (["--spike-factor", "nan"], 1, "--spike-factor nan is not above 1"),
-        (["--seed", "-1"], 1, "--seed -1 is negative"),
-        (["--timeout", "-0.5"], 1, "--timeout -0.5 is not a positive number"),
-        (["--spike-factor", "1"], 1, "--spike-factor 1 is not above 1: every step would be a spike"),
-        (["--skip-spikes"], 1, "--skip-spikes has to know what a spike is: give --spike-factor too"),
+        (["--steps", "0"], 1, "argument --steps: 0 is below 1"),
+        (["--timeout", "inf"], 1, "argument --timeout: inf is not finite"),
+        (["--spike-factor", "nan"], 1, "argument --spike-factor: nan is not finite"),
+        (["--seed", "-1"], 1, "argument --seed: -1 is below 0"),
+        (["--timeout", "-0.5"], 1, "argument --timeout: -0.5 is not above 0"),
+        (["--spike-factor", "1"], 1, "argument --spike-factor: 1 is not above 1"),
+        (["--skip-spikes"], 1, "--skip-spikes needs --spike-factor to say what a spike is"),
         (["--data", "nowhere"], 1, "nowhere does not exist"),
         (["--data", "{train}=1", "nowhere=1"], 1, "nowhere does not exist"),
         (
@@ -52,10 +53,10 @@ from tests.pretrain.test_train import (
             1,
             "--data .*/train: its weight is missing; several data sets are given",
         ),
-        (["--data", "{train}=1", "{heldout}=much"], 1, "heldout=much: 'much' is no number; several data sets are"),
-        (["--data", "{train}=1", "{heldout}=1/0"], 1, "'1/0' is no number"),
-        (["--data", "{train}=1", "{heldout}=0"], 1, "heldout=0: a weight is a number above 0; leave the folder out"),
-        (["--data", "{train}=1", "{heldout}=-2"], 1, "heldout=-2: a weight is a number above 0"),
+        (["--data", "{train}=1", "{heldout}=much"], 1, "heldout=much: 'much' is not a number; several data sets are"),
+        (["--data", "{train}=1", "{heldout}=1/0"], 1, "'1/0' is not a number"),
+        (["--data", "{train}=1", "{heldout}=0"], 1, "heldout=0: a weight must be above 0; leave the folder out"),
+        (["--data", "{train}=1", "{heldout}=-2"], 1, "heldout=-2: a weight must be above 0"),
         (["--data", "{train}=1", "{train}/../train=1"], 1, "twice; give it once, with the sum of the weights"),
     ],
 )
@@ -68,21 +69,21 @@ def test_wrong_input_is_refused_before_anything_is_written(
     tmp_path,
 ):
     more = with_folders(more, shard_folders)
-    args = parse_args(arguments(shard_folders, config_file, tmp_path / "run", *more))
     with pytest.raises(ValueError, match=message):
-        make_plan(args, world_size)
+        prepare(arguments(shard_folders, config_file, tmp_path / "run", *more), world_size)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_key_is_named(shard_folders, config_file, tmp_path):  # noqa: F811
     config_file.write_text(json.dumps({key: value for key, value in CONFIG.items() if key != "train_batch_size"}))
     with pytest.raises(ValueError, match="'train_batch_size' is missing"):
-        make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run")), 1)
+        prepare(arguments(shard_folders, config_file, tmp_path / "run"))
 
 
 def test_another_runs_folder_is_refused_and_left_as_it_is(shard_folders, config_file, tmp_path):  # noqa: F811
     output = tmp_path / "run"
-    claim_run_folder(make_plan(parse_args(arguments(shard_folders, config_file, output)), 1))
+    with claimed_run_folder(prepare(arguments(shard_folders, config_file, output))):
+        pass
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     with pytest.raises(ValueError, match="holds another run"):
         main(arguments(shard_folders, config_file, output, "--seed", "9"))
@@ -105,9 +106,11 @@ def test_another_runs_folder_is_refused_and_left_as_it_is(shard_folders, config_
 )
 def test_a_resume_with_other_numbers_is_refused_by_its_key(change, told, shard_folders, config_file, tmp_path):  # noqa: F811
     argv = arguments(shard_folders, config_file, tmp_path / "run")
-    claim_run_folder(make_plan(parse_args(argv), 1)).close()
-    with pytest.raises(ValueError, match=told) as caught:
-        claim_run_folder(make_plan(parse_args([*argv, *with_folders(change, shard_folders)]), 1))
+    with claimed_run_folder(prepare(argv)):
+        pass
+    other = prepare([*argv, *with_folders(change, shard_folders)])
+    with pytest.raises(ValueError, match=told) as caught, claimed_run_folder(other):
+        pass
     others = ("params.eps", "betas", "train_batch_size", "hidden_size", "seed")
     assert not [key for key in others if key in str(caught.value)]
 
@@ -123,12 +126,10 @@ def test_a_list_that_is_given_twice_is_one_list(shard_folders, config_file, tmp_
         "--set",
         "optimizer.params.lr=1",
     ]
-    plan = make_plan(
-        parse_args(arguments(shard_folders, config_file, tmp_path / "run", *with_folders(more, shard_folders))), 1
-    )
-    assert [shards.folder for shards, _ in plan.data] == list(shard_folders)
-    assert (plan.deepspeed["gradient_clipping"], plan.deepspeed["optimizer"]["params"]["lr"]) == (2, 1)
-    assert make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run")), 1).args.set == []
+    run = prepare(arguments(shard_folders, config_file, tmp_path / "run", *with_folders(more, shard_folders)))
+    assert [shards.folder for shards, _ in run.data] == list(shard_folders)
+    assert (run.deepspeed["gradient_clipping"], run.deepspeed["optimizer"]["params"]["lr"]) == (2, 1)
+    assert prepare(arguments(shard_folders, config_file, tmp_path / "run")).options.overrides == ()
 
 
 def test_shards_with_another_vocabulary_are_refused(shard_folders, config_file, tmp_path):  # noqa: F811
@@ -137,15 +138,15 @@ def test_shards_with_another_vocabulary_are_refused(shard_folders, config_file, 
     (vocabulary,) = other.glob("*.model")
     vocabulary.write_bytes(vocabulary.read_bytes() + b"x")
     with pytest.raises(ValueError, match="vocabulary"):
-        make_plan(parse_args(arguments((other, shard_folders[1]), config_file, tmp_path / "run")), 1)
+        prepare(arguments((other, shard_folders[1]), config_file, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("key", "value"), [("seq_length", 128), ("pair_task", "sop"), ("masked_lm_prob", 0.2)])
 def test_only_data_sets_of_one_kind_are_mixed(key, value, shard_folders, config_file, tmp_path):  # noqa: F811
-    other = told_otherwise(shard_folders[1], tmp_path / "other", key, value)
+    other = with_setting(shard_folders[1], tmp_path / "other", key, value)
     more = ["--data", f"{shard_folders[0]}=1", f"{other}=1"]
-    with pytest.raises(ValueError, match=f"other has {key}={value}, but .*/train has {key}=.*; build both alike"):
-        make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", *more)), 1)
+    with pytest.raises(ValueError, match=f"other has {key}={value}, but .*/train has {key}=.*; build both with the"):
+        prepare(arguments(shard_folders, config_file, tmp_path / "run", *more))
 
 
 def test_data_sets_of_two_vocabularies_are_not_mixed(shard_folders, config_file, tmp_path):  # noqa: F811
@@ -159,7 +160,7 @@ def test_data_sets_of_two_vocabularies_are_not_mixed(shard_folders, config_file,
     )
     more = ["--data", f"{shard_folders[0]}=1", f"{other}=1"]
     with pytest.raises(ValueError, match="other and .*/train have different vocabularies; build both with the same"):
-        make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", *more)), 1)
+        prepare(arguments(shard_folders, config_file, tmp_path / "run", *more))
 
 
 def test_what_is_read_and_in_which_shares_makes_a_run(shard_folders, config_file, tmp_path):  # noqa: F811
@@ -167,7 +168,7 @@ def test_what_is_read_and_in_which_shares_makes_a_run(shard_folders, config_file
 
     def identity(*data: str) -> dict:
         more = ["--data", *with_folders(data, (shard_folders[0], tmp_path / "a=b"))]
-        return make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", *more)), 1).identity()
+        return prepare(arguments(shard_folders, config_file, tmp_path / "run", *more)).identity()
 
     shutil.copytree(shard_folders[0], tmp_path / "a=b")
     assert identity("{train}") == identity("{train}=7") == identity("{heldout}") == identity("{heldout}=2")
@@ -183,4 +184,4 @@ def test_a_model_too_short_for_the_shards_is_refused(shard_folders, config_file,
     path = tmp_path / "model.json"
     path.write_text(json.dumps(SMALL_MODEL | {"max_position_embeddings": 32}))
     with pytest.raises(ValueError, match="max_position_embeddings=32"):
-        make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", "--model", str(path))), 1)
+        prepare(arguments(shard_folders, config_file, tmp_path / "run", "--model", str(path)))

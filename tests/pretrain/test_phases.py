@@ -10,7 +10,6 @@ from data_prep import build
 from pretrain.checkpoint_reader import list_checkpoints
 from pretrain.convert import main as convert
 from pretrain.metrics_file import read_metrics
-from pretrain.options import make_plan, parse_args
 from pretrain.train import main
 from tests.pretrain.test_train import (
     CONFIG,
@@ -18,6 +17,7 @@ from tests.pretrain.test_train import (
     SMALL_MODEL,
     arguments,
     losses,
+    prepare,
     run_training,
     state,
     without_pair_task,
@@ -106,23 +106,23 @@ def test_weights_and_moments_are_those_of_phase_1(long_shards, config_files, pha
 
 def test_what_has_no_moments_is_refused(long_shards, shard_folders, config_files, phase_1, tmp_path):
     checkpoint = list_checkpoints(phase_1)[-1]
-    plan = make_plan(parse_args(_continuing(long_shards, config_files, tmp_path, checkpoint)), 1)
-    assert plan.identity()["continue_from"].keys() == {"run.json", "checkpoint.json"}
+    run = prepare(_continuing(long_shards, config_files, tmp_path, checkpoint))
+    assert run.identity()["continue_from"].keys() == {"run.json", "checkpoint.json"}
     convert(["--checkpoint", str(phase_1), "--output", str(tmp_path / "hf")])
     with pytest.raises(
-        ValueError, match="--continue-from .*/hf: no run or checkpoint of ours, so it has no optimizer m"
+        ValueError, match="--continue-from .*/hf: not a run or checkpoint of ours, so it has no optimizer"
     ):
-        make_plan(parse_args(_continuing(long_shards, config_files, tmp_path, tmp_path / "hf")), 1)
+        prepare(_continuing(long_shards, config_files, tmp_path, tmp_path / "hf"))
     folders = [without_pair_task(folder, tmp_path / folder.name) for folder in shard_folders]
     run_ranks(run_training, 1, arguments(folders, config_files[0], tmp_path / "no pairs", "--stop-after", "1"))
     with pytest.raises(ValueError, match="has no bert.pooler.dense.weight, .* train on shards with the pair task of"):
-        make_plan(parse_args(_continuing(long_shards, config_files, tmp_path, tmp_path / "no pairs")), 1)
+        prepare(_continuing(long_shards, config_files, tmp_path, tmp_path / "no pairs"))
     with pytest.raises(ValueError, match="no checkpoint here; give a run folder"):
-        make_plan(parse_args(_continuing(long_shards, config_files, tmp_path, tmp_path)), 1)
-    with pytest.raises(SystemExit):
-        parse_args([*_continuing(long_shards, config_files, tmp_path, checkpoint), "--init-from", str(phase_1)])
+        prepare(_continuing(long_shards, config_files, tmp_path, tmp_path))
+    with pytest.raises(ValueError, match="not allowed with argument --continue-from"):
+        prepare([*_continuing(long_shards, config_files, tmp_path, checkpoint), "--init-from", str(phase_1)])
     with pytest.raises(ValueError, match="has hidden_size=128, the model has 256"):
-        make_plan(parse_args([*_continuing(long_shards, config_files, tmp_path, checkpoint), "--model", "mini"]), 1)
+        prepare([*_continuing(long_shards, config_files, tmp_path, checkpoint), "--model", "mini"])
 
 
 def _continuing(shards, config_files, folder: Path, start: Path) -> list[str]:

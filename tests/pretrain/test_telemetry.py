@@ -14,10 +14,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.layout import Layout
-from pretrain.metrics_file import read_rows
-from pretrain.options import claim_run_folder, make_plan, parse_args
+from pretrain.options import claimed_run_folder
 from pretrain.telemetry import LOGS, RunLog
-from tests.pretrain.test_train import ROOT, arguments, config_file  # noqa: F401 (a fixture)
+from tests.pretrain.test_train import ROOT, arguments, config_file, prepare  # noqa: F401 (a fixture)
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 
@@ -37,33 +36,24 @@ def test_the_rows_go_to_weights_and_biases_without_network(shard_folders, config
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_without_the_package_it_is_refused_with_the_way_out(shard_folders, config_file, tmp_path):  # noqa: F811
-    with pytest.raises(
-        ValueError, match="--wandb bert needs the package wandb: pip install wandb, or leave --wandb out"
-    ):
-        make_plan(parse_args(arguments(shard_folders, config_file, tmp_path / "run", "--wandb", "bert")), 1)
+    with pytest.raises(ValueError, match="--wandb bert needs the package wandb: pip install wandb, or leave --wandb"):
+        prepare(arguments(shard_folders, config_file, tmp_path / "run", "--wandb", "bert"))
 
 
 ROWS = b'{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}\n'
-
-
-@pytest.mark.parametrize(
-    "tail", [b"", b'{"kind": "train", "st', b'{"kind": "tr\xc3', bytes(100), b"[3]", b'{"step": 3']
-)
-def test_a_last_line_that_a_crash_cut_short_is_dropped(tail, tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(ROWS + tail)
-    assert [row["step"] for row in read_rows(path)] == [1, 2]
 
 
 @pytest.mark.parametrize("line", [b'{"kind": "tra', b"\xff\xfe", bytes(100), b"[3]", b"7", b"null", b"{}", b""])
 @pytest.mark.parametrize("name", LOGS)
 def test_any_other_damaged_line_is_named_before_a_rank_starts(name, line, shard_folders, config_file, tmp_path):  # noqa: F811
     argv = arguments(shard_folders, config_file, tmp_path / "run")
-    claim_run_folder(make_plan(parse_args(argv), 1)).close()
+    with claimed_run_folder(prepare(argv)):
+        pass
     (tmp_path / "run" / name).write_bytes(ROWS + line + b"\n" + ROWS)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "run.lock"}
-    with pytest.raises(ValueError, match=rf"{name}, line 3 is damaged: no JSON object with a step; remove or restore"):
-        claim_run_folder(make_plan(parse_args(argv), 1))
+    told = rf"{name}, line 3 is damaged: not a JSON object with a step; remove or restore"
+    with pytest.raises(ValueError, match=told), claimed_run_folder(prepare(argv)):
+        pass
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "run.lock"}
     assert after == before
 

@@ -7,16 +7,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from data_prep.cli import parse
 from data_prep.shards import make_manifest
-from pretrain.checkpoint_reader import MOMENTS, find_checkpoint, read_tensors, tensor_reader
+from pretrain.checkpoint_reader import MOMENTS, find_checkpoint, tensor_reader
 from pretrain.layout import init_layout
 from pretrain.metrics_file import read_metrics
-from pretrain.options import claim_run_folder, make_plan, parse_args
+from pretrain.options import TrainingRun, TrainOptions, claimed_run_folder, prepare_run
 from pretrain.train import train
 from pretrain.watchdog import Watchdog
 from tests.ranks import run_ranks
@@ -60,16 +62,19 @@ def arguments(shard_folders, config_file, output, *more: str) -> list[str]:
     ]
 
 
+def prepare(argv: list[str], world_size: int = 1) -> TrainingRun:
+    """The run that a command line describes."""
+    return prepare_run(parse(TrainOptions, "pretrain.train", argv), world_size)
+
+
 def run_training(argv: list[str]) -> None:
     """What `main` does on warm ranks, whose process group must outlive the run."""
-    args = parse_args(argv)
-    layout = init_layout(args.tensor_parallel, args.sequence_parallel)
-    plan = make_plan(args, layout.dp_size * layout.tp_size)
-    if layout.rank == 0:
-        claim_run_folder(plan)
-    layout.barrier()
-    with Watchdog(args.timeout) as watchdog:
-        train(plan, layout, watchdog)
+    options = parse(TrainOptions, "pretrain.train", argv)
+    layout = init_layout(options.tensor_parallel, options.sequence_parallel)
+    run = prepare_run(options, layout.dp_size * layout.tp_size)
+    with claimed_run_folder(run) if layout.rank == 0 else nullcontext(), Watchdog(options.timeout) as watchdog:
+        layout.barrier()
+        train(run, layout, watchdog)
 
 
 def with_folders(flags: list[str], shard_folders) -> list[str]:
@@ -252,28 +257,30 @@ def test_bf16_with_all_that_saves_memory_follows_float32(shard_folders, config_f
     assert losses(tmp_path / "saving") == pytest.approx(losses(tmp_path / "plain"), rel=2e-4)
 
 
-def told_otherwise(folder: Path, copy: Path, key: str, value: object) -> Path:
-    """The same shards, told as if they had been built with another setting."""
+def with_setting(folder: Path, copy: Path, key: str, value: object) -> Path:
+    """The same shards, with a manifest that states another setting."""
     shutil.copytree(folder, copy)
-    told = json.loads((copy / "manifest.json").read_text())
-    manifest = make_manifest(told["config"] | {key: value}, told["vocab"], told["corpus"], told["shards"])
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    changed = make_manifest(
+        manifest["config"] | {key: value}, manifest["vocab"], manifest["corpus"], manifest["shards"]
+    )
+    (copy / "manifest.json").write_text(json.dumps(changed))
     return copy
 
 
 def without_pair_task(folder: Path, copy: Path) -> Path:
-    """The same shards, told as if they held no pairs."""
-    return told_otherwise(folder, copy, "pair_task", "none")
+    """The same shards, with a manifest that states that they hold no pairs."""
+    return with_setting(folder, copy, "pair_task", "none")
 
 
 def test_the_data_decides_whether_there_is_a_pair_head(shard_folders, config_file, tmp_path):
     """Without one the pooler would get no gradient, and weight decay would shrink it: so there is none."""
     plain = without_pair_task(shard_folders[0], tmp_path / "train")
     with pytest.raises(ValueError, match="has pair_task=nsp, but .* has pair_task=none"):
-        make_plan(parse_args(arguments((plain, shard_folders[1]), config_file, tmp_path / "run")), 1)
+        prepare(arguments((plain, shard_folders[1]), config_file, tmp_path / "run"))
     folders = plain, without_pair_task(shard_folders[1], tmp_path / "heldout")
     run_ranks(run_training, 1, arguments(folders, config_file, tmp_path / "run", "--steps", "2"))
-    names = [name for name, _ in read_tensors(find_checkpoint(tmp_path / "run"))]
+    names, _ = tensor_reader(find_checkpoint(tmp_path / "run"))
     assert names and not [name for name in names if "pooler" in name or "seq_relationship" in name]
     assert json.loads((tmp_path / "run/config.json").read_text())["architectures"] == ["BertForMaskedLM"]
     assert "pair_loss" not in read_metrics(tmp_path / "run", "train")[-1]
@@ -310,5 +317,5 @@ def test_killed_between_backward_and_step_the_curve_goes_on(shard_folders, confi
     assert [row["step"] for row in read_metrics(killed, "train")] == [1, 2, 3]
     subprocess.run([*train_alone, *again], cwd=ROOT, check=True)
     assert losses(killed) == losses(whole)
-    expected = dict(read_tensors(find_checkpoint(whole)))
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in read_tensors(find_checkpoint(killed)))
+    found, expected = state(killed), state(whole)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
