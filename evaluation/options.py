@@ -84,7 +84,7 @@ class SharedOptions(CaseOptions):
         metavar="FILE",
     )
     overrides: tuple[str, ...] = training(
-        "settings that replace or join those of the file, in order: zero_optimization.stage=1",
+        "overrides of that file, applied in order: zero_optimization.stage=1",
         default=(),
         flags=("--set",),
         metavar="KEY=VALUE",

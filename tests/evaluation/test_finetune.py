@@ -243,7 +243,7 @@ def test_named_entities(task, capsys):
         ({"learning-rate": 5}, r"argument --learning-rate: 5 is not below 1"),
         ({"rescale-embeddings": []}, r"--rescale-embeddings goes with a pretrained --checkpoint; leave it out"),
         ({"dropout": 1.5}, r"hidden_dropout_prob=1.5 is not a probability in \[0, 1\)"),
-        ({"warmup-proportion": 2}, r"argument --warmup-proportion: 2.0 is not between 0 and 1"),
+        ({"warmup-proportion": 2}, r"argument --warmup-proportion: 2 is not between 0 and 1"),
         ({"deepspeed_config": "no.json"}, r"no.json: no such file"),
         ({"set": "zero_optimization.stage=4"}, r"--set: zero_optimization.stage=4 must be one of 0, 1, 2, 3"),
     ],
