@@ -1,6 +1,4 @@
-"""One's own files: the three formats, what is odd in real ones, and a message with file and line for everything that is
-wrong.
-"""
+"""Tasks on one's own files: columns, classes and scores, and a message with file and line for everything wrong."""
 
 import json
 import re
@@ -20,7 +18,7 @@ from evaluation.tasks.classification import (
     text_task,
     write_texts,
 )
-from evaluation.tasks.rows import read_rows, text_files
+from evaluation.tasks.rows import read_rows
 
 PAIRS = "sentence1\tsentence2\tlabel\na b\tc\tyes\nd\te f\tno\n"
 
@@ -52,13 +50,13 @@ def test_whole_number_classes_are_in_numerical_order(tmp_path):
 
 
 def test_classes_that_are_equal_as_numbers_are_in_alphabetical_order(tmp_path):
-    """They came in the order of a set of strings, which each process shuffles anew: by luck as here once in 12!."""
+    """The order of a set of strings would differ from process to process."""
     ones = ["0" * number + "1" for number in range(12)]
     write(tmp_path, "train.csv", "sentence,label\n" + "".join(f"a,{label}\n" for label in ["2", *ones, "-1"]))
     assert own_task("classification", tmp_path, dev_file="train.csv").labels == ("-1", *sorted(ones), "2")
 
 
-def test_the_three_formats_say_the_same(tmp_path):
+def test_the_three_formats_give_the_same_examples(tmp_path):
     files = [
         write(tmp_path, "a.tsv", 'sentence\tlabel\nsay "hi", you\t1\n'),
         write(tmp_path, "a.csv", 'label,sentence\n1,"say ""hi"", you"\n'),
@@ -69,33 +67,8 @@ def test_the_three_formats_say_the_same(tmp_path):
     assert [read_examples(file, task) for file in files] == [[Example('say "hi", you', None, 1)]] * 3
 
 
-def test_byte_order_mark_crlf_blank_lines_and_odd_line_breaks(tmp_path):
-    path = write(tmp_path, "a.tsv", '\ufeffsentence\tlabel\r\n" lone quote\x85\u2028here\t1\r\n\r\nb\t0'.encode())
-    assert list(read_rows(path)) == [
-        (2, {"sentence": '" lone quote\x85\u2028here', "label": "1"}),
-        (4, {"sentence": "b", "label": "0"}),
-    ]
-
-
-def test_a_quoted_csv_field_may_hold_line_breaks(tmp_path):
-    path = write(tmp_path, "a.csv", '\ufeffsentence,label\r\n"two\r\nlines",1\r\nb,0\r\n')
-    assert [row["sentence"] for _, row in read_rows(path)] == ["two\r\nlines", "b"]
-
-
-def test_the_line_of_a_row_is_where_it_begins(tmp_path):
-    path = write(tmp_path, "a.csv", 'sentence,label\n"two\n\nlines",1\n\n,0\n"say ""no"", he\tsaid",1')
-    assert [line for line, _ in read_rows(path)] == [2, 6, 7]
-    assert list(read_rows(path))[2][1]["sentence"] == 'say "no", he\tsaid'
-    write(tmp_path, "a.csv", 'sentence,label\n"two\nlines",1\n"never closed,1\nb,0\n')
-    with pytest.raises(ValueError, match=r"a.csv:4: unexpected end of data; correct the quotation marks"):
-        list(read_rows(path))
-    write(tmp_path, "a.csv", 'sentence,label\nb,0\n"two\nlines",1,2\n')
-    with pytest.raises(ValueError, match=r"a.csv:3: the row has 3 fields and the header 2"):
-        list(read_rows(path))
-
-
-def test_a_folder_of_texts_a_label(tmp_path):
-    """The shape of IMDb: train/pos/0_9.txt."""
+def test_one_folder_of_texts_per_label(tmp_path):
+    """The layout of IMDb: train/pos/0_9.txt."""
     for split in ("train", "test"):
         for label in ("pos", "neg", "unsup"):
             (tmp_path / split / label).mkdir(parents=True)
@@ -185,7 +158,7 @@ def test_a_score_must_be_a_number(tmp_path, value):
         ({"train.tsv": "", "dev.tsv": PAIRS}, "train.tsv holds no rows; give it a header"),
     ],
 )
-def test_a_folder_that_is_no_task(tmp_path, files, message):
+def test_a_folder_that_is_not_a_task(tmp_path, files, message):
     for name, content in files.items():
         write(tmp_path, name, content)
     with pytest.raises(ValueError, match=message):
@@ -198,19 +171,13 @@ def test_a_missing_label_column_in_the_training_file_is_named(tmp_path):
         read_examples(path, own_task("classification", tmp_path, dev_file="train.tsv"))
 
 
-def test_a_missing_file_says_what_the_folder_holds(tmp_path):
-    write(tmp_path, "train.subset.tsv", PAIRS)
-    with pytest.raises(ValueError, match=r"train.tsv does not exist; the folder holds train.subset.tsv"):
-        list(read_rows(tmp_path / "train.tsv"))
-
-
 def test_a_row_without_a_label_is_named(tmp_path):
     write(tmp_path, "train.jsonl", '{"sentence": "a", "label": "x"}\n{"sentence": "b"}\n')
     with pytest.raises(ValueError, match=r"train.jsonl:2: column 'label' is missing"):
         read_examples(tmp_path / "train.jsonl", own_task("classification", tmp_path, dev_file="train.jsonl"))
 
 
-NO_TEXT = [
+NOT_TEXT = [
     ("null", "null"),
     ("NaN", "NaN"),
     ("-Infinity", "-Infinity"),
@@ -221,10 +188,10 @@ NO_TEXT = [
 
 @pytest.mark.parametrize("column", ["sentence", "label"])
 @pytest.mark.parametrize(
-    ("value", "shown"), [*NO_TEXT, ('"good \\ud83d"', r"half of a character"), ('"\\uDE00"', "half of")]
+    ("value", "shown"), [*NOT_TEXT, ('"good \\ud83d"', r"half of a character"), ('"\\uDE00"', "half of")]
 )
-def test_what_is_no_text_is_no_data(tmp_path, column, value, shown):
-    """null was the word "null" and a class, a list the text '["a"]'; half of a character ended in the tokenizer."""
+def test_a_value_that_is_not_a_text_is_refused(tmp_path, column, value, shown):
+    """Once null was read as the word "null", a list as the text '["a"]', and half a character broke the tokenizer."""
     rows = [{"sentence": "a", "label": "x"}, {"sentence": "b", "label": "y"}, {"sentence": "c", "label": "x"}]
     content = "".join(f"{json.dumps(row)}\n" for row in rows)
     whole = write(tmp_path, "dev.jsonl", content)
@@ -235,7 +202,7 @@ def test_what_is_no_text_is_no_data(tmp_path, column, value, shown):
         own_task("classification", tmp_path)
     with pytest.raises(ValueError, match=message):
         read_examples(path, task)
-    if column == "label":  # which is not looked at for predictions, as any further column
+    if column == "label":  # which predictions ignore, like any other column
         assert read_examples(path, task, labelled=False) == read_examples(whole, task, labelled=False)
 
 
@@ -250,7 +217,7 @@ def test_numbers_and_truth_values_are_read_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["", " ", "nan", "NaN", "NULL", "<NA>", "\u200b", "\t\t"])
-def test_a_missing_label_is_no_class(tmp_path, label):
+def test_a_missing_label_is_not_a_class(tmp_path, label):
     write(tmp_path, "train.csv", f'sentence,label\na,pos\nb,neg\nc,"{label}"\n')
     with pytest.raises(ValueError, match=rf"train.csv:4: label {re.escape(ascii(label))} stands for a missing value"):
         own_task("classification", tmp_path, dev_file="train.csv")
@@ -265,7 +232,7 @@ def test_a_missing_label_is_no_class(tmp_path, label):
     ],
 )
 def test_a_class_is_what_it_looks_like(tmp_path, label, plain):
-    """A class "pos " stood beside "pos", and a tab or a line break in a label broke predictions.tsv."""
+    """Else "pos " would be a class beside "pos", and a tab or line break in a label would break predictions.tsv."""
     write(tmp_path, "train.csv", f'sentence,label\na,{plain}\nb,neg\nc,"{label}"\n')
     message = f"train.csv:4: label {ascii(label)} looks like {ascii(plain)} and would be another class"
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -273,7 +240,7 @@ def test_a_class_is_what_it_looks_like(tmp_path, label, plain):
 
 
 def test_labels_of_other_scripts_are_classes(tmp_path):
-    """Also with a joiner inside a word (Persian) and vowel signs (Hindi)."""
+    """So are those with a joiner inside a word (Persian) and with vowel signs (Hindi)."""
     labels = [
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
         "\u0905\u092a\u0928\u0947",
@@ -291,7 +258,7 @@ def test_labels_of_other_scripts_are_classes(tmp_path):
 
 @pytest.mark.parametrize("value", ["1e39", "-1e39", "1e19", "1e400"])
 def test_a_score_must_fit_into_float32(tmp_path, value):
-    """And so must its square, which is the loss."""
+    """So must its square, which is the loss."""
     write(tmp_path, "train.tsv", f"sentence\tlabel\na\t1e18\nb\t{value}\n")
     task = own_task("regression", tmp_path, dev_file="train.tsv")
     with pytest.raises(ValueError, match=rf"train.tsv:3: '{value}' is not a score .* from -1e\+18 to 1e\+18"):
@@ -299,59 +266,8 @@ def test_a_score_must_fit_into_float32(tmp_path, value):
     assert torch.isfinite(torch.tensor(1e18) ** 2)
 
 
-def test_a_long_cell(tmp_path):
-    path = write(tmp_path, "a.csv", f'sentence,label\n"{"x" * 200_000}",1\n')
-    assert [len(row["sentence"]) for _, row in read_rows(path)] == [200_000]
-
-
-@pytest.mark.parametrize(
-    ("name", "header", "separator"),
-    [
-        *(
-            ("a.csv", '"sentence";"label"', "';'"),
-            ("a.csv", '"sentence, long";label', "';'"),
-            ("a.csv", "sep=;", "';'"),
-        ),
-        *(("a.csv", "sentence\tlabel", r"'\\t'"), ("a.csv", "sentence|label", r"'\|'")),
-        *(("a.tsv", '"sentence";"label"', "';'"), ("a.tsv", "sentence,label", "','")),
-    ],
-)
-def test_another_separator_is_named(tmp_path, name, header, separator):
-    path = write(tmp_path, name, f"{header}\n{header}\n")
-    with pytest.raises(ValueError, match=rf"{name}:1: the columns are separated by {separator}, in a .{name[2:]} file"):
-        list(read_rows(path))
-
-
-def test_texts_of_a_label_at_any_depth_and_in_capitals(tmp_path):
-    for name in ("pos/a.TXT", "pos/more/even/b.txt", "neg/c.txt", "neg/.hidden/d.md", "neg/.DS_Store", "urls.md"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        write(tmp_path, name, name)
-    rows = {where: row["label"] for where, row in read_rows(tmp_path)}
-    assert rows == {"neg/c.txt": "neg", "pos/a.TXT": "pos", "pos/more/even/b.txt": "pos"}
-
-
-def test_no_file_of_a_label_is_left_out_in_silence(tmp_path):
-    with pytest.raises(ValueError, match="has no subfolders; .*such as .*/pos"):
-        text_files(tmp_path)
-    (tmp_path / "pos/sub").mkdir(parents=True)
-    with pytest.raises(ValueError, match="pos holds no text"):
-        text_files(tmp_path)
-    write(tmp_path, "pos/a.txt", "a")
-    for name in ("pos/b.md", "pos/sub/c.txt.gz"):
-        write(tmp_path, name, "b")
-    with pytest.raises(ValueError, match="pos holds 2 other files, such as b.md"):
-        text_files(tmp_path)
-    for path in (tmp_path / "pos/b.md", tmp_path / "pos/sub/c.txt.gz"):
-        path.unlink()
-    (tmp_path / "pos/link").symlink_to(tmp_path / "pos", target_is_directory=True)
-    with pytest.raises(ValueError, match="pos holds 1 other files, such as link"):
-        text_files(tmp_path)
-    (tmp_path / "pos/link").unlink()
-    assert text_files(tmp_path) == [tmp_path / "pos/a.txt"]
-
-
 def test_a_draw_has_every_label(tmp_path):
-    """The first N of a folder a label, or of a sorted file, are of one label."""
+    """Of folders by label, or of a sorted file, the first N examples have one label."""
     examples = [Example(str(i), None, 0) for i in range(300)] + [Example(str(i), None, 1) for i in range(100)]
     drawn, note = draw_examples(examples, 40, ("neg", "pos"))
     assert Counter(example.label for example in drawn) == {0: 30, 1: 10}

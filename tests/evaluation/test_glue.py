@@ -26,7 +26,7 @@ NUM_ROWS = {
 
 @pytest.mark.parametrize("name", NUM_ROWS)
 def test_row_counts_of_all_published_files(name):
-    """MNLI's model also answers the diagnostics (AX)."""
+    """MNLI also reads the diagnostics (AX)."""
     paths = sorted((GLUE / FOLDERS[name]).rglob("*.tsv")) + ([GLUE / "AX" / "AX.tsv"] if name == "mnli" else [])
     if not paths or not paths[0].is_file():
         pytest.skip(f"the files of {name} are not on this machine")

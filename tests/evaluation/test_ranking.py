@@ -29,13 +29,13 @@ def test_scores_by_hand():
     assert score_rankings(examples[6:9], outputs([0.5] * 3)) == {"map": None, "mrr": None}
 
 
-def test_equal_scores_are_no_luck():
+def test_equal_scores_earn_nothing():
     labels, scores = np.array([1, 0, 0, 0]), np.full(4, 0.5)
     assert reciprocal_rank(labels, scores) == average_precision(labels, scores) == 1 / 4
 
 
 @pytest.mark.parametrize(
-    ("labels", "scores", "map_due", "mrr_due"),
+    ("labels", "scores", "expected_map", "expected_mrr"),
     [
         ([1, 1, 0], [0.9, 0.9, 0.1], 1, 1),  # right in whatever order the first two come
         ([1, 1, 0], [0.5, 0.5, 0.5], (1 / 2 + 2 / 3) / 2, 1 / 2),
@@ -44,14 +44,14 @@ def test_equal_scores_are_no_luck():
         ([0, 1, 1], [0.1, 0.5, 0.9], 1, 1),  # without a tie
     ],
 )
-def test_of_equal_scores_right_answers_come_last(labels, scores, map_due, mrr_due):
-    for order in itertools.permutations(range(len(labels))):  # the order of the file has no part in it
+def test_of_equal_scores_right_answers_come_last(labels, scores, expected_map, expected_mrr):
+    for order in itertools.permutations(range(len(labels))):  # whatever the order of the file
         shuffled = np.array(labels)[list(order)], np.array(scores)[list(order)]
-        assert average_precision(*shuffled) == pytest.approx(map_due)
-        assert reciprocal_rank(*shuffled) == pytest.approx(mrr_due)
+        assert average_precision(*shuffled) == pytest.approx(expected_map)
+        assert reciprocal_rank(*shuffled) == pytest.approx(expected_mrr)
 
 
-def test_white_space_makes_no_other_question():
+def test_white_space_does_not_make_another_question():
     examples = [Example("who?", "a", 1), Example("who? ", "b", 0)]
     assert score_rankings(examples, outputs([0.5, 0.9])) == {"map": 0.5, "mrr": 0.5}
 
@@ -68,7 +68,7 @@ def test_both_headers(tmp_path, content):
     assert restore_task(task.settings, {}).metrics == ("map", "mrr")
 
 
-def test_another_label_and_a_missing_column_are_told(tmp_path):
+def test_another_label_and_a_missing_column_are_named(tmp_path):
     for content, message in (
         ("question\tsentence\tlabel\na\tb\t2\n", r"train.tsv:2: label '2' is outside task ranking, .* '0', '1'"),
         ("question\tlabel\na\t1\n", r"train.tsv:2: column 'sentence' is missing"),

@@ -35,7 +35,7 @@ def tokenizer(tmp_path_factory):
 
 
 def gold_logits(features):
-    """What a perfect model says: 10 at the first and the last token of the answer, or at [CLS]; -10 elsewhere."""
+    """The logits of a perfect model: 10 at the first and the last token of the answer, or at [CLS]; -10 elsewhere."""
     logits = []
     for length, (first, last) in zip(features.lengths, features.labels, strict=True):
         scores = torch.full((int(length), 2), -10.0)
@@ -90,7 +90,7 @@ def test_an_answer_is_found_in_its_window_and_too_long_ones_are_not(tmp_path, to
     assert found[1].text != "Café de Flore, in"
 
 
-def test_squad_2_leaves_questions_open_above_the_threshold(tmp_path, tokenizer):
+def test_squad_2_gives_no_answer_above_the_threshold(tmp_path, tokenizer):
     entries = [
         entry("yes", is_impossible=False),
         entry("no", is_impossible=True, answers=[], plausible_answers=[{"text": "Flore", "answer_start": 12}]),
@@ -120,7 +120,7 @@ def test_squad_2_leaves_questions_open_above_the_threshold(tmp_path, tokenizer):
     assert fixed.score(questions, found)["f1"] == pytest.approx(2 / 3)
 
 
-def test_exact_match_has_a_threshold_of_its_own():
+def test_exact_match_has_its_own_threshold():
     """As in the official evaluation. Answering all three costs the first question and gives the others F1 2/3 each."""
     asked = {"Flore": (), "in Paris": ("Paris",), "the Café": ("Café de",)}
     questions = [Question(text, "Where?", CONTEXT, answers, None) for text, answers in asked.items()]
@@ -141,8 +141,8 @@ def test_the_question_word(question, word):
 
 @pytest.mark.parametrize("context", ["", "   ", "\u200b", "\n\t\u2060", "\x00"])
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_passage_without_a_word_is_answered_with_nothing(tmp_path, tokenizer, context, version):
-    """Beside another one, whose answer it made unreadable."""
+def test_a_passage_without_words_gives_no_answer(tmp_path, tokenizer, context, version):
+    """Nor does it change the answer on another passage."""
     task = squad_task(f"squad{version}")
     record = {"id": "q0", "question": "Where?", "is_impossible": True, "answers": []}
     write(tmp_path, record, context=context)
