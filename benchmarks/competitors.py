@@ -55,7 +55,7 @@ def padded(batch: PretrainingBatch, length: int | None = None) -> dict[str, Tens
     lengths = torch.diff(sequences.cu_seqlens)  # [B]
     real = torch.arange(length or sequences.max_seqlen) < lengths[:, None]  # [B, S]
     labels = torch.full_like(sequences.token_ids, -100)
-    labels = labels.scatter(0, batch.masked_lm_positions, batch.masked_lm_labels)
+    labels = labels.scatter(0, batch.masked_lm_rows, batch.masked_lm_labels)
 
     def rectangle(values: Tensor, fill: int) -> Tensor:
         return torch.full(real.shape, fill).masked_scatter(real, values)

@@ -22,7 +22,7 @@ from benchmarks.step import OPTIMIZER_BYTES
 from data_prep.cli import run_cli
 from data_prep.shards import Shards
 from evaluation.tasks.heads import BertForSequenceClassification
-from pretrain.data import make_batch, read_records, sample_indices
+from pretrain.data import make_batch, read_records, samples_at
 from pretrain.lamb import Lamb, param_groups
 from pretrain.layout import Layout, init_layout
 from pretrain.model import BertForPreTraining, PretrainingBatch, init_weights
@@ -58,7 +58,7 @@ def data_stages(text: Path, vocab: str, repeats: int, bandwidth: float) -> list[
 
 def loader(shards: Shards, micro_batch: int, repeats: int, bandwidth: float) -> dict:
     """The loader with stored masks, in micro-batches."""
-    parts = np.split(sample_indices(0, 0, NUM_SAMPLES, shards.num_sequences), NUM_SAMPLES // micro_batch)
+    parts = np.split(samples_at(0, 0, NUM_SAMPLES, shards.num_sequences), NUM_SAMPLES // micro_batch)
     seconds = in_turn({"read": lambda: [make_batch(read_records(shards, part)) for part in parts]}, repeats)["read"]
     records = read_records(shards, parts[0])
     read = sum(values.nbytes for values in vars(records).values() if isinstance(values, np.ndarray))

@@ -15,7 +15,7 @@ import torch
 from benchmarks.measure import parser, report
 from data_prep.cli import run_cli
 from data_prep.shards import Shards
-from pretrain.data import make_batch, read_records, rule_of_shards, sample_indices
+from pretrain.data import make_batch, read_records, rule_of_shards, samples_at
 from pretrain.layout import init_layout
 from pretrain.model import BertForPreTraining, init_weights
 from pretrain.model_config import PRESETS, load_model_config
@@ -26,7 +26,7 @@ STEP_SAMPLES = 8192  # read per round, in micro-batches
 def rates(shards: Shards, micro_batch: int, repeats: int) -> list[dict]:
     """Sequences per second of one core by processor time, stored and dynamic masks in turn."""
     rule = rule_of_shards(shards)
-    indices = sample_indices(0, 0, STEP_SAMPLES, shards.num_sequences)
+    indices = samples_at(0, 0, STEP_SAMPLES, shards.num_sequences)
     parts = np.split(indices, STEP_SAMPLES // micro_batch)
     epochs = np.ones(micro_batch, np.int64)
 
@@ -56,7 +56,7 @@ def step_share(shards: Shards, model: str, micro_batch: int, repeats: int) -> li
     rule = rule_of_shards(shards)
     times: dict[str, list[float]] = {"forward and backward": [], "stored masks": [], "dynamic masks": []}
     for turn in range(repeats + 1):
-        indices = sample_indices(0, turn * micro_batch, micro_batch, shards.num_sequences)
+        indices = samples_at(0, turn * micro_batch, micro_batch, shards.num_sequences)
         marks = [time.perf_counter()]
         batch = make_batch(read_records(shards, indices))
         marks.append(time.perf_counter())

@@ -41,7 +41,7 @@ def full_batch(config: ModelConfig, length: int, size: int, seed: int) -> Pretra
     positions = (torch.arange(size)[:, None] * length + places).flatten()
     return PretrainingBatch(
         sequences=pack_sequences(token_ids.numpy(), lengths, lengths // 2),
-        masked_lm_positions=positions,
+        masked_lm_rows=positions,
         masked_lm_labels=torch.randint(config.vocab_size, positions.shape, generator=generator),
         pair_labels=torch.randint(2, (size,), generator=generator),
     )

@@ -198,7 +198,7 @@ def random_batch(config: ModelConfig) -> PretrainingBatch:
     positions = torch.cat([start + torch.arange(_predictions(n)) for start, n in zip(starts, LENGTHS, strict=True)])
     return PretrainingBatch(
         sequences=pack_sequences(token_ids.numpy(), lengths.numpy(), (lengths // 2).numpy()),
-        masked_lm_positions=positions,
+        masked_lm_rows=positions,
         masked_lm_labels=torch.randint(config.vocab_size, positions.shape, generator=generator),
         pair_labels=torch.zeros(len(LENGTHS), dtype=torch.int64),
     )

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 RUN_FILE, FINISHED_FILE = "run.json", "finished.json"
 
@@ -141,12 +141,30 @@ def write_json(path: str | Path, content: object) -> None:
         file.write("\n")
 
 
-def read_json(path: str | Path) -> object:
-    """Read a JSON file; ValueError names the file when it is not JSON."""
+def read_json(path: str | Path, kind: type = object) -> Any:
+    """Read a JSON file, which must hold a `kind`, such as `dict`.
+
+    Raises ValueError, which names the file, if it does not exist, is not JSON, holds something else, or gives a key
+    twice (of which Python would silently keep the last).
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or not ours") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); correct it, or copy it again") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} holds a {type(content).__name__}, but a {kind.__name__} is expected")
+    return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in values if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is given twice; leave one out")
+    return values
 
 
 def sha256_file(path: str | Path) -> str:

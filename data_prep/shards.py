@@ -52,7 +52,8 @@ The folder's sequences are numbered through its shards in this order; the number
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,6 @@ from data_prep.files import finished_file, read_json, sha256_file
 FORMAT, VERSION = "bert-masked-shards", 1
 MANIFEST = "manifest.json"
 _DTYPES = {"U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "I8": np.dtype("i1")}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ARRAYS = (
     "sequence_start",
     "prediction_start",
@@ -169,17 +169,29 @@ def write_shard(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(f"a shard of {len(tokens):,} tokens exceeds the format's {1 << 32:,}; raise --num-shards")
     dtypes = dict(zip(_ARRAYS, ("<u4", "<u4", tokens.dtype, tokens.dtype, "<u2", "<u2", "i1"), strict=True))
     columns = {name: np.ascontiguousarray(arrays[name], np.dtype(dtype)) for name, dtype in dtypes.items()}
-    header, end = {"__metadata__": {"format": FORMAT, "version": str(VERSION)}}, 0
-    for name, column in columns.items():
-        begin, end = end, end + column.nbytes
-        header[name] = {"dtype": _NAMES[column.dtype], "shape": list(column.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    tensors = {name: (column.dtype, column.shape) for name, column in columns.items()}
     path = Path(path)
     with finished_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(safetensors_header(tensors, {"format": FORMAT, "version": str(VERSION)}))
         for column in columns.values():
             file.write(column.data)
+
+
+def safetensors_header(tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The first bytes of a safetensors file, up to the first tensor.
+
+    `tensors` maps names to dtype and shape, in the order in which the tensors follow without gaps. The specification:
+    https://github.com/huggingface/safetensors#format
+    """
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        code = f"{dtype.kind}{8 * dtype.itemsize}".upper()  # "U16", "F32"
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
+    return len(text).to_bytes(8, "little") + text
 
 
 def shard_entry(path: Path) -> dict:

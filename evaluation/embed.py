@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.cli import CaseOptions, option, parse, run_cli
+from data_prep.cli import CaseOptions, at_least, option, parse, run_cli
 from data_prep.files import finished_file
 from evaluation.inference import apply_model
 from evaluation.start import Start, fill_model, find_start, read_encoder
@@ -35,7 +35,7 @@ class EmbedOptions(CaseOptions):
     output: Path = option("the .npy file to write; must not exist", metavar="FILE")
     vocab: Path | None = option("vocabulary, for folders without one", default=None, metavar="FILE")
     pooling: str = option("what the vector is made of", default="mean", choices=("cls", "mean"))
-    seq_length: int = option("tokens per line; further ones are cut off", default=128)
+    seq_length: int = option("tokens per line; further ones are cut off", default=128, type=at_least(3))
 
 
 def pool(hidden: Tensor, sequences: Sequences, pooling: str) -> Tensor:
@@ -77,7 +77,7 @@ def read_lines(path: Path) -> list[str]:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
     if lines == [""]:
         raise ValueError(f"{path} is empty; write one text per line")
-    return [line.removesuffix("\r") for line in lines]
+    return lines
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--checkpoint random: vectors of random weights mean nothing; name a checkpoint")
     start = find_start(options.checkpoint, None, options.vocab, cased=options.cased)
     longest = start.config.max_position_embeddings
-    if not 3 <= length <= longest:
-        raise ValueError(f"--seq-length {length}: the model has {longest} positions; choose from 3 to {longest}")
+    if length > longest:
+        raise ValueError(f"--seq-length {length}: the model has {longest} positions; choose at most that")
     examples = [Example(line, None, None) for line in read_lines(options.input)]
     features = encode_examples(start.tokenizer, examples, length, options.input.name)
     vectors = embed(start, features, options.pooling)

@@ -71,6 +71,7 @@ class SharedOptions(CaseOptions):
     seq_length: int | None = training(
         "tokens per sequence; longer sentences are cut, documents are read in windows (default: 128; SQuAD 384)",
         default=None,
+        type=at_least(5),
     )
     keep_weights: str = training(
         "epoch of each seed whose weights are kept as a Hugging Face folder, SEED/model",
@@ -181,8 +182,8 @@ def resolve_settings(options: FinetuneOptions, task: Task, start: Start | None, 
     if start is None:
         return settings
     longest, seq_length = start.config.max_position_embeddings, options.seq_length or task.seq_length
-    if not 5 <= seq_length <= longest:
-        raise ValueError(f"--seq-length {seq_length}: the model has {longest} positions; choose from 5 to {longest}")
+    if seq_length > longest:
+        raise ValueError(f"--seq-length {seq_length}: the model has {longest} positions; choose at most that")
     if seq_length < task.settings.get("max_query_length", 1) + 4:
         raise ValueError(
             f"--seq-length {seq_length} leaves no room for a passage after a question of up to "

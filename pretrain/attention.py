@@ -1,13 +1,13 @@
 """Scaled dot-product attention inside each sequence of a micro-batch, on one of two paths (`self_attention`):
 
     unpadded_attention    GPU   torch's variable-length kernels: flash in bf16 and fp16, memory-efficient in float32
-    padded_attention      CPU   the rectangle [B, S] with a mask, for this step alone; any device and precision
+    padded_attention      CPU   the rectangle [B, S] with a mask, for this call only; any device and precision
 
 Both have dropout. Shapes follow the legend in model.py.
 
-The kernels are private operators of torch. Its public ways to them are `torch.nn.attention.varlen`, which has no
-dropout, and jagged tensors, which do four fifths of the host's work in a step and cannot be recomputed: every call
-makes a ragged size of its own. An operator that takes other arguments in another torch is not called (`has_kernel`).
+The kernels are private operators of torch. There are two public ways to call them. `torch.nn.attention.varlen` has no
+dropout. Jagged tensors take four fifths of the host's time in a step and cannot be recomputed, because every call makes
+a new ragged size. An operator whose arguments differ in another version of torch is not called (`has_kernel`).
 """
 
 import warnings
@@ -22,7 +22,7 @@ MAX_HEAD_SIZE = 256  # of flash attention, which also needs a multiple of 8
 
 
 def find_operator(name: str, arguments: str):
-    """The operator `torch.ops.aten.<name>`, or None if this torch has none whose positional arguments are these."""
+    """The operator `torch.ops.aten.<name>`; None if this torch has none with these positional arguments."""
     operator = getattr(getattr(torch.ops.aten, name, None), "default", None)
     if operator is None:
         return None
@@ -42,12 +42,17 @@ MEMORY_EFFICIENT = find_operator(
 
 
 def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probability: float, seed: tuple | None) -> Tensor:
-    """Scaled dot-product attention inside each sequence (Vaswani et al. 2017, 3.2.1), on the path that the device has.
+    """Scaled dot-product attention inside each sequence (Vaswani et al. 2017, section 3.2.1).
 
-    qkv: [T, 3 * N/tp * D], queries, keys and values side by side; `num_heads` is N/tp. Returns [T, N/tp * D].
-    `probability` is the dropout of the attention weights; heads are split over tp, so `seed` must name the tp rank.
+    Args:
+        qkv: [T, 3 * N/tp * D], queries, keys and values side by side
+        num_heads: N/tp
+        probability: dropout of the attention weights
+        seed: of the dropout; it must include the tp rank, since heads are split over tp. None switches dropout off.
+
+    Returns [T, N/tp * D].
     """
-    num_rows, num_tokens = len(qkv), len(sequences.token_ids)  # sequence parallelism adds rows to make T divisible
+    num_rows, num_tokens = len(qkv), len(sequences.token_ids)  # sequence parallelism adds rows so that tp divides T
     qkv = first_rows(qkv, num_tokens).view(num_tokens, 3, num_heads, -1)  # [T, 3, N/tp, D]
     if seed is None:
         probability = 0.0
@@ -59,9 +64,7 @@ def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probabilit
 
 
 def padded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
-    """Attention over the rectangle [B, S] with its padding masked; [T, 3, N/tp, D] -> [T, N/tp, D]. Any device, any
-    precision.
-    """
+    """Attention over the rectangle [B, S] with its padding masked: [T, 3, N/tp, D] -> [T, N/tp, D]."""
     index = sequences.padded_index
     batch, longest = sequences.num_sequences, sequences.max_seqlen
     mask = None
@@ -76,8 +79,9 @@ def padded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> T
 
 
 def has_kernel(qkv: Tensor) -> bool:
-    """Whether a variable-length kernel computes the attention of qkv [T, 3, N/tp, D]. A GPU without one computes the
-    padding too, and a warning says why.
+    """Whether a variable-length kernel can compute the attention of qkv [T, 3, N/tp, D].
+
+    A GPU for which there is none also computes the padding, and a warning gives the reason.
     """
     if qkv.device.type == "cpu":
         return False
@@ -103,9 +107,7 @@ def runs_flash(qkv: Tensor) -> bool:
 
 
 def unpadded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
-    """The same by torch's variable-length kernels, without padding; [T, 3, N/tp, D] -> [T, N/tp, D]. There is no such
-    kernel for the CPU.
-    """
+    """Attention by torch's variable-length kernels, without padding, on GPUs: [T, 3, N/tp, D] -> [T, N/tp, D]."""
     starts, longest = sequences.cu_seqlens, sequences.max_seqlen
     query, key, value = qkv.unbind(1)  # each [T, N/tp, D], not copied
     if runs_flash(qkv):

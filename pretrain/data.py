@@ -1,13 +1,13 @@
 """Masked shards -> batches: the global batch is a function of (seed, data step), and a rank takes its slice of it.
 
-Nothing here has state to save: a resume needs only the number of the next step, and every layout sees the same samples
-in the same step. Samples were shuffled when the shards were built; an epoch permutes blocks of neighbours, so that
-readers see sequential runs. Masks are those stored in the shards or, if dynamic (Liu et al. 2019, section 4.1), drawn
-anew in each epoch by the function that drew the stored ones, which are those of epoch 0.
+Nothing here has state to save. A resumed run needs only the number of the next step, and every layout sees the same
+samples in the same step. Samples were shuffled when the shards were built; an epoch permutes blocks of neighbours, so
+that reads are mostly sequential. Masks are those stored in the shards or, if dynamic (Liu et al. 2019, section 4.1),
+drawn for each epoch by the function that drew the stored ones, which are those of epoch 0.
 
-Several data sets are mixed by weights. How many of the first k samples come from each is a function of k alone. To the
-batch from place k to k + B each gives as many as its number grows by, the next ones of its own sequence of epochs: with
-weights 3 and 1 and batches of 6
+Several data sets are mixed by weights. How many of the first k samples come from each is a function of k alone. The
+batch from place k to k + B takes from each data set as many samples as this number grows by: the next ones of the data
+set's own sequence of epochs. With weights 3 and 1 and batches of 6:
 
     step      0          1            2
     books     0 1 2 3    4 5 6 7 8    9 10 11 12
@@ -31,25 +31,25 @@ from pretrain.layout import Layout
 from pretrain.model import PretrainingBatch
 
 BLOCK_SIZE = 256  # samples that stay together in an epoch's permutation
-MASKING_SETTINGS = ("masked_lm_prob", "max_predictions", "whole_word", "max_ngram")  # of a folder's manifest
+MASKING_SETTINGS = ("masked_lm_prob", "max_predictions", "whole_word", "max_ngram")  # in a shard folder's manifest
 
 
 @dataclass
 class StepBatch:
-    """One step's micro-batches of this rank, and what the whole step holds over all ranks."""
+    """One step's micro-batches of this rank, and the counts of the whole step over all ranks."""
 
     micro_batches: list[PretrainingBatch]
-    samples: list[np.ndarray]  # as `draw_samples` gives them, one array a micro-batch
+    samples: list[np.ndarray]  # per micro-batch, as `draw_samples` returns them
     num_samples: int
     num_predictions: int
     num_pairs: int
 
 
 def num_drawn(place: int, weights: Sequence[Fraction]) -> list[int]:
-    """How many of the first `place` samples come from each data set, off its share by less than one for each set.
+    """How many of the first `place` samples come from each data set: its share, with an error below the number of sets.
 
-    The first set has its share of them all, rounded down; the second its share of those that are left, and so on. None
-    of these numbers falls when `place` grows, and they are exact: the weights are fractions.
+    The first set gets its share of them all, rounded down, the second its share of the rest, and so on. No count falls
+    when `place` grows, and all are exact because the weights are fractions.
     """
     counts, left, weight_left = [], place, sum(weights)
     for weight in weights:
@@ -59,18 +59,18 @@ def num_drawn(place: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def draw_samples(seed: int, start: int, count: int, sizes: Sequence[int], weights: Sequence[Fraction]) -> np.ndarray:
-    """[3, count] int64: the data set, the number in it and the epoch of it, of the samples at places start, start + 1,
-    ... of the endless sequence over data sets of these sizes; those of one set stand together.
+    """[3, count] int64: data set, sample in it and its epoch, at places start, start + 1, ... of the endless sequence
+    over data sets of these sizes. Samples of one data set are next to each other.
     """
     runs = []
     ranges = zip(num_drawn(start, weights), num_drawn(start + count, weights), sizes, strict=True)
     for data_set, (first, end, size) in enumerate(ranges):
-        indices = sample_indices(seed, first, end - first, size)
-        runs.append(np.stack([np.full(end - first, data_set), indices, np.arange(first, end) // size]))
+        samples = samples_at(seed, first, end - first, size)
+        runs.append(np.stack([np.full(end - first, data_set), samples, np.arange(first, end) // size]))
     return np.concatenate(runs, axis=1)
 
 
-def sample_indices(seed: int, start: int, count: int, num_samples: int) -> np.ndarray:
+def samples_at(seed: int, start: int, count: int, num_samples: int) -> np.ndarray:
     """[count] int64: the samples at places start, start + 1, ... of one data set's endless sequence of epochs.
 
     Each epoch visits every sample once, its blocks of `BLOCK_SIZE` in an order that is a function of (seed, epoch).
@@ -78,61 +78,69 @@ def sample_indices(seed: int, start: int, count: int, num_samples: int) -> np.nd
     parts = [np.empty(0, np.int64)]
     while count > 0:
         epoch, place = divmod(start, num_samples)
-        part = _of_epoch(seed, epoch, np.arange(place, min(place + count, num_samples)), num_samples)
+        part = _samples_of_epoch(seed, epoch, np.arange(place, min(place + count, num_samples)), num_samples)
         parts.append(part)
         start, count = start + len(part), count - len(part)
     return np.concatenate(parts)
 
 
-def _of_epoch(seed: int, epoch: int, places: np.ndarray, num_samples: int) -> np.ndarray:
-    """The samples at `places` of an epoch. Only blocks are permuted: the order of all samples is never in memory."""
+def _samples_of_epoch(seed: int, epoch: int, places: np.ndarray, num_samples: int) -> np.ndarray:
+    """The samples at `places` of an epoch. Only blocks are permuted, so the order of all samples is never in memory."""
     num_blocks = -(-num_samples // BLOCK_SIZE)
     blocks = np.random.default_rng((seed, epoch)).permutation(num_blocks)
-    num_missing = num_blocks * BLOCK_SIZE - num_samples  # at the end of the last block: what follows it moves up
+    num_missing = num_blocks * BLOCK_SIZE - num_samples  # in the last block: what follows it moves up
     end_of_last = (np.flatnonzero(blocks == num_blocks - 1)[0] + 1) * BLOCK_SIZE - num_missing
-    places = places + num_missing * (places >= end_of_last)
+    places = np.where(places < end_of_last, places, places + num_missing)
     return blocks[places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE
 
 
 def pack_sequences(token_ids: np.ndarray, lengths: np.ndarray, segment_b_start: np.ndarray) -> Sequences:
-    """B sequences behind one another, as the encoder reads them: token_ids [T], lengths [B], where segment B begins in
-    each [B].
+    """B concatenated sequences as the encoder reads them, from token_ids [T], lengths [B] and where segment B begins in
+    each sequence [B].
     """
     starts = np.concatenate([[0], np.cumsum(lengths)])
     position_ids = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
     segment_ids = (position_ids >= np.repeat(segment_b_start, lengths)).astype(np.int64)
-    cu_seqlens = torch.from_numpy(starts.astype(np.int32))
-    ids = (token_ids.astype(np.int64, copy=False), segment_ids, position_ids)
-    return Sequences(*(torch.from_numpy(array) for array in ids), cu_seqlens, int(lengths.max()))
+    return Sequences(
+        token_ids=torch.from_numpy(token_ids.astype(np.int64, copy=False)),
+        segment_ids=torch.from_numpy(segment_ids),
+        position_ids=torch.from_numpy(position_ids),
+        cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+    )
 
 
 def make_batch(records: Records) -> PretrainingBatch:
-    """Records as tensors; predictions become places in T."""
+    """Records as tensors. Positions inside a sequence become rows of the micro-batch's T tokens."""
     starts = np.cumsum(records.lengths) - records.lengths
-    positions = records.masked_lm_positions + np.repeat(starts, records.num_predictions)
-    targets = (positions, records.masked_lm_labels, records.pair_labels)
-    sequences = pack_sequences(records.token_ids, records.lengths, records.segment_b_start)
-    return PretrainingBatch(sequences, *(torch.from_numpy(target) for target in targets))
+    rows = records.masked_lm_positions + np.repeat(starts, records.num_predictions)
+    return PretrainingBatch(
+        sequences=pack_sequences(records.token_ids, records.lengths, records.segment_b_start),
+        masked_lm_rows=torch.from_numpy(rows),
+        masked_lm_labels=torch.from_numpy(records.masked_lm_labels),
+        pair_labels=torch.from_numpy(records.pair_labels),
+    )
 
 
 def read_records(
-    shards: Shards, indices: np.ndarray, epochs: np.ndarray | None = None, rule: MaskingRule | None = None
+    shards: Shards, samples: np.ndarray, epochs: np.ndarray | None = None, rule: MaskingRule | None = None
 ) -> Records:
-    """The samples `indices` [B] of one data set, checked; with a rule, masked anew for the `epochs` [B]."""
-    records = shards.gather(indices)
-    check_ids(records, indices, shards)
+    """The checked records of `samples` [B] of one data set. With a rule, they are masked for the `epochs` [B]."""
+    records = shards.gather(samples)
+    check_ids(records, samples, shards)
     if rule is not None:
         seed = shards.manifest["config"]["seed"]
-        masked = mask_sequences(records.original_token_ids(), records.lengths, indices, rule, seed=seed, epoch=epochs)
+        masked = mask_sequences(records.original_token_ids(), records.lengths, samples, rule, seed=seed, epoch=epochs)
         records = replace(records, **masked._asdict())
     return records
 
 
 def join_records(parts: list[Records]) -> Records:
-    """Records behind one another."""
+    """Concatenated records."""
     if len(parts) == 1:
         return parts[0]
-    return Records(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Records)))
+    names = [field.name for field in fields(Records)]
+    return Records(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def rule_of_shards(shards: Shards) -> MaskingRule:
@@ -141,36 +149,35 @@ def rule_of_shards(shards: Shards) -> MaskingRule:
     return masking_rule(load_tokenizer(shards.vocab_file), **settings)
 
 
-def check_ids(records: Records, indices: np.ndarray, shards: Shards) -> None:
-    """Raises ValueError that names the first sample with an id beyond the vocabulary: split over tensor-parallel ranks,
-    the embedding would silently give zeros for it.
+def check_ids(records: Records, samples: np.ndarray, shards: Shards) -> None:
+    """Raise ValueError, which names the first such sample, for an id that is not in the vocabulary. A split embedding
+    would silently return zeros for it.
     """
     vocab_size = shards.manifest["vocab"]["size"]
-    if max(records.token_ids.max(initial=0), records.masked_lm_labels.max(initial=0)) < vocab_size:
-        return
     for ids, counts in (
         (records.token_ids, records.lengths),
         (records.masked_lm_labels, records.num_predictions),
     ):
-        beyond = np.flatnonzero(ids >= vocab_size)
-        if len(beyond):
-            sample = indices[np.repeat(np.arange(len(counts)), counts)[beyond[0]]]
-            raise ValueError(
-                f"sample {sample} of {shards.folder} holds token id {ids[beyond[0]]}, but the vocabulary has"
-                f" {vocab_size} entries: the shards are damaged or not ours; `python -m data_prep.show {shards.folder}"
-                " --verify` tells"
-            )
+        if ids.max(initial=0) < vocab_size:
+            continue
+        first = np.argmax(ids >= vocab_size)
+        sample = np.repeat(samples, counts)[first]
+        raise ValueError(
+            f"sample {sample} of {shards.folder} holds token id {ids[first]}, but the vocabulary has {vocab_size}"
+            f" entries: the shards are damaged or not ours; check them with `python -m data_prep.show {shards.folder}"
+            " --verify`"
+        )
 
 
 def require_undamaged(data_sets: Sequence[Shards], layout: Layout) -> None:
-    """Compares every byte of the shards with the manifests' checksums; collective, the ranks share the work.
+    """Compare every byte of the shards with the manifests' checksums. Collective: the ranks share the work.
 
     Raises ValueError on all ranks that names the damaged files.
     """
     files = {
         shards.folder / entry["file"]: entry["sha256"] for shards in data_sets for entry in shards.manifest["shards"]
     }
-    mine = list(files)[layout.rank :: layout.dp_size * layout.tp_size]
+    mine = list(files)[layout.rank :: layout.world_size]
     damaged = [str(path) for path in mine if sha256_file(path) != files[path]]
     if damaged := [path for found in layout.gather(damaged) for path in found]:
         raise ValueError(
@@ -180,7 +187,7 @@ def require_undamaged(data_sets: Sequence[Shards], layout: Layout) -> None:
 
 
 def split_samples(samples: np.ndarray, micro_batch_size: int, layout: Layout) -> list[np.ndarray]:
-    """This rank's share of a global batch [3, B], in micro-batches."""
+    """This rank's share of a global batch [3, B], cut into micro-batches."""
     mine = np.array_split(samples, layout.dp_size, axis=1)[layout.dp_rank]
     return np.split(mine, mine.shape[1] // micro_batch_size, axis=1)
 
@@ -194,20 +201,19 @@ def training_batches(
     steps: range,
     dynamic_masks: bool = False,
 ) -> Iterator[StepBatch]:
-    """The batches of `steps` from data sets and their weights, the next one read in the background while the caller
-    computes on the last.
+    """The batches of `steps` from data sets and their weights. While the caller computes, the next one is read.
 
-    With dynamic masks the ranks add up their predictions, a collective of one number a step.
+    With dynamic masks the ranks sum their numbers of predictions, a collective of one number per step.
     """
     data_sets, weights = zip(*data, strict=True)
     sizes = [shards.num_sequences for shards in data_sets]
-    rule = rule_of_shards(data_sets[0]) if dynamic_masks else None  # the others were built by the same
+    rule = rule_of_shards(data_sets[0]) if dynamic_masks else None  # the other sets were masked by the same rule
 
-    def read_batch(samples: np.ndarray) -> PretrainingBatch:  # [3, B]
+    def read_batch(samples: np.ndarray) -> PretrainingBatch:  # [3, b]
         parts = []
         for data_set in np.unique(samples[0]):
-            _, indices, epochs = samples[:, samples[0] == data_set]
-            parts.append(read_records(data_sets[data_set], indices, epochs, rule))
+            _, numbers, epochs = samples[:, samples[0] == data_set]
+            parts.append(read_records(data_sets[data_set], numbers, epochs, rule))
         return make_batch(join_records(parts))
 
     def read(step: int) -> StepBatch:
@@ -225,10 +231,11 @@ def training_batches(
         return StepBatch(parts, mine, batch_size, num_predictions, num_pairs)
 
     with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-        coming = None
+        coming = [pool.submit(read, step) for step in steps[:1]]
         for step in steps:
-            batch = (coming or pool.submit(read, step)).result()
-            coming = pool.submit(read, step + 1) if step + 1 in steps else None
+            batch = coming.pop().result()
+            if step + 1 in steps:
+                coming.append(pool.submit(read, step + 1))
             if rule is not None:
                 count = torch.tensor(batch.num_predictions)
                 batch.num_predictions = int(layout.sum_over_data_parallel(count).item())
@@ -238,9 +245,9 @@ def training_batches(
 def evaluation_batches(
     shards: Shards, micro_batch_size: int, layout: Layout
 ) -> Iterator[tuple[PretrainingBatch, bool]]:
-    """All samples of a frozen set, spread over the data-parallel ranks: (batch, whether it counts).
+    """All samples of a held-out set, spread over the data-parallel ranks: (batch, whether it counts).
 
-    Every rank gets as many batches as every other, since the ranks of ZeRO 3 gather weights together: one that has run
+    All ranks get the same number of batches, because the ranks of ZeRO 3 gather weights together. A rank that has run
     out repeats the first samples, which do not count.
     """
     starts = range(0, shards.num_sequences, micro_batch_size)
@@ -248,5 +255,5 @@ def evaluation_batches(
         mine = first + layout.dp_rank
         counts = mine < len(starts)
         start = starts[mine] if counts else 0
-        indices = np.arange(start, min(start + micro_batch_size, shards.num_sequences))
-        yield make_batch(read_records(shards, indices)), counts
+        samples = np.arange(start, min(start + micro_batch_size, shards.num_sequences))
+        yield make_batch(read_records(shards, samples)), counts

@@ -1,7 +1,7 @@
-"""Google's TensorFlow checkpoints of BERT (google-research/bert), read tensor by tensor under Hugging Face's names.
+"""Google's TensorFlow checkpoints of BERT (google-research/bert), read tensor by tensor by Hugging Face's names.
 
-A released folder holds bert_config.json, vocab.txt and `bert_model.ckpt.{index,data-00000-of-00001,meta}`. TensorFlow
-is needed only here: `pip install -e '.[tensorflow]'`. Its optimizer's moments (adam_m, adam_v) are never read.
+A released folder holds bert_config.json, vocab.txt and `bert_model.ckpt.{index,data-00000-of-00001,meta}`. Only this
+module needs TensorFlow: `pip install -e '.[tensorflow]'`. The optimizer's moments (adam_m, adam_v) are not read.
 """
 
 import re
@@ -13,12 +13,21 @@ import torch
 from torch import Tensor
 
 CONFIG_FILE = "bert_config.json"
+GOOGLE_NAMES = {  # applied in this order
+    r"\.layer\.(\d+)": r".layer_\1",
+    r"(_embeddings)\.weight$": r"\1",
+    r"LayerNorm\.weight$": "LayerNorm.gamma",
+    r"LayerNorm\.bias$": "LayerNorm.beta",
+    r"cls\.(predictions|seq_relationship)\.bias$": r"cls.\1.output_bias",
+    r"seq_relationship\.weight$": "seq_relationship.output_weights",
+    r"\.weight$": ".kernel",
+}
 
 
 def find_google_checkpoint(path: Path) -> Path | None:
-    """The prefix such as DIR/bert_model.ckpt that a user means by it or by its folder; None where there is none.
+    """The prefix of a checkpoint, such as DIR/bert_model.ckpt, from itself or its folder; None if there is none.
 
-    Raises ValueError for a folder with several, or without bert_config.json.
+    Raises ValueError for a folder with several checkpoints or without bert_config.json.
     """
     found = sorted(path.glob("*.ckpt*.index")) if path.is_dir() else sorted(path.parent.glob(f"{path.name}.index"))
     if not found:
@@ -32,9 +41,9 @@ def find_google_checkpoint(path: Path) -> Path | None:
 
 
 def google_readers(prefix: Path, names: list[str]) -> dict[str, Callable[[], Tensor]]:
-    """Readers of those of `names` (Hugging Face's) that the checkpoint holds."""
+    """Readers of the tensors that the checkpoint holds, among `names` (Hugging Face's)."""
     try:
-        import tensorflow  # half a gigabyte that nothing else here needs
+        import tensorflow
     except ImportError:
         raise ValueError(
             f"{prefix} is a TensorFlow checkpoint; to read it, install TensorFlow: pip install -e '.[tensorflow]'"
@@ -44,7 +53,7 @@ def google_readers(prefix: Path, names: list[str]) -> dict[str, Callable[[], Ten
 
 
 def _read(checkpoint, name: str) -> Tensor:
-    """One tensor; TensorFlow multiplies from the left, so its kernels stand transposed."""
+    """One tensor. TensorFlow's kernels are [in, out], so they are transposed."""
     tensor = torch.from_numpy(checkpoint.get_tensor(google_name(name)))
     return tensor.t().contiguous() if google_name(name).endswith("/kernel") else tensor
 
@@ -52,13 +61,8 @@ def _read(checkpoint, name: str) -> Tensor:
 def google_name(name: str) -> str:
     """Google's name of a tensor: bert.encoder.layer.0.output.dense.weight -> bert/encoder/layer_0/output/dense/kernel.
 
-    Embeddings are variables without a suffix, and the two heads' last weights stand directly in their scope.
+    Embeddings are variables without a suffix, and the last weights of the two heads are named in their own scope.
     """
-    name = re.sub(r"\.layer\.(\d+)", r".layer_\1", name)
-    name = re.sub(r"(_embeddings)\.weight$", r"\1", name)
-    name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)
-    name = re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name)
-    name = re.sub(r"cls\.(predictions|seq_relationship)\.bias$", r"cls.\1.output_bias", name)
-    name = re.sub(r"seq_relationship\.weight$", "seq_relationship.output_weights", name)
-    name = re.sub(r"\.weight$", ".kernel", name)
+    for pattern, replacement in GOOGLE_NAMES.items():
+        name = re.sub(pattern, replacement, name)
     return name.replace(".", "/")

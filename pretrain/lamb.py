@@ -2,16 +2,17 @@
 parallelism.
 
 LAMB scales each tensor's update by its trust ratio |w| / |update|. ZeRO hands the optimizer one flat partition of all
-tensors, cut anywhere, and tensor parallelism a slice of each: the norms of what a rank holds are not the norms of the
-tensors, and a LAMB that takes them is silently wrong. `Lamb.bind(engine)` learns which part of which tensor stands
-where in each flat partition; a step then sums squared norms by tensor over the ranks, in one small all-reduce a
-parameter group, and every rank scales its part by the ratio of the whole tensor:
+tensors, which may begin and end inside a tensor, and tensor parallelism a slice of each. The norms of what a rank holds
+are then not the norms of the tensors, and a LAMB that takes them is silently wrong. `Lamb.bind(engine)` learns which
+part of which tensor lies where in each flat partition. A step sums the squared norms of each tensor over the ranks, in
+one small all-reduce per parameter group, and every rank scales its part by the ratio of the whole tensor:
 
     flat partition of rank 0   [ word embedding .................. | query 0 ... ]
     flat partition of rank 1   [ ... query 0 | key 0 | value 0 | ... | padding ]
 
-Use it alone in any DeepSpeed project: build it as a client optimizer with "zero_allow_untested_optimizer": true, call
-`deepspeed.initialize`, then `optimizer.bind(engine)`, before `engine.load_checkpoint`.
+This file needs torch alone and can be used in any DeepSpeed project: build `Lamb` as a client optimizer with
+"zero_allow_untested_optimizer": true, call `deepspeed.initialize`, then `optimizer.bind(engine)`, before
+`engine.load_checkpoint`.
 """
 
 from collections.abc import Iterable
@@ -29,27 +30,32 @@ class Fragment:
     name: str
     start: int
     numel: int
-    tensor_start: int  # where the part begins in this tensor-parallel rank's own tensor, flattened
-    is_split: bool  # split over tensor-parallel ranks: its norm is a sum over them
+    tensor_start: int  # where the part begins in this tensor-parallel rank's slice of the tensor, flattened
+    is_split: bool  # over tensor-parallel ranks, so that its norm is a sum over them
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The part itself, a view of its partition."""
+        return flat.view(-1)[self.start : self.start + self.numel]
 
 
 def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameters in two groups: those of two and more dimensions with decay, and vectors and single numbers, which
-    biases and LayerNorm are, without (google-research/bert, `exclude_from_weight_decay`).
+    """All parameters in two groups: those with two or more dimensions are decayed, vectors and scalars are not.
+
+    In BERT the latter are biases and LayerNorm (google-research/bert, `exclude_from_weight_decay`).
     """
     decayed, plain = [], []
     for parameter in module.parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)  # under deepspeed.zero.Init all that is left is flat
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under deepspeed.zero.Init every parameter is flat
         (decayed if len(shape) > 1 else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def fragments_by_partition(engine) -> dict[Tensor, list[Fragment]]:
-    """For each tensor that the engine's optimizer updates: the fragments of all tensors of its group, in the same order
-    on all ranks.
+    """For each flat partition that the engine's optimizer updates: the fragments of all tensors of its group, in the
+    same order on all ranks.
 
-    Without ZeRO a tensor is its own partition. ZeRO 1 and 2 cut a group's tensors, laid behind one another, into equal
-    partitions; ZeRO 3 cuts every tensor by itself, padding the last rank's part.
+    Without ZeRO a tensor is its own partition. ZeRO 1 and 2 cut a group's concatenated tensors into equal partitions.
+    ZeRO 3 cuts each tensor by itself and pads the last rank's part.
     """
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     optimizer = engine.optimizer
@@ -61,7 +67,7 @@ def fragments_by_partition(engine) -> dict[Tensor, list[Fragment]]:
         return {flat: _stage12_fragments(optimizer, index, len(flat), names) for index, flat in groups}
     if hasattr(optimizer, "fp32_groups_flat_partition"):  # ZeRO 1 in bf16 with fp32 accumulation
         groups = zip(optimizer.fp32_groups_flat_partition, optimizer.bf16_groups, strict=True)
-        return {flat: [_addressed_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups}
+        return {flat: [_linked_fragment(tensor, names[tensor]) for tensor in tensors] for flat, tensors in groups}
     if hasattr(optimizer, "fp32_groups"):  # no ZeRO, 16 bit: whole fp32 copies
         groups = zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True)
         pairs = [pair for copies, tensors in groups for pair in zip(copies, tensors, strict=True)]
@@ -76,22 +82,23 @@ def _is_split(tensor: Tensor) -> bool:
 
 
 def _stage12_fragments(optimizer, group: int, size: int, names: dict) -> list[Fragment]:
-    """ZeRO 1 and 2 lay a group's tensors in an order of their own if `round_robin_gradients` asks for it: the offsets
-    say where. (The addresses that DeepSpeed links to the tensors are those of the plain order, and wrong then.)
+    """The fragments of a group under ZeRO 1 and 2, from each tensor's offset in the concatenated group.
+
+    `round_robin_gradients` changes the order of the tensors. The offsets follow it; the addresses that DeepSpeed links
+    to the tensors do not.
     """
     start = dist.get_rank(optimizer.real_dp_process_group[group]) * size
     tensors, offsets = optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group]
     fragments = []
     for tensor, offset in zip(tensors, offsets, strict=True):
         first, last = max(offset, start), min(offset + tensor.numel(), start + size)
-        numel = max(0, last - first)
-        place = (first - start, numel, first - offset) if numel else (0, 0, 0)
-        fragments.append(Fragment(names[tensor], *place, _is_split(tensor)))
+        place = Fragment(names[tensor], first - start, last - first, first - offset, _is_split(tensor))
+        fragments.append(place if first < last else Fragment(names[tensor], 0, 0, 0, _is_split(tensor)))
     return fragments
 
 
-def _addressed_fragment(tensor: Tensor, name: str) -> Fragment:
-    """DeepSpeed's 16-bit optimizer links each tensor to its place in this rank's partition, or to nothing."""
+def _linked_fragment(tensor: Tensor, name: str) -> Fragment:
+    """DeepSpeed's bf16 optimizer links each tensor to its place in this rank's partition, if it has one there."""
     link = tensor._hp_mapping
     if link is None:
         return Fragment(name, 0, 0, 0, _is_split(tensor))
@@ -100,7 +107,7 @@ def _addressed_fragment(tensor: Tensor, name: str) -> Fragment:
 
 
 def _stage3_fragments(tensors: Iterable[Tensor], names: dict, engine) -> list[Fragment]:
-    """ZeRO 3 lays the parts of a group's tensors behind one another; the last rank's part ends in padding."""
+    """ZeRO 3 concatenates the parts of a group's tensors; the last rank's part of a tensor ends in padding."""
     rank = dist.get_rank(engine.optimizer.dp_process_group)
     fragments, start = [], 0
     for tensor in tensors:
@@ -112,13 +119,18 @@ def _stage3_fragments(tensors: Iterable[Tensor], names: dict, engine) -> list[Fr
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB with global state bound to a DeepSpeed engine.
+    """LAMB whose trust ratios are those of whole tensors, however a DeepSpeed engine has partitioned them.
 
-    Arguments: `lr`, `betas`, `eps` and `weight_decay` as in the paper; `bias_correction` of both moments (on in
-    NVIDIA's recipe, off in DeepSpeed's); `min_trust_ratio` and `max_trust_ratio` clamp the ratio (none in the paper,
-    0.01 and 0.3 in DeepSpeed's recipe). Groups without weight decay (biases and LayerNorm) are not adapted, as in the
-    authors' code (`exclude_from_layer_adaptation`) and in NVIDIA's; `use_nvlamb` adapts them too. A tensor whose weight
-    or update is all zero has ratio 1.
+    Args:
+        params: parameters or groups of them, such as `param_groups(module, weight_decay)`
+        lr, betas, eps, weight_decay: as in the paper
+        bias_correction: of both moments (on in NVIDIA's recipe, off in DeepSpeed's)
+        use_nvlamb: scale groups without weight decay (biases and LayerNorm) by trust ratios too. By default they are
+            not, as in the authors' code (`exclude_from_layer_adaptation`) and in NVIDIA's.
+        min_trust_ratio, max_trust_ratio: limits of the ratio (none in the paper, 0.01 and 0.3 in DeepSpeed's recipe)
+
+    A tensor whose weight or update is all zero has ratio 1. `weight_norms`, `update_norms` and `trust_ratios` hold the
+    values of the last step by tensor name, the same on all ranks.
     """
 
     def __init__(
@@ -137,9 +149,8 @@ class Lamb(torch.optim.Optimizer):
         self.bias_correction = bias_correction
         self.use_nvlamb = use_nvlamb
         self.min_trust_ratio, self.max_trust_ratio = min_trust_ratio, max_trust_ratio
-        # Made once: on a CPU the pages of a new tensor cost more than the whole step.
+        # Allocated once: on a CPU the pages of a new tensor cost more than the whole step.
         self._updates: dict[Tensor, Tensor] = {}
-        # Of the last step, by tensor: its norm, that of its update, and their ratio.
         self.weight_norms: dict[str, Tensor] = {}
         self.update_norms: dict[str, Tensor] = {}
         self.trust_ratios: dict[str, Tensor] = {}
@@ -151,7 +162,7 @@ class Lamb(torch.optim.Optimizer):
         self.partition_group = self.split_group = None
 
     def bind(self, engine) -> None:
-        """Learns from a DeepSpeed engine where each tensor stands; once, after `deepspeed.initialize` and before
+        """Learn from a DeepSpeed engine where each tensor lies. Call it once, after `deepspeed.initialize` and before
         `load_checkpoint`.
         """
         self.fragments = fragments_by_partition(engine)
@@ -161,9 +172,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of every parameter group that has gradients. Collective: all ranks call it for the same groups in
-        the same order.
-        """
+        """Update the parameters that have gradients; collective. RuntimeError if a tensor's partition is unknown."""
         assert closure is None, "LAMB does not re-evaluate the loss"
         for group in self.param_groups:
             self._step_group(group)
@@ -187,11 +196,11 @@ class Lamb(torch.optim.Optimizer):
             torch._foreach_add_(flats, updates, alpha=-group["lr"])
 
     def _updates_of(self, flats: list[Tensor], group: dict) -> list[Tensor]:
-        """r + lambda w of algorithm 2 for each flat tensor w: the bias-corrected first moment over the root of the
-        second, and the decay; updates the moments.
+        """r + lambda w of algorithm 2 for each flat tensor w, where r is the bias-corrected first moment over the root
+        of the second. Updates the moments.
 
-        torch's fused AdamW reads and writes everything once. It computes p (1 - lr d) - lr r: told to step by lr = -1
-        with d = lambda - 1, from a copy of w, it leaves lambda w + r.
+        torch's fused AdamW reads and writes everything once. It computes p (1 - lr d) - lr r. With lr = -1 and
+        d = lambda - 1, applied to a copy of w, that is lambda w + r.
         """
         for flat in flats:
             if not self.state[flat]:
@@ -225,22 +234,20 @@ class Lamb(torch.optim.Optimizer):
         return updates
 
     def _move_by_trust_ratios(self, flats: list[Tensor], updates: list[Tensor], lr: float) -> None:
-        """Moves each part of a tensor by its update, scaled by the trust ratio of the whole tensor."""
-        pairs = [
-            (fragment, flat.view(-1)[part], update.view(-1)[part])
-            for flat, update in zip(flats, updates, strict=True)
-            for fragment in self.fragments[flat]
-            for part in [slice(fragment.start, fragment.start + fragment.numel)]
-        ]
-        fragments, weights, steps = map(list, zip(*pairs, strict=True))
+        """Move each part of a tensor by its update, scaled by the trust ratio of the whole tensor."""
+        fragments, weights, steps = [], [], []
+        for flat, update in zip(flats, updates, strict=True):
+            for fragment in self.fragments[flat]:
+                fragments.append(fragment)
+                weights.append(fragment.of(flat))
+                steps.append(fragment.of(update))
         ratios = self._trust_ratios(fragments, weights, steps)
         torch._foreach_addcmul_(weights, steps, list(ratios.unbind()), value=-lr)
 
     def _trust_ratios(self, fragments: list[Fragment], weights: list[Tensor], steps: list[Tensor]) -> Tensor:
         """[n] The ratio |w| / |update| of each of the n whole tensors, from this rank's parts of them."""
-        squares = torch.stack(
-            [torch.stack(torch._foreach_norm(parts)).double() ** 2 for parts in (weights, steps)]
-        )  # [2, n]
+        norms = [torch.stack(torch._foreach_norm(parts)) for parts in (weights, steps)]  # [n] each
+        squares = torch.stack(norms).double() ** 2  # [2, n]
         if self.partition_group is not None:
             dist.all_reduce(squares, group=self.partition_group)
         split = [index for index, fragment in enumerate(fragments) if fragment.is_split]
@@ -253,10 +260,7 @@ class Lamb(torch.optim.Optimizer):
         ratios = (weight_norms / update_norms).clamp(self.min_trust_ratio, self.max_trust_ratio)
         ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0)
         names = [fragment.name for fragment in fragments]
-        for known, values in (
-            (self.weight_norms, weight_norms),
-            (self.update_norms, update_norms),
-            (self.trust_ratios, ratios),
-        ):
-            known.update(zip(names, values, strict=True))
+        self.weight_norms.update(zip(names, weight_norms, strict=True))
+        self.update_norms.update(zip(names, update_norms, strict=True))
+        self.trust_ratios.update(zip(names, ratios, strict=True))
         return ratios

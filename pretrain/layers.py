@@ -6,14 +6,14 @@ after another, so padding is never computed.
 Megatron-core supplies the vocabulary-parallel embedding and cross entropy and the collectives of tensor parallelism.
 Its sequence parallelism needs CUDA; the one in this module runs on every device.
 
-Dropout masks are functions of a seed. Hidden states have the same masks at every tensor-parallel size; under sequence
-parallelism, over the heads of attention and over data-parallel ranks they differ, being drawn for what a rank holds.
-Masks that no layout changes would have to be drawn by sample and head and handed to attention: that rules out its fused
-kernels, which number their random bits within a call, and costs B * N * S * S bytes a layer.
+Dropout masks are functions of a seed. The masks of hidden states are the same at every tensor-parallel size. Under
+sequence parallelism, over attention heads and over data-parallel ranks they differ, because each rank draws them for
+what it holds. Masks that no layout changes would have to be drawn by sample and head and handed to attention: that
+rules out its fused kernels, which number their random bits within a call, and costs B * N * S * S bytes per layer.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.layout import Layout  # before megatron-core: it keeps that import quiet
+from pretrain.layout import Layout  # before megatron-core: it silences that import
 
 # isort: split
 from megatron.core.model_parallel_config import ModelParallelConfig
@@ -32,7 +32,7 @@ from megatron.core.tensor_parallel import (
     vocab_parallel_cross_entropy,
 )
 
-# torch 2.13 gave these collectives new names and warns of the old ones.
+# torch 2.13 gave these collectives new names and warns about the old ones.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -45,7 +45,7 @@ class Sequences:
     segment_ids: Tensor  # [T] int64, 0 or 1
     position_ids: Tensor  # [T] int64, from 0 in each sequence
     cu_seqlens: Tensor  # [B+1] int32, where each sequence starts in T; the last entry is T
-    max_seqlen: int  # S, the longest of them
+    max_seqlen: int  # S, the length of the longest
 
     @property
     def num_sequences(self) -> int:
@@ -53,7 +53,7 @@ class Sequences:
 
     @property
     def padded_index(self) -> Tensor | None:
-        """[T] Where each token stands in the padded [B * S]; None when no sequence is shorter than S."""
+        """[T] The row of each token in the padded [B * S]; None when no sequence is shorter than S."""
         if len(self.token_ids) == self.num_sequences * self.max_seqlen:
             return None
         starts = self.cu_seqlens[:-1].long()
@@ -61,27 +61,30 @@ class Sequences:
         return torch.arange(len(self.token_ids), device=starts.device) - starts[sequence] + sequence * self.max_seqlen
 
     def to(self, device: torch.device) -> "Sequences":
-        tensors = (self.token_ids, self.segment_ids, self.position_ids, self.cu_seqlens)
-        return Sequences(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.max_seqlen)
+        return Sequences(
+            self.token_ids.to(device, non_blocking=True),
+            self.segment_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.cu_seqlens.to(device, non_blocking=True),
+            self.max_seqlen,
+        )
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of all parts: what is random depends on where and when it is used, never on what
-    ran before.
-    """
+    """A 63-bit seed that is a function of all parts and does not depend on what ran before."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def sub_seed(seed: tuple | None, *place: int | str) -> tuple | None:
-    """The dropout seed of one `place` in what `seed` belongs to, such as a layer of a model; None (no dropout) stays
-    None.
-    """
+    """The dropout seed of a `place`, such as a layer, within what `seed` belongs to; None (no dropout) stays None."""
     return None if seed is None else (*seed, *place)
 
 
 def seed_dropout(seed: tuple, device: torch.device) -> None:
-    """Makes the next dropout mask on `device` a function of `seed`. Only the generator of this device is seeded:
-    `torch.manual_seed` goes through all backends, which was most of the host's work in a step on a GPU.
+    """Make the next dropout mask on `device` a function of `seed`.
+
+    Only this device's generator is seeded: `torch.manual_seed` goes through all backends, which took most of the host's
+    time in a step on a GPU.
     """
     on_gpu = device.type == "cuda" and torch.cuda.is_initialized()
     generator = torch.cuda.default_generators[device.index] if on_gpu else torch.default_generator
@@ -89,15 +92,31 @@ def seed_dropout(seed: tuple, device: torch.device) -> None:
 
 
 def dropout(x: Tensor, probability: float, seed: tuple | None) -> Tensor:
-    """Dropout whose mask is a function of `seed`; none when the seed is None (evaluation)."""
+    """Dropout whose mask is a function of `seed`; x itself when the seed is None (evaluation)."""
     if seed is None or probability == 0:
         return x
     seed_dropout(seed, x.device)
     return F.dropout(x, probability)
 
 
+def mark_split(parameter: nn.Parameter, dim: int) -> None:
+    """Mark a parameter, as Megatron does, as a slice along `dim`. DeepSpeed's gradient norm reads the mark too."""
+    parameter.tensor_model_parallel = True
+    parameter.partition_dim = dim
+
+
+def is_split(parameter: Tensor) -> bool:
+    """Whether the parameter is a slice of a tensor that is split over tp."""
+    return getattr(parameter, "tensor_model_parallel", False)
+
+
+def local_shape(parameter: Tensor) -> list[int]:
+    """The shape of this tensor-parallel rank's slice. ZeRO 3 empties the tensor and keeps the shape in `ds_shape`."""
+    return list(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabParallelEmbedding:
-    """A table [V, H] split by rows, [V/tp, H] per rank; V must be divisible by tp. It is not initialised."""
+    """A table [V, H] split by rows, [V/tp, H] per rank, not initialised; V must be divisible by tp."""
     config = ModelParallelConfig(
         tensor_model_parallel_size=layout.tp_size,
         use_cpu_initialization=True,
@@ -114,7 +133,7 @@ def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabPar
 
 class ColumnLinear(nn.Module):
     """A linear layer into a tensor-parallel region (Shoeybi et al. 2019, section 3): weight [out/tp, in] and bias
-    [out/tp] are this rank's rows. Uninitialised: model.init_weights fills them.
+    [out/tp] are this rank's rows. Not initialised: model.init_weights fills them.
     """
 
     def __init__(self, in_size: int, out_size: int, layout: Layout):
@@ -127,12 +146,12 @@ class ColumnLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out/tp]; under sequence parallelism x is [T/tp, in]."""
-        return column_product(x, self.weight, self.bias, self.layout)
+        return linear(x, self.weight, self.bias, self.layout, self.layout.sequence_parallel)
 
 
 class RowLinear(nn.Module):
-    """A linear layer out of a tensor-parallel region: weight [out, in/tp] is this rank's columns, every rank has the
-    whole bias [out]. Uninitialised: model.init_weights fills them.
+    """A linear layer out of a tensor-parallel region: weight [out, in/tp] is this rank's columns; every rank has the
+    whole bias [out]. Not initialised: model.init_weights fills them.
     """
 
     def __init__(self, in_size: int, out_size: int, layout: Layout):
@@ -145,61 +164,37 @@ class RowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, in/tp] -> [T, out], summed over tp (Megatron's g); under sequence parallelism [T/tp, out]."""
         if self.layout.tp_size == 1:
-            return whole_product(x, self.weight, self.bias, self.layout)
+            return linear(x, self.weight, self.bias, self.layout)
         partial = F.linear(x, self.weight)
         if self.layout.sequence_parallel:
-            return ReduceScatter.apply(partial, self.layout.tp_group) + shared(self.bias, self.layout)
+            return Exchange.apply(partial, self.layout.tp_group, sum_rows, gather_rows) + shared(self.bias, self.layout)
         return reduce_from_tensor_model_parallel_region(partial, self.layout.tp_group) + self.bias
 
 
-def joined_product(x: Tensor, linears: Sequence[ColumnLinear]) -> Tensor:
+def joined_linear(x: Tensor, layers: Sequence[ColumnLinear]) -> Tensor:
     """The outputs of several column-parallel layers for one input, side by side: [T, in] -> [T, sum of their out/tp].
-    One product is faster than several, and the input's gradient is summed over tp once.
+
+    One product is faster than several, and the input's gradient is summed over tp only once.
     """
-    weight = torch.cat([linear.weight for linear in linears])
-    bias = torch.cat([linear.bias for linear in linears])
-    return column_product(x, weight, bias, linears[0].layout)
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return linear(x, weight, bias, layers[0].layout, layers[0].layout.sequence_parallel)
 
 
-def mark_split(parameter: nn.Parameter, dim: int) -> None:
-    """Says that this rank holds a slice along `dim`: initialisation, LAMB, checkpoints and DeepSpeed's gradient norm
-    read it.
+def linear(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, is_split: bool = False) -> Tensor:
+    """x [T, in] times weight [out/tp, in] plus bias [out/tp] -> [T, out/tp], with Megatron's f: the gradient of x is
+    summed over tp (Shoeybi et al. 2019, section 3). If `is_split`, x is this rank's rows [T/tp, in].
     """
-    parameter.tensor_model_parallel = True
-    parameter.partition_dim = dim
+    return Linear.apply(x, weight, bias, layout, is_split)
 
 
-def is_split(parameter: Tensor) -> bool:
-    """Whether the parameter is a slice of a tensor that is split over tp."""
-    return getattr(parameter, "tensor_model_parallel", False)
+class Linear(torch.autograd.Function):
+    """`linear`, with communication that overlaps products: the gradient of x is summed while that of the weight is
+    computed, and rows that were gathered are not kept but gathered again in the backward pass, during the product for
+    the gradient of x (Korthikanti et al. 2022, section 4.2.2).
 
-
-def local_shape(parameter: Tensor) -> list[int]:
-    """Shape of this tensor-parallel rank's slice; ZeRO 3 leaves an empty tensor and the shape beside it."""
-    return list(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def column_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
-    """[T, in], or [T/tp, in] under sequence parallelism, x [out/tp, in] -> [T, out/tp]: into a tensor-parallel
-    region.
-    """
-    return Product.apply(x, weight, bias, layout, layout.sequence_parallel)
-
-
-def whole_product(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
-    """[T, in] x [out/tp, in] -> [T, out/tp], for an input that every rank has whole also under sequence parallelism."""
-    return Product.apply(x, weight, bias, layout, False)
-
-
-class Product(torch.autograd.Function):
-    """x [T, in] x weight [out/tp, in] + bias [out/tp] -> [T, out/tp], with Megatron's f: the gradient of the input is
-    summed over tp while that of the weight is computed (Shoeybi et al. 2019, section 3).
-
-    If `is_split`, x is this rank's [T/tp, in]. It is gathered here and, not being kept, again in the backward pass,
-    during the product for the input's gradient (Korthikanti et al. 2022, section 4.2.2).
-
-    The weight itself is kept for the backward pass, not a view of it: under ZeRO 3 a view would hold the gathered
-    weight in memory until then.
+    The backward pass keeps the weight itself, not a view of it: under ZeRO 3 a view would hold the gathered weight in
+    memory until then.
     """
 
     @staticmethod
@@ -207,92 +202,79 @@ class Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.layout, ctx.is_split = layout, is_split
         if is_split:
-            x = finished(all_gather(x, layout.tp_group))
-        elif x.device.type == "cpu":  # no slower than below, where the last bit differs from that of earlier runs
+            x = gather_rows(x, layout.tp_group)
+        elif x.device.type == "cpu":  # not slower than below, whose last bit differs from that of earlier runs
             return F.linear(x, weight) + bias
         return F.linear(x, weight, bias)  # on a GPU the bias is added inside the product
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        x, weight = ctx.saved_tensors
-        gathering = all_gather(x, ctx.layout.tp_group) if ctx.is_split else None
+        (x, weight), group = ctx.saved_tensors, ctx.layout.tp_group
+        gathering = start_gather(x, group) if ctx.is_split else None
         x_gradient, summing = gradient @ weight, None  # [T, in], this rank's part of the sum
         if ctx.is_split:
             x = finished(gathering)
-            summing = reduce_scatter(x_gradient, ctx.layout.tp_group)
+            summing = start_sum(x_gradient, group)
         elif ctx.layout.tp_size > 1:
-            summing = x_gradient, dist.all_reduce(x_gradient, group=ctx.layout.tp_group, async_op=True)
+            summing = x_gradient, dist.all_reduce(x_gradient, group=group, async_op=True)
         weight_gradient = gradient.t() @ x
         x_gradient = finished(summing) if summing else x_gradient
         return x_gradient, weight_gradient, gradient.sum(0), None, None
 
 
-# Sequence parallelism (Korthikanti et al. 2022, section 4.2.2). Megatron's own mappings allocate with
-# `torch.cuda.current_device()`, so these stand in for them; they are the same on every device.
+# Sequence parallelism (Korthikanti et al. 2022, section 4.2.2). Megatron's mappings allocate memory with
+# `torch.cuda.current_device()`; these run on every device.
 
 
-def all_gather(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
-    """Starts to gather [T/tp, ...] into [T, ...]; to be waited for."""
+def start_gather(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
+    """Begin to gather the ranks' [T/tp, ...] into [T, ...]; `finished` waits for the result."""
     whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
     return whole, all_gather_single(whole, x.contiguous(), group=group, async_op=True)
 
 
-def reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
-    """Starts to sum [T, ...] over tp into each rank's [T/tp, ...]; to be waited for."""
+def start_sum(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
+    """Begin to sum [T, ...] over tp, of which each rank receives its [T/tp, ...]; `finished` waits for the result."""
     rows = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
     return rows, reduce_scatter_single(rows, x.contiguous(), group=group, async_op=True)
 
 
 def finished(started: tuple[Tensor, dist.Work]) -> Tensor:
-    """The result of a collective, once it is there."""
+    """The result of a collective, after waiting for it."""
     tensor, work = started
     work.wait()
     return tensor
 
 
-class ReduceScatter(torch.autograd.Function):
-    """[T, H] partial sums -> [T/tp, H]; back, rows are gathered."""
+def gather_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[T/tp, H] -> [T, H], the rows of all ranks."""
+    return finished(start_gather(x, group))
+
+
+def sum_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[T, H] -> [T/tp, H], this rank's rows of the sum over tp."""
+    return finished(start_sum(x, group))
+
+
+def own_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[T, H] -> [T/tp, H], this rank's rows of what all ranks have."""
+    return x.chunk(group.size())[group.rank()].clone()
+
+
+class Exchange(torch.autograd.Function):
+    """Moves rows between ranks by one of the three functions above, and their gradient back by another."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return finished(reduce_scatter(x, group))
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        return finished(all_gather(gradient, ctx.group)), None
-
-
-class OwnRows(torch.autograd.Function):
-    """[T, H], the same on all ranks -> this rank's [T/tp, H]; back, rows are gathered."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.chunk(group.size())[group.rank()].clone()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        return finished(all_gather(gradient, ctx.group)), None
-
-
-class AllRows(torch.autograd.Function):
-    """[T/tp, H] -> [T, H] for what all ranks compute alike; back, each takes its own rows, since all have the whole
-    gradient.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return finished(all_gather(x, group))
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup, move: Callable, move_back: Callable) -> Tensor:
+        ctx.group, ctx.move_back = group, move_back
+        return move(x, group)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return gradient.chunk(ctx.group.size())[ctx.group.rank()].contiguous(), None
+        return ctx.move_back(gradient, ctx.group), None, None, None
 
 
 def add_rows(x: Tensor, count: int) -> Tensor:
-    """x [T, H] with `count` rows of zeros after it; x itself, not a copy, if there are none to add."""
+    """x [T, H] followed by `count` rows of zeros; x itself, not a copy, if `count` is 0."""
     return F.pad(x, (0, 0, 0, count)) if count else x
 
 
@@ -302,22 +284,26 @@ def first_rows(x: Tensor, count: int) -> Tensor:
 
 
 def split_tokens(hidden: Tensor, layout: Layout) -> Tensor:
-    """[T, H] -> [T/tp, H] under sequence parallelism, zero rows making T divisible; else as it is."""
+    """[T, H] -> [T/tp, H] under sequence parallelism, with rows of zeros so that tp divides T; else unchanged."""
     if not layout.sequence_parallel:
         return hidden
-    return OwnRows.apply(add_rows(hidden, -len(hidden) % layout.tp_size), layout.tp_group)
+    padded = add_rows(hidden, -len(hidden) % layout.tp_size)
+    return Exchange.apply(padded, layout.tp_group, own_rows, gather_rows)
 
 
 def join_tokens(hidden: Tensor, num_tokens: int, layout: Layout) -> Tensor:
-    """[T/tp, H] -> [T, H] under sequence parallelism, without the rows that made T divisible; else as it is."""
+    """[T/tp, H] -> [T, H] under sequence parallelism, without the rows that `split_tokens` added; else unchanged.
+
+    What follows is computed on all ranks, so each has the whole gradient and keeps its own rows of it.
+    """
     if not layout.sequence_parallel:
         return hidden
-    return first_rows(AllRows.apply(hidden, layout.tp_group), num_tokens)
+    return first_rows(Exchange.apply(hidden, layout.tp_group, gather_rows, own_rows), num_tokens)
 
 
 def shared(parameter: Tensor, layout: Layout) -> Tensor:
-    """A whole parameter used on split tokens: under sequence parallelism each rank's gradient is that of its own rows,
-    and autograd sums them over tp before ZeRO partitions them (DeepSpeed has no such step).
+    """A whole parameter that is applied to split tokens. Under sequence parallelism each rank has the gradient of its
+    own rows, and autograd sums these over tp before ZeRO partitions them, which DeepSpeed would not do.
     """
     if not layout.sequence_parallel:
         return parameter
@@ -325,7 +311,7 @@ def shared(parameter: Tensor, layout: Layout) -> Tensor:
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over H, on [T, H] or, under sequence parallelism, on [T/tp, H] (Ba et al. 2016)."""
+    """LayerNorm over H (Ba et al. 2016), on [T, H] or, under sequence parallelism, on [T/tp, H]."""
 
     def __init__(self, hidden_size: int, eps: float, layout: Layout):
         super().__init__(hidden_size, eps)
@@ -337,9 +323,9 @@ class LayerNorm(nn.LayerNorm):
 
 
 def prediction_loss(logits: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Cross entropy in nats [P], and whether the label had the highest logit [P]; logits: this rank's [P, V/tp].
+    """Cross entropy in nats [P], and whether the label has the highest logit [P]; logits: this rank's [P, V/tp].
 
-    The hits come first: Megatron's cross entropy overwrites the logits.
+    Accuracy is computed first because Megatron's cross entropy overwrites the logits.
     """
     correct = is_highest(logits, labels, layout)
     return vocab_parallel_cross_entropy(logits, labels), correct
@@ -347,7 +333,7 @@ def prediction_loss(logits: Tensor, labels: Tensor, layout: Layout) -> tuple[Ten
 
 @torch.no_grad()
 def is_highest(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    """[P] bool: whether the label has the highest of all V logits; logits: [P, V/tp], this rank's columns."""
+    """[P] bool: whether the label has the highest of all V logits; logits: this rank's [P, V/tp]."""
     group = layout.tp_group
     best, index = logits.max(-1)  # [P] each
     highest = best.clone()

@@ -1,8 +1,7 @@
-"""The dp x tp grid of ranks: process groups, the device, DeepSpeed's `mpu`, and the launcher's environment, all in one
-place.
+"""The dp x tp grid of ranks: process groups, the device, DeepSpeed's `mpu`, and the launcher's environment.
 
 Ranks are numbered as Megatron numbers them: `torch.arange(world).view(dp, tp)`. A row is one tensor-parallel group
-(neighbours, so one node), a column one data-parallel group.
+(neighbours, so on one node); a column is one data-parallel group.
 """
 
 import datetime
@@ -17,26 +16,31 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-with warnings.catch_warnings():  # it warns of every optional package that is not installed; none is needed here
+with warnings.catch_warnings():  # it warns about every optional package that is not installed; none is needed here
     warnings.simplefilter("ignore")
     from megatron.core import parallel_state
 
-ANSWER_S = 5  # that ranks are given to say that they are there, when one is missed
+ANSWER_S = 5  # how long `silent_ranks` waits for an answer
 LONE_RANK = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 LAUNCHERS_VARIABLES = (*LONE_RANK, "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
-LONGEST_BUILD = 600  # seconds: a lock of torch's compiler that is older was left by a process that was killed
+LONGEST_BUILD = 600  # seconds: an older lock of torch's compiler was left by a process that was killed
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where this rank stands. Also the `mpu` that DeepSpeed asks for its groups, under the names it calls."""
+    """This rank's place in the grid. It is also the `mpu` that DeepSpeed asks for its groups, by the names it calls."""
 
     dp_size: int
     tp_size: int
     dp_rank: int
     tp_rank: int
     device: torch.device
-    sequence_parallel: bool = False  # activations between tensor-parallel products are split over tp, by tokens
+    sequence_parallel: bool = False  # between tensor-parallel products, tokens are split over tp
+
+    @property
+    def world_size(self) -> int:
+        return self.dp_size * self.tp_size
 
     @property
     def rank(self) -> int:
@@ -63,31 +67,29 @@ class Layout:
         return self.tp_rank
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_tensor_model_parallel_group()
+        return self.tp_group
 
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def sum_over_data_parallel(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a small tensor over the data-parallel ranks, in float64 (float32 on devices without it is never needed
-        here).
-        """
+        """The sum of a small tensor over the data-parallel ranks, in float64."""
         total = values.to(self.device, torch.float64)
         dist.all_reduce(total, group=self.get_data_parallel_group())
         return total
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a small float64 tensor over all ranks: how they agree, to stop at the same step for one."""
+        """The sum of a small float64 tensor over all ranks."""
         total = values.to(self.device)
         dist.all_reduce(total)
         return total
 
     def gather(self, value: object) -> list:
-        """A picklable value of every rank, by rank."""
-        if self.dp_size * self.tp_size == 1:
-            return [value]  # not a copy of it
-        values = [None] * (self.dp_size * self.tp_size)
+        """A picklable value of every rank, in the order of the ranks. With one rank it is not copied."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
@@ -95,8 +97,10 @@ class Layout:
         dist.barrier()
 
     def silent_ranks(self) -> list[int]:
-        """The ranks that no longer answer. Asked for by all that a collective failed on: each leaves word in the
-        group's store, and reads after a while who has not. Rank 0 keeps the store.
+        """The ranks that no longer answer, after a collective failed.
+
+        Every rank that can still run calls this: it leaves a mark in the group's store and, after a while, reads which
+        ranks did not. Rank 0 holds the store, so if the store does not answer, rank 0 is the silent one.
         """
         store, silent = dist.distributed_c10d._get_default_store(), [0]
 
@@ -104,62 +108,56 @@ class Layout:
             try:
                 store.set(f"heard from {self.rank}", "")
                 time.sleep(ANSWER_S)
-                ranks = range(self.dp_size * self.tp_size)
-                silent[:] = [rank for rank in ranks if not store.check([f"heard from {rank}"])]
+                silent[:] = [rank for rank in range(self.world_size) if not store.check([f"heard from {rank}"])]
             except dist.DistError:
-                pass  # rank 0 is gone
+                pass  # rank 0 has ended
 
-        asking = threading.Thread(target=ask, daemon=True)  # without an answer, for ever
+        asking = threading.Thread(target=ask, daemon=True)  # the store may never answer
         asking.start()
         asking.join(2 * ANSWER_S)
         if self.rank == 0:
-            time.sleep(ANSWER_S)  # for the others to read
+            time.sleep(ANSWER_S)  # keeps the store open while the others read
         return list(silent)
 
     def close(self) -> None:
-        """Leaves the process groups, so that a rank exits without a warning."""
+        """Leave the process groups, so that the rank exits without a warning."""
         dist.barrier()
         dist.destroy_process_group()
 
 
 def is_about_another_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed: torch has a class for NCCL's errors, and for gloo's their own words."""
+    """Whether an error comes from a failed collective. Only NCCL's have a class; gloo's are known by their text."""
     return isinstance(error, dist.DistBackendError) or "gloo" in str(error)
 
 
 def rank_environment() -> dict[str, int]:
-    """RANK, WORLD_SIZE and LOCAL_RANK from `deepspeed`/`torchrun`, from srun with one task a rank, or of a lone
+    """RANK, WORLD_SIZE and LOCAL_RANK, as set by `deepspeed`, `torchrun` or srun with one task per rank, or of a single
     process.
 
-    Sets what `torch.distributed` and DeepSpeed read from the environment, and nothing else reads the environment.
+    Also sets the variables that torch.distributed and DeepSpeed read. Nothing else here reads the environment.
     """
     env = os.environ
     if "RANK" not in env and int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        for name, slurm_name in (
-            ("RANK", "SLURM_PROCID"),
-            ("WORLD_SIZE", "SLURM_NTASKS"),
-            ("LOCAL_RANK", "SLURM_LOCALID"),
-        ):
-            env[name] = env[slurm_name]
+        env.update({name: env[slurm_name] for name, slurm_name in SLURM_NAMES.items()})
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
         if missing:
             raise ValueError(
                 f"under srun {' and '.join(missing)} must be exported: the address of the first node and a free port"
             )
     if "RANK" not in env:
-        # Port 0: the kernel chooses one when it is opened, so no other process can take it before.
+        # With port 0 the kernel chooses a free port as it is opened, so no other process can take it first.
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    env.setdefault(
-        "CUDA_DEVICE_MAX_CONNECTIONS", "1"
-    )  # so that Megatron's all-reduces start before the products they hide
-    _keep_operators_apart()
-    return {name: int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    # Megatron's all-reduces must start before the products that they overlap with.
+    env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    _separate_compiled_operators()
+    return {name: int(env[name]) for name in LONE_RANK}
 
 
-def _keep_operators_apart() -> None:
-    """DeepSpeed compiles operators at first use. Each environment keeps its own, so that two of them do not overwrite
-    each other's, and builds with its own ninja: another version takes what this one built for out of date. A lock that
-    a killed build left is removed: torch would wait for it for ever.
+def _separate_compiled_operators() -> None:
+    """Let each Python environment compile DeepSpeed's operators in a folder and with a ninja of its own.
+
+    Otherwise two environments overwrite each other's operators, and another version of ninja compiles all of them
+    again. Removes locks that killed builds left, for which torch would wait without end.
     """
     programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
     if Path(programs, "ninja").exists() and path.split(os.pathsep)[0] != programs:
@@ -171,25 +169,23 @@ def _keep_operators_apart() -> None:
             if time.time() - lock.stat().st_mtime > LONGEST_BUILD:
                 lock.unlink()
         except FileNotFoundError:
-            pass  # another rank was faster
+            pass  # another rank removed it first
 
 
 def environment_side_by_side(index: int, count: int) -> dict[str, str]:
-    """The environment of one of `count` independent processes on this machine: its share of the cores, one GPU of those
-    that there are, and nothing of the job around them, of which they are no ranks.
+    """The environment of one of `count` independent processes on this machine: a share of the cores, one of the GPUs,
+    and no launcher's variables, since these processes are not ranks of the job around them.
     """
-    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    own = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
+    own["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
     if num_gpus := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
-        shared["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
-    own = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
-    return {**own, **shared}
+        own["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
+    return own
 
 
 def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool = False) -> None:
-    """Raises ValueError unless the ranks form a whole dp x tp grid, with a tp to split sequences over if that is
-    wanted.
-    """
+    """Raise ValueError unless the ranks form a whole dp x tp grid; sequence parallelism needs tp above 1."""
     if tensor_parallel < 1 or world_size % tensor_parallel:
         fitting = [n for n in range(1, world_size + 1) if world_size % n == 0]
         raise ValueError(
@@ -209,27 +205,19 @@ def check_device_precision(precision: str) -> None:
 
 
 def make_deterministic() -> None:
-    """Makes the GPU repeat itself bit for bit, at some cost in speed; to be called before its first product. The CPU
-    does so anyway.
+    """Make a GPU repeat its results bit for bit, at some cost in speed. Call it before the first matrix product.
+
+    A CPU does so without this.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS with one fixed workspace
     torch.use_deterministic_algorithms(True)
 
 
-def _leave_grid() -> None:
-    """Megatron forgets its groups; their sockets and threads (50 of these a grid under gloo) stay until they are
-    destroyed.
-    """
-    if dist.is_initialized():
-        for group in dict.fromkeys(parallel_state._global_process_group_list):
-            if group is not None:  # the default group, which stays
-                dist.destroy_process_group(group)
-    parallel_state.destroy_model_parallel()
-
-
 def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False, timeout_min: float = 10) -> Layout:
-    """Joins the process group (gloo on CPUs, NCCL on GPUs) and builds the grid; may be called again for another grid of
-    the same ranks. A rank that waits for the others longer than `timeout_min` minutes raises RuntimeError.
+    """Join the process group (gloo on CPUs, NCCL on GPUs) and build the grid.
+
+    May be called again for another grid of the same ranks. A rank that waits for the others longer than `timeout_min`
+    minutes raises RuntimeError.
     """
     ranks = rank_environment()
     check_layout(ranks["WORLD_SIZE"], tensor_parallel)
@@ -241,16 +229,16 @@ def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False, timeo
 
 
 def init_lone_layout() -> Layout:
-    """The layout of a tool that is one process, whatever a launcher's or a batch job's variables around it say."""
-    return _build_grid(LONE_RANK, 1, False, 10, dist.TCPStore("127.0.0.1", 0, is_master=True))
+    """The layout of a tool that runs as one process, whatever variables a launcher or a batch job has set."""
+    return _build_grid(LONE_RANK, store=dist.TCPStore("127.0.0.1", 0, is_master=True))
 
 
 def _build_grid(
     ranks: dict[str, int],
-    tensor_parallel: int,
-    sequence_parallel: bool,
-    timeout_min: float,
-    store: dist.Store | None = None,  # None: the launcher's, which the environment names
+    tensor_parallel: int = 1,
+    sequence_parallel: bool = False,
+    timeout_min: float = 10,
+    store: dist.Store | None = None,  # None: the one that the launcher's environment names
 ) -> Layout:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", ranks["LOCAL_RANK"]) if on_gpu else torch.device("cpu")
@@ -259,9 +247,13 @@ def _build_grid(
     if parallel_state.model_parallel_is_initialized():
         _leave_grid()
     if not dist.is_initialized():
-        place = {"store": store, "rank": ranks["RANK"], "world_size": ranks["WORLD_SIZE"]}
-        timeout = datetime.timedelta(minutes=timeout_min)
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **place)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=datetime.timedelta(minutes=timeout_min),
+            store=store,
+            rank=ranks["RANK"],
+            world_size=ranks["WORLD_SIZE"],
+        )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
         create_gloo_process_groups=False,
@@ -270,3 +262,12 @@ def _build_grid(
     dp_size = ranks["WORLD_SIZE"] // tensor_parallel
     dp_rank, tp_rank = divmod(ranks["RANK"], tensor_parallel)
     return Layout(dp_size, tensor_parallel, dp_rank, tp_rank, device, sequence_parallel and tensor_parallel > 1)
+
+
+def _leave_grid() -> None:
+    """Destroy Megatron's groups, which it only forgets: each grid would leave 50 threads and sockets under gloo."""
+    if dist.is_initialized():
+        for group in dict.fromkeys(parallel_state._global_process_group_list):
+            if group is not None:  # None stands for the default group, which is kept
+                dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()

@@ -1,16 +1,16 @@
-"""What is trained: the model's shape, a preset name or a Hugging Face `config.json`, checked before any rank starts to
-train. How it is trained is in deepspeed_config.py.
+"""The model's shape: a preset's name or a Hugging Face `config.json`, checked before any rank starts to train.
 
-Nothing here edits what the user wrote: a wrong value raises a ValueError that names it, the rule and the way out.
+How the model is trained stands in deepspeed_config.py. Nothing here edits what the user wrote: a wrong value raises a
+ValueError that names it, the rule and the way out.
 """
 
 import dataclasses
-import difflib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.schedule import is_number
+from data_prep.files import read_json
+from pretrain.json_values import check_number, nearest
 
 # layers, hidden size, heads (Devlin et al. 2019, section 3; Turc et al. 2019, table 1; Shoeybi et al. 2019, table 4)
 PRESETS = {
@@ -37,10 +37,10 @@ RECOMPUTE = ("none", "selective", "full")  # what the backward pass computes aga
 class ModelConfig:
     """The shape of a BERT, by the names of Hugging Face's `BertConfig` (Devlin et al. 2019, section 3).
 
-    `model_type` says where LayerNorm stands, as it does for Hugging Face: after each residual sum in "bert", before
-    each block and after the last in "megatron-bert" (Shoeybi et al. 2019, section 5.3). Two fields are ours: positions
-    are learned ("absolute") or "sinusoidal" (Vaswani et al. 2017, 3.5), and `pair_task` says what the pair head
-    predicts; the data decides it, and with "none" there is neither pooler nor pair head.
+    `model_type` says where LayerNorm stands: "bert" has it after each residual sum, "megatron-bert" before each block
+    and after the last (Shoeybi et al. 2019, section 5.3). Two fields are not Hugging Face's. `position_embedding_type`
+    may also be "sinusoidal" (Vaswani et al. 2017, section 3.5). `pair_task` names what the pair head predicts, which
+    the data decides; with "none" the model has neither pooler nor pair head.
     """
 
     vocab_size: int
@@ -61,22 +61,21 @@ class ModelConfig:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (type(value) is not int or value < 1):
-                raise ValueError(f"model config: {field.name}={value!r} is not a positive whole number")
-            if field.type is float and not (is_number(value) and value >= 0):
-                raise ValueError(f"model config: {field.name}={value!r} is not a number of 0 or more")
-            if field.name.endswith("_prob") and not 0 <= value < 1:
-                raise ValueError(f"model config: {field.name}={value!r} is not a probability in [0, 1)")
+            value, name = getattr(self, field.name), f"model config: {field.name}"
+            if field.type is int:
+                check_number(value, name, low=1, whole=True)
+            elif field.name.endswith("_prob"):
+                check_number(value, name, high=1, exclude=1)
+            elif field.type is float:
+                check_number(value, name)
+            elif field.name in CHOICES and value not in CHOICES[field.name]:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {CHOICES[field.name]}")
         if self.hidden_size % self.num_attention_heads:
             fitting = [n for n in range(1, self.num_attention_heads * 2) if self.hidden_size % n == 0]
             raise ValueError(
                 f"model config: hidden_size={self.hidden_size} cannot be split over num_attention_heads="
                 f"{self.num_attention_heads}; choose one of {fitting} heads"
             )
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"model config: {name}={getattr(self, name)!r} is unknown; choose one of {choices}")
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(
                 f"model config: hidden_size={self.hidden_size} is odd; sinusoidal positions are pairs of sine and"
@@ -92,13 +91,13 @@ class ModelConfig:
         return self.pair_task != "none"
 
     def with_dropout(self, share: float | None) -> "ModelConfig":
-        """With this dropout of hidden states and attention; None leaves it as it is."""
+        """The same model with one dropout for hidden states and attention; None changes nothing."""
         if share is None:
             return self
         return dataclasses.replace(self, hidden_dropout_prob=share, attention_probs_dropout_prob=share)
 
     def check_tensor_parallel(self, tp_size: int) -> None:
-        """Raises ValueError unless heads and feed-forward columns can be split evenly over `tp_size` ranks."""
+        """Raise ValueError unless heads and feed-forward columns can be split evenly over `tp_size` ranks."""
         for name in ("num_attention_heads", "intermediate_size"):
             size = getattr(self, name)
             if size % tp_size:
@@ -108,16 +107,16 @@ class ModelConfig:
                 )
 
     def padded_vocab_size(self, tp_size: int) -> int:
-        """The vocabulary rounded up to a multiple of 128 x tp (Shoeybi et al. 2019, section 3): even slices, fast
-        products.
+        """The vocabulary rounded up to a multiple of 128 x tp, for equal slices and fast products (Shoeybi et al. 2019,
+        section 3).
         """
         multiple = 128 * tp_size
         return -(-self.vocab_size // multiple) * multiple
 
-    def training_flops(self, lengths, num_predictions: int) -> float:
+    def training_flops(self, lengths: Sequence[int], num_predictions: int) -> float:
         """Floating-point operations of forward and backward (three times forward) over sequences of real `lengths`.
 
-        Counts the matrix products only: projections and feed-forward, attention's two products, pooler, MLM head.
+        Only matrix products count: projections, feed-forward, attention's two products, pooler and MLM head.
         """
         hidden, layers = self.hidden_size, self.num_hidden_layers
         tokens = float(sum(int(length) for length in lengths))
@@ -128,17 +127,17 @@ class ModelConfig:
         return 3 * (encoder + heads + pooler)
 
     def to_json(self) -> dict:
-        """Hugging Face's config.json, of `BertForPreTraining` or its like."""
+        """The content of Hugging Face's config.json, with the class that loads the model there."""
         family = "MegatronBert" if self.pre_layer_norm else "Bert"
         heads = "ForPreTraining" if self.has_pair_head else "ForMaskedLM"
         return {"architectures": [family + heads], **dataclasses.asdict(self)}
 
 
 def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -> ModelConfig:
-    """A preset by name, or a Hugging Face `config.json`.
+    """The model of a preset or of a Hugging Face `config.json`.
 
-    A preset takes its vocabulary from the data (`vocab_size`); a file states its own, which must not be smaller than
-    the data's.
+    A preset takes the size of its vocabulary from the data (`vocab_size`). A file states its own, which must not be
+    smaller than the data's. Raises ValueError for an unknown name and for a file with a missing or wrong value.
     """
     name = str(name_or_file)
     if name in PRESETS:
@@ -152,42 +151,14 @@ def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -
         raise ValueError(
             f"--model {name}: neither a preset ({', '.join(PRESETS)}) nor a config.json file{nearest(name, PRESETS)}"
         )
-    values = read_json(path)
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
-    required = {field.name for field in dataclasses.fields(ModelConfig) if field.default is dataclasses.MISSING}
-    missing = sorted(required - values.keys())
+    values = read_json(path, dict)
+    fields = dataclasses.fields(ModelConfig)
+    missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in values]
     if missing:
         raise ValueError(f"{path}: missing {', '.join(missing)}; a Hugging Face BERT config.json has them")
-    config = ModelConfig(**{key: value for key, value in values.items() if key in known})
+    config = ModelConfig(**{field.name: values[field.name] for field in fields if field.name in values})
     if vocab_size is not None and config.vocab_size < vocab_size:
         raise ValueError(
             f"{path}: vocab_size={config.vocab_size} is less than the vocabulary's {vocab_size}; it must hold every id"
         )
     return config
-
-
-def read_json(path: str | Path) -> dict:
-    """A JSON object from a file; ValueError names the file and the place of the mistake, such as a key given twice."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
-def _without_duplicates(pairs: list[tuple]) -> dict:
-    """An object of a JSON file; ValueError for a key that it has twice, of which Python would keep the last."""
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"the key {twice[0]!r} is given twice; leave one out")
-    return dict(pairs)
-
-
-def nearest(name: str, known) -> str:
-    """'; did you mean X?' when something known is spelt like `name`, else nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -158,25 +158,15 @@ def _memory_table(run: PlannedRun) -> str:
 
 def _layout_table(run: PlannedRun) -> str:
     """Every layout of these devices; a star marks the one that was asked for."""
+    headers = ("tensor parallel", "data parallel", "ZeRO", "recompute", "peak GiB", "fits", "step ms", "hours")
     rows = []
     for other in layouts(run):
-        seconds = step_seconds(other)["step"]
+        seconds, answer = step_seconds(other)["step"], "yes" if fits(other) else "no"
         asked = (other.tp_size, other.stage, other.recompute) == (run.tp_size, run.stage, run.recompute)
-        rows.append(
-            (
-                other.tp_size,
-                other.dp_size,
-                other.stage,
-                other.recompute,
-                _gib(memory(other)["peak"]),
-                "yes" if fits(other) else "no",
-                f"{1e3 * seconds:,.0f}",
-                f"{other.num_steps * seconds / 3600:,.2f}{' *' if asked else ''}",
-            )
-        )
-    return _table(
-        rows, ("tensor parallel", "data parallel", "ZeRO", "recompute", "peak GiB", "fits", "step ms", "hours")
-    )
+        hours = f"{other.num_steps * seconds / 3600:,.2f}{' *' if asked else ''}"
+        layout = (other.tp_size, other.dp_size, other.stage, other.recompute)
+        rows.append((*layout, _gib(memory(other)["peak"]), answer, f"{1e3 * seconds:,.0f}", hours))
+    return _table(rows, headers)
 
 
 def _table(rows: list[tuple], headers: tuple[str, ...] = ()) -> str:

@@ -219,7 +219,7 @@ def evaluate(module: BertForPreTraining, shards: Shards, micro_batch_size: int, 
     for batch, counts in evaluation_batches(shards, micro_batch_size, layout):
         batch = batch.to(layout.device)
         mlm_loss, mlm_correct, _, pair_correct = module(batch)
-        shows_mask = batch.sequences.token_ids[batch.masked_lm_positions] == shards.manifest["vocab"]["mask_id"]  # [P]
+        shows_mask = batch.sequences.token_ids[batch.masked_lm_rows] == shards.manifest["vocab"]["mask_id"]  # [P]
         parts = (mlm_loss, mlm_correct, pair_correct, mlm_loss[shows_mask], shows_mask)
         sums += counts * torch.stack([part.double().sum() for part in parts]).cpu()
     mlm_loss, mlm_correct, pair_correct, mask_loss, num_masks = layout.sum_over_data_parallel(sums).tolist()

@@ -1,45 +1,49 @@
-"""Weights by name, from wherever they lie, one tensor in memory at a time: a Hugging Face folder, a run or checkpoint
-of ours, Google's TensorFlow checkpoint. And their way back into a safetensors file.
+"""Weights by name, one tensor in memory at a time, from a Hugging Face folder, a run or checkpoint of ours, or Google's
+TensorFlow checkpoint, and their way back into a safetensors file.
 
-A Hugging Face folder is what programs exchange, so there is no second format of ours: `pretrain.convert` makes one from
-all three, `pretrain.train --init-from` and `evaluation.finetune --checkpoint` start from any of them.
+A Hugging Face folder is what programs exchange, so we have no second format: `pretrain.convert` makes one from all
+three, and `pretrain.train --init-from` and `evaluation.finetune --checkpoint` start from any of them.
 """
 
 import dataclasses
-import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_prep.files import finished_file, sha256_file
+from data_prep.shards import safetensors_header
 from data_prep.text.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
 from data_prep.text.vocab_files import find_vocabularies
 from pretrain.checkpoint_reader import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
 from pretrain.google_checkpoint import CONFIG_FILE, find_google_checkpoint, google_readers
-from pretrain.layout import Layout
-from pretrain.model import sinusoidal_positions
 from pretrain.model_config import ModelConfig, load_model_config
-from pretrain.parameter_table import HEADS, POSITIONS, TensorShape, is_vocabulary, tensor_table
+from pretrain.parameter_table import HEADS, POSITIONS, WholeTensor, is_vocabulary, tensor_table
+from pretrain.positions import sinusoidal_positions
 
-FREE = ("initializer_range", "pair_task")  # what may change with the training data and the start
+if TYPE_CHECKING:
+    from pretrain.layout import Layout
+
+MAY_DIFFER = ("initializer_range", "pair_task")  # between weights and the model that starts from them
 TIED_DECODER = "cls.predictions.decoder.weight"  # Hugging Face's second name of the word embedding
 
 
 @dataclass(frozen=True)
 class Weights(Mapping[str, Tensor]):
-    """Whole float32 tensors under Hugging Face's names; each is read when it is asked for, and not kept."""
+    """Whole float32 tensors by Hugging Face's names. Each is read when it is asked for, and not kept."""
 
     path: Path  # what the user named, made precise: a checkpoint folder, a Hugging Face folder, Google's prefix
     home: Path  # the folder with the vocabulary
     config: ModelConfig
-    files: tuple[Path, ...]  # by whose bytes the weights are known
+    files: tuple[Path, ...]  # whose checksums identify the weights
     readers: dict[str, Callable[[], Tensor]]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -60,15 +64,15 @@ class Weights(Mapping[str, Tensor]):
 
 
 def open_weights(path: str | Path) -> Weights:
-    """Weights of a Hugging Face folder, a run (its newest checkpoint), a checkpoint folder, or Google's folder or
+    """The weights of a Hugging Face folder, a run (its newest checkpoint), a checkpoint folder, or Google's folder or
     `bert_model.ckpt`.
 
-    Raises ValueError where there are none, and for a file that cannot be read.
+    Raises ValueError if there are none, and for a file that cannot be read.
     """
     path = Path(path)
-    if files := hugging_face_files(path):
-        readers = our_names(_file_readers(files))
-        _check_tied(readers, path)
+    if files := _hugging_face_files(path):
+        readers = _current_names(_file_readers(files))
+        _drop_tied_decoder(readers, path)
         return Weights(path, path, load_model_config(path / "config.json"), tuple(files), readers)
     if prefix := find_google_checkpoint(path):
         config = load_model_config(prefix.parent / CONFIG_FILE)
@@ -85,19 +89,19 @@ def open_weights(path: str | Path) -> Weights:
     return Weights(checkpoint, home, config, files, readers)
 
 
-def check_whole(weights: Weights, layout: Layout | None = None) -> None:
-    """Raises ValueError if these are weights of a checkpoint of ours whose files are damaged; with a layout the ranks
-    share the work.
+def check_whole(weights: Weights, layout: "Layout | None" = None) -> None:
+    """Raise ValueError for weights of a checkpoint of ours whose files are damaged. With a layout the ranks share the
+    work.
     """
     if (weights.path / CHECKSUMS).is_file():
         require_whole(weights.path, layout)
 
 
 def tokenizer_of(weights: Weights, vocab: Path | None = None, cased: bool | None = None) -> Tokenizer:
-    """The vocabulary that lies beside the weights, or `vocab` where there is none.
+    """The tokenizer of the vocabulary beside the weights, or of `vocab` if there is none.
 
-    Raises ValueError where there is neither, for a `vocab` that is not the one beside them, and for more tokens than
-    the model has embeddings.
+    Raises ValueError if there is neither, for a `vocab` that differs from the one beside the weights, and for more
+    tokens than the model has embeddings.
     """
     held = find_vocabularies(weights.home)
     given = None if vocab is None else load_tokenizer(vocab, cased)
@@ -118,73 +122,16 @@ def tokenizer_of(weights: Weights, vocab: Path | None = None, cased: bool | None
     return tokenizer
 
 
-def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) -> Tensor:
-    """A tensor of a checkpoint without the rows that pad the vocabulary."""
-    return read(name)[:vocab_size] if is_vocabulary(name) else read(name)
-
-
-def hugging_face_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face folder: safetensors, whole or in parts, or else pytorch_model.bin."""
-    patterns = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
-    return next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
-
-
-def _file_readers(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
-    """Readers of all tensors of weight files under the names there; safetensors and zipped pickles are mapped."""
-    readers = {}
-    for path in files:
-        try:
-            if path.suffix == ".safetensors":
-                handle = safe_open(path, "pt")
-                readers |= {name: partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118
-            else:
-                mapped = zipfile.is_zipfile(path)  # files older than torch 1.6 are no zip archives
-                tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-                readers |= {name: partial(tensors.__getitem__, name) for name in tensors}
-        except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{path}: no weights can be read from it ({reason}); copy it again") from error
-    return readers
-
-
-def our_names(readers: dict) -> dict:
-    """The same values under today's names of `BertForPreTraining`.
-
-    A folder saved from `BertModel` has no prefix `bert.`; files of 2018 call LayerNorm's weight gamma and its bias
-    beta, and hold the constant position_ids; the decoder's bias has two names.
-    """
-    prefix = "" if any(name.startswith("bert.") for name in readers) else "bert."
-    renamed = {}
-    for name, value in readers.items():
-        if name.endswith("position_ids"):
-            continue
-        name = (
-            name.replace(".gamma", ".weight")
-            .replace(".beta", ".bias")
-            .replace("predictions.decoder.b", "predictions.b")
-        )
-        renamed[name if name.startswith("cls.") else prefix + name] = value
-    return renamed
-
-
-def _check_tied(readers: dict[str, Callable[[], Tensor]], path: Path) -> None:
-    """Drops the decoder if it is the word embedding, as in BERT; ValueError if it is another matrix."""
-    decoder = readers.pop(TIED_DECODER, None)
-    if decoder and not torch.equal(decoder(), readers["bert.embeddings.word_embeddings.weight"]()):
-        raise ValueError(f"{path}: {TIED_DECODER} is not the word embedding; an untied decoder is not built here")
-
-
 def start_weights(path: str | Path, config: ModelConfig, vocab_file: Path) -> Weights:
     """Weights for a model of `config` whose data has the vocabulary `vocab_file`.
 
-    Heads that the model has not are left away; heads that the weights have not are drawn by the caller. Raises
-    ValueError for weights of another shape, an encoder that is not complete, tensors left over, by name, and another
-    vocabulary.
+    Heads that the model does not have are left out; heads that the weights do not have are drawn by the caller. Raises
+    ValueError for another shape, an incomplete encoder, superfluous tensors (by name) and another vocabulary.
     """
     weights = open_weights(path)
     for field in dataclasses.fields(config):
         there, here = getattr(weights.config, field.name), getattr(config, field.name)
-        if there != here and field.name not in FREE and not field.name.endswith("_prob"):
+        if there != here and field.name not in MAY_DIFFER and not field.name.endswith("_prob"):
             raise ValueError(
                 f"{path} has {field.name}={there}, the model has {here}; give the weights' own config to --model"
             )
@@ -197,9 +144,9 @@ def start_weights(path: str | Path, config: ModelConfig, vocab_file: Path) -> We
 
 
 def missing_heads(weights: Weights) -> list[str]:
-    """Names of the head tensors that its model has and `weights` has not.
+    """The names of the head tensors that a model of this config has and `weights` has not.
 
-    Raises ValueError by name for an encoder that is not complete and for tensors that are no part of BERT.
+    Raises ValueError, by name, for an incomplete encoder and for tensors that do not belong to BERT.
     """
     expected = tensor_table(weights.config)
     missing = [name for name in expected if name not in weights]
@@ -210,10 +157,77 @@ def missing_heads(weights: Weights) -> list[str]:
     return missing
 
 
-def _check_same_vocabulary(weights: Weights, vocab_file: Path) -> None:
-    """Raises ValueError unless a vocabulary beside the weights is the shards' `vocab_file`.
+def write_safetensors(path: Path, weights: Weights) -> None:
+    """Write the file that `safetensors` would, with one tensor in memory at a time; whole or not at all."""
+    config = weights.config
+    table = {POSITIONS: WholeTensor((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
+    tensors = {name: (np.dtype(np.float32), table[name].shape) for name in weights}
+    with finished_file(path) as file:
+        file.write(safetensors_header(tensors, {"format": "pt"}))
+        for name in weights:
+            tensor = weights[name].contiguous()
+            if tuple(tensor.shape) != table[name].shape:
+                raise ValueError(f"{weights.path}: {name} is {list(tensor.shape)}, expected {list(table[name].shape)}")
+            file.write(tensor.numpy().data)
 
-    Folders without a vocabulary file are taken as they are: their size is compared with the rest of the shape.
+
+def _hugging_face_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face folder: safetensors, whole or in parts, or else pickles."""
+    patterns = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
+    return next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+
+
+def _file_readers(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
+    """Readers of all tensors of weight files by the names there; safetensors and zipped pickles are memory-mapped."""
+    readers = {}
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                handle = safe_open(path, "pt")
+                readers |= {name: partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118
+            else:
+                mapped = zipfile.is_zipfile(path)  # files written before torch 1.6 are not zip archives
+                tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+                readers |= {name: partial(tensors.__getitem__, name) for name in tensors}
+        except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path}: no weights can be read from it ({reason}); copy it again") from error
+    return readers
+
+
+def _current_names(readers: dict[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
+    """The same readers by the names that `BertForPreTraining` has today.
+
+    A folder saved from `BertModel` has no prefix `bert.`. Files of 2018 call LayerNorm's parameters gamma and beta, and
+    hold the constant position_ids. The decoder's bias has two names.
+    """
+    prefix = "" if any(name.startswith("bert.") for name in readers) else "bert."
+    changes = {".gamma": ".weight", ".beta": ".bias", "predictions.decoder.b": "predictions.b"}
+    renamed = {}
+    for name, reader in readers.items():
+        for old, new in changes.items():
+            name = name.replace(old, new)
+        if not name.endswith("position_ids"):
+            renamed[name if name.startswith("cls.") else prefix + name] = reader
+    return renamed
+
+
+def _drop_tied_decoder(readers: dict[str, Callable[[], Tensor]], path: Path) -> None:
+    """Remove the decoder if it is the word embedding, as in BERT; ValueError if it is another matrix."""
+    decoder = readers.pop(TIED_DECODER, None)
+    if decoder and not torch.equal(decoder(), readers["bert.embeddings.word_embeddings.weight"]()):
+        raise ValueError(f"{path}: {TIED_DECODER} is not the word embedding; an untied decoder is not built here")
+
+
+def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) -> Tensor:
+    """A tensor of a checkpoint without the rows that pad the vocabulary."""
+    return read(name)[:vocab_size] if is_vocabulary(name) else read(name)
+
+
+def _check_same_vocabulary(weights: Weights, vocab_file: Path) -> None:
+    """Raise ValueError unless a vocabulary beside the weights is `vocab_file`, that of the shards.
+
+    A folder without a vocabulary is accepted: the size is compared with the rest of the shape.
     """
     held, digest = find_vocabularies(weights.home), sha256_file(vocab_file)
     if held and not any(sha256_file(path) == digest or _same_tokens(path, vocab_file) for path in held):
@@ -227,26 +241,3 @@ def _same_tokens(one: Path, other: Path) -> bool:
     """Whether two vocabulary files of different kinds, or two tokenizer.json, have the same tokens."""
     comparable = one.suffix != other.suffix or one.suffix == ".json"
     return comparable and same_vocabulary(load_tokenizer(one), load_tokenizer(other))
-
-
-def write_safetensors(path: Path, weights: Weights) -> None:
-    """Writes the file that `safetensors` would, without having more than one tensor in memory; whole or not at all.
-
-    8 bytes of header length, a JSON header, the tensors without gaps (the format's own specification).
-    """
-    config = weights.config
-    table = {POSITIONS: TensorShape((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in weights:
-        shape = table[name].shape
-        begin, end = end, end + 4 * torch.Size(shape).numel()
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with finished_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in weights:
-            tensor = weights[name].contiguous()
-            if tuple(tensor.shape) != table[name].shape:
-                raise ValueError(f"{weights.path}: {name} is {list(tensor.shape)}, expected {list(table[name].shape)}")
-            file.write(tensor.numpy().data)

@@ -88,8 +88,29 @@ def test_only_a_few_files_know_the_machinery(source):
     assert source in READ_THE_ENVIRONMENT or not (knows(tree, "os.environ") or knows(tree, "os.getenv"))
 
 
-def test_data_prep_runs_without_torch():
+WITHOUT_ENGINES = (
+    *("pretrain.checkpoint_reader", "pretrain.weights", "pretrain.metrics_file", "pretrain.costs", "pretrain.plan"),
+    *("evaluation.report", "evaluation.report_page"),
+)
+
+
+def test_reading_needs_no_engine():
+    """Checkpoints and runs are read, planned and reported without torch.distributed, Megatron and DeepSpeed.
+
+    torch imports torch.distributed itself, so that is looked for in the sources of what was loaded.
+    """
+    program = f"import sys, {', '.join(WITHOUT_ENGINES)}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert not loaded & {"deepspeed", "megatron"}
+    names = {source.removesuffix(".py").replace("/", "."): source for source in sources(*LIBRARIES)}
+    assert not [name for name in sorted(loaded & names.keys()) if knows(parse(names[name]), "torch.distributed")]
+
+
+def test_data_prep_and_planning_run_without_torch():
     modules = [name.removesuffix(".py").replace("/", ".") for name in sources("data_prep")]
+    modules += ["pretrain.costs", "pretrain.plan", "pretrain.metrics_file"]
     program = (
         f"import {', '.join(modules)}, sys; print(sorted({{'torch', 'deepspeed', 'megatron'}} & sys.modules.keys()))"
     )

@@ -9,7 +9,7 @@ from evaluation.tasks.ner import find_ner_task, ner_task
 from evaluation.tasks.ranking import ranking_task
 from evaluation.tasks.squad import SQUAD_TASKS, squad_task
 from evaluation.tasks.task import Task
-from pretrain.model_config import nearest
+from pretrain.json_values import nearest
 
 TASKS = (*GLUE_TASKS, *SQUAD_TASKS, "ner", *OWN_TASKS)
 TASK_HELP = (

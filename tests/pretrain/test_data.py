@@ -17,7 +17,7 @@ from pretrain.data import (
     num_drawn,
     read_records,
     rule_of_shards,
-    sample_indices,
+    samples_at,
     training_batches,
 )
 from pretrain.layout import Layout, init_layout
@@ -28,15 +28,15 @@ CPU = torch.device("cpu")
 
 def test_an_epoch_visits_every_sample_once_in_blocks():
     num_samples = 5 * BLOCK_SIZE + 17
-    order = sample_indices(seed=3, start=0, count=num_samples, num_samples=num_samples)
+    order = samples_at(seed=3, start=0, count=num_samples, num_samples=num_samples)
     assert sorted(order) == list(range(num_samples))
     assert (np.diff(order) == 1).mean() > 0.95
-    assert not np.array_equal(order, sample_indices(3, num_samples, num_samples, num_samples))
+    assert not np.array_equal(order, samples_at(3, num_samples, num_samples, num_samples))
 
 
 def test_any_part_of_the_endless_sequence_is_the_same_part():
-    whole = sample_indices(seed=3, start=0, count=2000, num_samples=700)
-    assert np.array_equal(sample_indices(3, 650, 200, 700), whole[650:850])
+    whole = samples_at(seed=3, start=0, count=2000, num_samples=700)
+    assert np.array_equal(samples_at(3, 650, 200, 700), whole[650:850])
 
 
 @pytest.mark.parametrize("num_samples", [1, BLOCK_SIZE - 1, BLOCK_SIZE, 3 * BLOCK_SIZE + 1, 9 * BLOCK_SIZE])
@@ -44,7 +44,7 @@ def test_the_order_is_that_of_whole_blocks_put_behind_one_another(num_samples):
     for epoch in range(4):
         blocks = np.random.default_rng((3, epoch)).permutation(-(-num_samples // BLOCK_SIZE))
         order = (blocks[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)
-        found = sample_indices(3, epoch * num_samples, num_samples, num_samples)
+        found = samples_at(3, epoch * num_samples, num_samples, num_samples)
         assert np.array_equal(found, order[order < num_samples])
 
 
@@ -71,12 +71,12 @@ def test_each_data_set_of_a_mixture_has_its_own_whole_epochs():
     for data_set, size in enumerate(sizes):
         _, indices, epochs = whole[:, whole[0] == data_set]
         assert np.array_equal(batches[1:, batches[0] == data_set], [indices, epochs])
-        assert np.array_equal(indices, sample_indices(7, 0, len(indices), size))
+        assert np.array_equal(indices, samples_at(7, 0, len(indices), size))
         for epoch in range(len(indices) // size):
             assert sorted(indices[epochs == epoch]) == list(range(size))
     assert max(whole[2, whole[0] == 1]) > 5  # it has been read several times
     alone = draw_samples(7, 1234, 900, [700], [Fraction(2)])
-    assert np.array_equal(alone[1], sample_indices(7, 1234, 900, 700)) and not alone[0].any()
+    assert np.array_equal(alone[1], samples_at(7, 1234, 900, 700)) and not alone[0].any()
 
 
 @pytest.mark.parametrize("weights", [[1], [3, 1]], ids=["one set", "two sets"])
@@ -112,7 +112,7 @@ def test_a_batch_is_what_the_records_say(shard_folders):
         assert batch.sequences.position_ids[part].tolist() == list(range(len(alone.token_ids)))
         assert int(batch.sequences.segment_ids[part].sum()) == len(alone.token_ids) - alone.segment_b_start[0]
     manifest = shards.manifest["vocab"]
-    masked = batch.sequences.token_ids[batch.masked_lm_positions]
+    masked = batch.sequences.token_ids[batch.masked_lm_rows]
     assert 0.6 < (masked == manifest["mask_id"]).float().mean() <= 1.0
 
 
@@ -124,7 +124,7 @@ def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_
         make_batch(read_records(shards, indices, *more))
         for more in ((), (np.zeros(5, np.int64), rule), (np.array([1, 0, 1, 0, 1]), rule))
     )
-    for name in ("masked_lm_positions", "masked_lm_labels"):
+    for name in ("masked_lm_rows", "masked_lm_labels"):
         assert torch.equal(getattr(stored, name), getattr(first, name))
     assert torch.equal(stored.sequences.token_ids, first.sequences.token_ids)
     starts = stored.sequences.cu_seqlens
@@ -134,7 +134,7 @@ def test_dynamic_masks_begin_with_the_stored_ones_and_change_by_the_epoch(shard_
     ]
     assert differs == [True, False, True, False, True]
     for batch in (stored, second):  # the text behind the masks is the same
-        batch.sequences.token_ids[batch.masked_lm_positions] = batch.masked_lm_labels
+        batch.sequences.token_ids[batch.masked_lm_rows] = batch.masked_lm_labels
     assert torch.equal(stored.sequences.token_ids, second.sequences.token_ids)
 
 

@@ -8,7 +8,8 @@ import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from pretrain.deepspeed_config import (
-    ENGINE_DEFAULTS,
+    ENGINE_SETTINGS,
+    PRECISION_DEFAULTS,
     engine_config,
     load_deepspeed_config,
     num_accumulation_steps,
@@ -37,7 +38,11 @@ def test_what_deepspeed_is_given(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not JSON"), ("[1]", "expected a JSON object"), (json.dumps(GOOD | {"optimizer": 3}), "optimizer must be")],
+    [
+        ("{", "is not valid JSON"),
+        ("[1]", "holds a list, but a dict is expected"),
+        (json.dumps(GOOD | {"optimizer": 3}), "optimizer must be"),
+    ],
 )
 def test_a_broken_deepspeed_file_is_named(text, message, tmp_path):
     path = tmp_path / "ds.json"
@@ -49,14 +54,17 @@ def test_a_broken_deepspeed_file_is_named(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({}, "lr=None must be a learning rate"),
+        ({}, "lr=None must be a number of at least 0"),
         ({"lr": True}, "lr=True must be"),
         ({"lr": 1e-3, "betas": [0.9]}, r"betas=\[0.9\] must be two numbers"),
         ({"lr": 1e-3, "betas": [0.9, 1]}, "betas"),
         ({"lr": 1e-3, "eps": 0}, "eps=0 must be"),
         ({"lr": 1e-3, "weight_decay": "0.01"}, "weight_decay='0.01' must be"),
         ({"lr": 1e-3, "min_trust_ratio": -1}, "min_trust_ratio=-1 must be"),
-        ({"lr": 1e-3, "min_trust_ratio": 0.5, "max_trust_ratio": 0.3}, "max_trust_ratio=0.3 must be a number above"),
+        (
+            {"lr": 1e-3, "min_trust_ratio": 0.5, "max_trust_ratio": 0.3},
+            "max_trust_ratio=0.3 must be a number of at least 0.5",
+        ),
         ({"lr": 1e-3, "momentum": 0.9}, "unknown key 'momentum'"),
     ],
 )
@@ -108,9 +116,9 @@ def test_an_optimizers_wrong_value_is_named(params, message, tmp_path):
         ("prescale_gradients=0", "prescale_gradients=0 must be true or false"),
         ("communication_data_type=fp64", 'communication_data_type=\'fp64\' must be one of null, "fp32", "fp16"'),
         ("data_types.grad_accum_dtype=bf16", "grad_accum_dtype at zero_optimization.stage=0 can only be 'fp32'"),
-        ("optimizer.params.lr=1e999", "lr=inf must be a learning rate"),
+        ("optimizer.params.lr=1e999", "lr=inf must be a number"),
         ("optimizer.type=[1]", r"optimizer.type=\[1\] is unknown; choose Lamb, AdamW"),
-        ("scheduler.params.end_lr=NaN", "end_lr=nan is not a positive number"),
+        ("scheduler.params.end_lr=NaN", "end_lr=nan must be a number of at least 0"),
     ],
 )
 def test_a_wrong_key_or_value_of_any_depth_is_named(override, message, tmp_path):
@@ -139,7 +147,7 @@ def test_offload_to_a_disk_needs_its_place(tmp_path):
 def test_a_key_given_twice_is_refused(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text('{"bf16": {"enabled": true, "enabled": false}}')
-    with pytest.raises(ValueError, match="ds.json: .*the key 'enabled' is given twice"):
+    with pytest.raises(ValueError, match="ds.json .*the key 'enabled' is given twice"):
         load_deepspeed_config(path)
 
 
@@ -148,18 +156,22 @@ OTHERS |= {f"{kind}_master_weights_and_grads" for kind in ("bf16", "fp16")} | {"
 OTHERS |= {"ratio", "super_offload", "cpuadam_cores_perc"}
 
 
-def test_the_known_keys_and_defaults_are_deepspeeds(tmp_path):
-    """But for what is deprecated, and for what would replace the optimizer; a familiar value passes our check too."""
-    ours, (theirs,) = ENGINE_DEFAULTS, [deepspeed.DeepSpeedConfig({"train_batch_size": 1})]
+def test_the_known_keys_kinds_and_defaults_are_deepspeeds(tmp_path):
+    """Except for what is deprecated or would replace the optimizer. A familiar value passes our check too."""
+    ours, theirs = ENGINE_SETTINGS, deepspeed.DeepSpeedConfig({"train_batch_size": 1})
     for block, name in (("bf16", "bfloat16_config"), ("fp16", "float16_config"), ("zero_optimization", "zero_config")):
         fields = type(getattr(theirs, name)).model_fields
         deprecated = [key for key, field in fields.items() if (field.json_schema_extra or {}).get("deprecated")]
         names = {key: field.alias or key for key, field in fields.items() if key not in deprecated}
         assert set(ours[block]) == set(names.values()) - OTHERS
+        defaults = PRECISION_DEFAULTS.get(block, {})
         for key, alias in names.items():
-            default = ours[block].get(alias)
-            if not isinstance(default, dict | None) and alias != "overlap_comm":
-                assert default == fields[key].default, alias
+            rule, default = ours[block].get(alias, {}), fields[key].default
+            assert defaults.get(alias, default) == default, alias
+            if not isinstance(rule, dict | tuple) and alias != "overlap_comm":
+                kind = rule if isinstance(rule, type) else type(rule)
+                kinds = (int, float) if kind is float else (kind,)  # a default of 0.0 is written as 0
+                assert isinstance(default, kinds) and isinstance(default, bool) == (kind is bool), alias
     for block in ("offload_param", "offload_optimizer"):
         (model,) = [
             kind for kind in DeepSpeedZeroConfig.model_fields[block].annotation.__args__ if kind is not type(None)

@@ -93,7 +93,7 @@ def hugging_face_run(config: ModelConfig, batch: PretrainingBatch):
     padded = {}
     for name, tokens in (("input_ids", batch.sequences.token_ids), ("token_type_ids", batch.sequences.segment_ids)):
         padded[name] = torch.zeros(shape, dtype=torch.int64).masked_scatter(real, tokens)
-    labels = torch.full((int(lengths.sum()),), -100).scatter(0, batch.masked_lm_positions, batch.masked_lm_labels)
+    labels = torch.full((int(lengths.sum()),), -100).scatter(0, batch.masked_lm_rows, batch.masked_lm_labels)
     if config.has_pair_head:
         padded["next_sentence_label"] = batch.pair_labels
     output = model(

@@ -33,11 +33,11 @@ def test_the_vocabulary_is_padded_to_128_by_tp():
     [
         ({"hidden_act": "swish"}, "hidden_act='swish' is unknown"),
         ({"num_attention_heads": 5}, "cannot be split over num_attention_heads=5"),
-        ({"hidden_dropout_prob": 1.5}, "not a probability"),
-        ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob='0.1' is not a number"),
-        ({"initializer_range": float("nan")}, "initializer_range=nan is not a number"),
-        ({"layer_norm_eps": -1e-12}, "layer_norm_eps=-1e-12 is not a number of 0 or more"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a positive"),
+        ({"hidden_dropout_prob": 1.5}, "must be a number from 0 to 1, but not 1"),
+        ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob='0.1' must be a number"),
+        ({"initializer_range": float("nan")}, "initializer_range=nan must be a number"),
+        ({"layer_norm_eps": -1e-12}, "layer_norm_eps=-1e-12 must be a number of at least 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be a whole number of at least 1"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         (
             {"position_embedding_type": "sinusoidal", "hidden_size": 33, "num_attention_heads": 3},

@@ -68,12 +68,15 @@ def test_deepspeeds_phase_1():
         (["type=WarmupCosinLR"], "did you mean 'WarmupCosineLR'"),
         (["type=WarmupCosineLR", "params.degree=1"], "unknown key 'degree'"),
         (["type=WarmupExponentialLR", "params.decay_rate=0.9"], "decay_steps is missing; WarmupExponentialLR needs it"),
-        (["type=WarmupExponentialLR", "params.decay_rate=9", "params.decay_steps=2"], "a share in"),
-        (["params.warmup_proportion=1.5"], "is not a share in"),
+        (
+            ["type=WarmupExponentialLR", "params.decay_rate=9", "params.decay_steps=2"],
+            "decay_rate=9 must be a number from 0 to 1, but not 0",
+        ),
+        (["params.warmup_proportion=1.5"], "warmup_proportion=1.5 must be a number from 0 to 1"),
         (["params.warmup_proportion=0.1", "params.warmup_num_steps=3"], "leave one out"),
-        (["params.warmup_num_steps=0.1"], "warmup_num_steps=0.1 is not a positive whole number"),
-        (["params.end_lr=low"], "end_lr='low' is not a positive number"),
-        (["params.total_num_steps=0"], "total_num_steps=0 is not a positive whole number"),
+        (["params.warmup_num_steps=0.1"], "warmup_num_steps=0.1 must be a whole number of at least 0"),
+        (["params.end_lr=low"], "end_lr='low' must be a number of at least 0"),
+        (["params.total_num_steps=0"], "total_num_steps=0 must be a whole number of at least 1"),
     ],
 )
 def test_what_makes_no_schedule_is_refused(overrides, message, tmp_path):
