@@ -20,6 +20,7 @@ claims its output folder, then works:
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import math
 import os
@@ -76,8 +77,7 @@ def build_parser(options: type, command: str) -> argparse.ArgumentParser:
     groups[OPTIONAL].add_argument("-h", "--help", action="help", help="show this message and exit")
     types = typing.get_type_hints(options)
     usage = [parser.prog]
-    own_first = sorted(dataclasses.fields(options), key=lambda field: field.name not in options.__annotations__)
-    for field in own_first:
+    for field in sorted(dataclasses.fields(options), key=functools.partial(_depth, options)):
         is_required = field.default is dataclasses.MISSING
         settings = _settings_by_type(types[field.name]) | dict(field.metadata) | _help(field)
         flags = settings.pop("flags", _default_flags(field))
@@ -96,6 +96,11 @@ def build_parser(options: type, command: str) -> argparse.ArgumentParser:
             usage += [flags[0], values] if is_flag else [values]
     parser.usage = " ".join([*usage, "[options]"])
     return parser
+
+
+def _depth(options: type, field: dataclasses.Field) -> int:
+    """Where a field is declared, as an index into the MRO: the class itself, then its bases in their order."""
+    return next(i for i, base in enumerate(options.__mro__) if field.name in vars(base).get("__annotations__", {}))
 
 
 def command_line(options: Any) -> list[str]:
@@ -138,7 +143,7 @@ def _help(field: dataclasses.Field) -> dict[str, str]:
     if default is dataclasses.MISSING or default is None or default is False or default in ("", ()):
         return {"help": text}
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return {"help": f"{text} (default: {shown})"}
+    return {"help": f"{text} (default: {shown:g})" if isinstance(shown, float) else f"{text} (default: {shown})"}
 
 
 class _YesOrNo(argparse.Action):
