@@ -24,23 +24,13 @@ from tqdm import tqdm
 from data_prep.cli import parse, run_cli
 from data_prep.files import claim_output, mark_finished, write_json
 from data_prep.text.tokenizer_json import tokenizer_json
+from evaluation import run_folder
 from evaluation.baselines import majority, ngram
 from evaluation.cache import cached_features
 from evaluation.distill import distill, find_teacher
 from evaluation.export import export_model, whole_weights
 from evaluation.inference import apply_model, mean_logits
 from evaluation.options import FinetuneOptions, check_batch_size, resolve_settings
-from evaluation.run_folder import (
-    RESULTS_FILE,
-    best_epoch,
-    detail_table,
-    percent,
-    read_seeds,
-    seed_folder,
-    seed_result_file,
-    seed_table,
-    summarize,
-)
 from evaluation.start import Start, fill_model, find_start, read_encoder, rescale_embeddings
 from evaluation.tasks.by_name import find_task
 from evaluation.tasks.classification import draw_examples
@@ -87,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_report_per_host(ranks["LOCAL_RANK"]):
         check_batch_size(options, ranks["WORLD_SIZE"])
         run = prepare_run(options)
-        todo = [seed for seed in options.seeds if not seed_result_file(options.output, seed).exists()]
+        todo = [seed for seed in options.seeds if not run_folder.seed_result_file(options.output, seed).exists()]
         if ranks["RANK"] == 0:
             claim_run_folder(run, todo)
     if run.start is None:
@@ -128,7 +118,7 @@ def claim_run_folder(run: FinetuningRun, todo: list[int]) -> None:
     """Claim --output for this run, and say which seeds are already finished."""
     options = run.options
     seed = todo[0] if todo else options.seeds[0]
-    claim_output(options.output, "evaluation.finetune", run.settings, seed_folder(Path(), seed).name)
+    claim_output(options.output, "evaluation.finetune", run.settings, run_folder.seed_folder(Path(), seed).name)
     if "draw" in run.settings:
         print(run.settings["draw"])
     if len(todo) < len(options.seeds):
@@ -149,13 +139,13 @@ def finish_run(run: FinetuningRun) -> None:
         "model": settings.get("model"),
         "num_train": len(run.train),
         "num_dev": len(run.dev),
-        **summarize(read_seeds(options.output), task.metrics),
+        **run_folder.summarize(run_folder.read_seeds(options.output), task.metrics),
     }
-    write_json(options.output / RESULTS_FILE, results)
+    write_json(options.output / run_folder.RESULTS_FILE, results)
     counts = f"{len(run.train):,} training and {len(run.dev):,} dev examples"
     print(f"{task.name} from {options.checkpoint}: {counts}, scores in percent")
-    print(seed_table(results))
-    if details := detail_table(results):
+    print(run_folder.seed_table(results))
+    if details := run_folder.detail_table(results):
         print(f"\n{details}")
 
 
@@ -174,10 +164,10 @@ def run_baseline(run: FinetuningRun, seeds: list[int]) -> None:
 
 def finish_seed(run: FinetuningRun, seed: int, epochs: list[dict], predictions: object) -> None:
     """Write the predictions after the last epoch, then the seed's finished.json."""
-    folder = seed_folder(run.options.output, seed)
+    folder = run_folder.seed_folder(run.options.output, seed)
     folder.mkdir(exist_ok=True)
     run.task.write(folder, run.dev, predictions)
-    mark_finished(folder, seed=seed, best_epoch=best_epoch(epochs, run.task.metrics[0]), epochs=epochs)
+    mark_finished(folder, seed=seed, best_epoch=run_folder.best_epoch(epochs, run.task.metrics[0]), epochs=epochs)
 
 
 def fine_tune(run: FinetuningRun, seeds: list[int], layout: Layout) -> None:
@@ -201,7 +191,7 @@ def fine_tune(run: FinetuningRun, seeds: list[int], layout: Layout) -> None:
         drawn = fill_model(model, encoder, seed)
         if is_first and encoder and seed == seeds[0]:
             print(f"not in the checkpoint, so drawn from each seed: {', '.join(drawn)}")
-        folder = seed_folder(options.output, seed)
+        folder = run_folder.seed_folder(options.output, seed)
         if is_first:
             folder.mkdir(exist_ok=True)
         with open(folder / "metrics.jsonl" if is_first else os.devnull, "w", encoding="utf-8", buffering=1) as log:
@@ -243,17 +233,18 @@ def train_one_seed(
         for indices in epoch_batches(len(train.features), options.batch_size, seed, epoch):
             rate = learning_rate(schedule, options.learning_rate, step)
             losses.append(train_step(engine, optimizer, task, train.features, indices, rate, seed, step))
-            write_row(log, kind="train", step=step + 1, loss=losses[-1], learning_rate=rate)
             step += 1
+            row = {"kind": "train", "step": step, "loss": losses[-1], "learning_rate": rate}
+            log.write(json.dumps(row) + "\n")
             bar.update()
         examples_per_s = len(train.examples) / (time.perf_counter() - began)
         dev_loss, logits = apply_model(engine.module, task, dev.features, layout)
         predictions, scores = answer(task, dev, logits, layout)
         losses = {"train_loss": float(np.mean(losses)), "dev_loss": dev_loss}
         epochs.append({"epoch": epoch, "step": step, **losses, "scores": scores, "examples_per_s": examples_per_s})
-        write_row(log, kind="eval", **epochs[-1])
-        bar.set_postfix({name: percent(scores[name]) for name in task.metrics})
-        num_since_best = epoch - best_epoch(epochs, task.metrics[0])
+        log.write(json.dumps({"kind": "eval", **epochs[-1]}) + "\n")
+        bar.set_postfix({name: run_folder.percent(scores[name]) for name in task.metrics})
+        num_since_best = epoch - run_folder.best_epoch(epochs, task.metrics[0])
         if options.keep_weights == "best" and num_since_best == 0:
             weights = whole_weights(engine.module, layout)
         if num_since_best == options.patience:
@@ -302,11 +293,6 @@ def train_step(
     if not math.isfinite(loss):
         raise FloatingPointError(f"seed {seed}, step {step + 1}: the loss is {loss}; lower --learning-rate")
     return loss
-
-
-def write_row(log: IO[str], **row) -> None:
-    """Append one row to metrics.jsonl."""
-    log.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

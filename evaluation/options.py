@@ -13,7 +13,7 @@ from evaluation.tasks.by_name import TASK_HELP
 from evaluation.tasks.conll import SCHEMES
 from evaluation.tasks.rows import text_files
 from evaluation.tasks.task import Task
-from pretrain.deepspeed_config import check_engine_settings, precision_of, read_with_overrides
+from pretrain.deepspeed_config import REQUIRED_KEYS, check_engine_settings, precision_of, read_with_overrides
 from pretrain.layout import check_device_precision
 
 CHECKPOINT_HELP = (
@@ -22,10 +22,8 @@ CHECKPOINT_HELP = (
 )
 MAX_GRAD_NORM = 1.0
 COPIED_SETTINGS = ("epochs", "patience", "batch_size", "rescale_embeddings", "keep_weights")  # to run.json, unchanged
-KEYS_OF_FLAGS = (  # a flag states them, so a DeepSpeed file may not
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-    *("gradient_clipping", "optimizer", "scheduler"),
-)
+# Keys that a DeepSpeed file may not have here, since flags set them.
+KEYS_OF_FLAGS = (*REQUIRED_KEYS, "gradient_accumulation_steps", "gradient_clipping")
 
 optional = partial(option, default=None)
 training = partial(option, group="training")
