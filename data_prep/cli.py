@@ -81,7 +81,7 @@ def build_parser(options: type, command: str) -> argparse.ArgumentParser:
     for field in sorted(dataclasses.fields(options), key=functools.partial(_depth, options)):
         is_required = field.default is dataclasses.MISSING
         settings = _settings_by_type(types[field.name], "choices" in field.metadata) | field.metadata | _help(field)
-        flags = settings.pop("flags", ("--" + field.name.replace("_", "-"),))
+        flags = settings.pop("flags", _default_flags(field))
         is_flag = flags[0].startswith("-")
         group = settings.pop("group", REQUIRED if is_required else OPTIONAL)
         one_of = settings.pop("one_of", "")
@@ -97,6 +97,26 @@ def build_parser(options: type, command: str) -> argparse.ArgumentParser:
             usage += [flags[0], values] if is_flag else [values]
     parser.usage = " ".join([*usage, "[options]"])
     return parser
+
+
+def command_line(options: Any) -> list[str]:
+    """The words that `parse` reads as these options: its inverse. Options that have their default are left out."""
+    words = []
+    for field in dataclasses.fields(options):
+        value, flags = getattr(options, field.name), field.metadata.get("flags", _default_flags(field))
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flags[0] if value else flags[1])
+        elif isinstance(value, tuple):
+            words += [flags[0], *map(str, value)]
+        else:
+            words.append(f"{flags[0]}={value}")
+    return words
+
+
+def _default_flags(field: dataclasses.Field) -> tuple[str]:
+    return ("--" + field.name.replace("_", "-"),)
 
 
 def _depth(options: type, field: dataclasses.Field) -> int:

@@ -1,14 +1,14 @@
-"""What a score is worth: predictions without a network, to stand beside those of a model in the same results format.
+"""Predictions without a network, in the same format as those of a model: what a score is worth.
 
-`majority` answers the most frequent class of the training rows, or their mean score. `ngram` is a bag of word 1- and
-2-grams, tf-idf weighted, under logistic regression (ridge regression for scores): what can be had without any context
-beyond two neighbouring words.
+`majority` answers the most frequent class of the training set, or its mean score. `ngram` is a bag of word 1- and
+2-grams, weighted by tf-idf, under logistic regression (ridge regression for scores): it knows no context beyond two
+neighbouring words.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import hstack
+from scipy.sparse import hstack, spmatrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
@@ -20,18 +20,18 @@ STRENGTHS = (0.1, 1.0, 10.0)
 
 
 def majority(train: Sequence[Example], dev: Sequence[Example], is_regression: bool) -> np.ndarray:
-    """Answer every dev row alike: [num dev] int64 class indices (the lowest index on a tie), or float64 mean scores."""
+    """One answer for all dev examples, [num dev]: an int64 class index (the lowest on a tie), or the float64 mean."""
     labels = np.array([example.label for example in train])
     answer = labels.mean() if is_regression else np.bincount(labels).argmax()
     return np.full(len(dev), answer)
 
 
 def ngram(train: Sequence[Example], dev: Sequence[Example], is_regression: bool, seed: int) -> np.ndarray:
-    """Fit word n-grams on `train` and predict `dev`: [num dev] int64 class indices, or float64 scores.
+    """Fit word n-grams on `train` and predict `dev`, [num dev]: int64 class indices, or float64 scores.
 
-    The sentences of a pair have n-grams of their own, and the words they share a third set. The regularisation is
-    picked among `STRENGTHS` by three-fold cross-validation within `train`, in folds drawn from `seed`: all that a seed
-    can change here. A training set too small for that takes the library's default strength.
+    Each sentence of a pair has its own n-grams, and the words that both share are a third set. The regularisation is
+    chosen among `STRENGTHS` by three-fold cross-validation within `train`; the seed decides nothing but the folds. A
+    training set that is too small for that gets the library's default strength.
     """
     train_features, dev_features = _features(train, dev)
     labels = np.array([example.label for example in train])
@@ -39,12 +39,12 @@ def ngram(train: Sequence[Example], dev: Sequence[Example], is_regression: bool,
         model, grid, folds = Ridge(), {"alpha": [1 / strength for strength in STRENGTHS]}, KFold
     else:
         model, grid, folds = LogisticRegression(max_iter=1000), {"C": STRENGTHS}, StratifiedKFold
-    if len(train) >= 30 and (is_regression or np.bincount(labels).min() >= 3):  # else no fold would hold every class
+    if len(train) >= 30 and (is_regression or np.bincount(labels).min() >= 3):  # every fold has every class
         model = GridSearchCV(model, grid, cv=folds(3, shuffle=True, random_state=seed))
     return model.fit(train_features, labels).predict(dev_features)
 
 
-def _features(train: Sequence[Example], dev: Sequence[Example]):
+def _features(train: Sequence[Example], dev: Sequence[Example]) -> tuple[spmatrix, spmatrix]:
     views = [lambda example: example.text]
     if train[0].text_pair is not None:
         views += [lambda example: example.text_pair, _shared_words]

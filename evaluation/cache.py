@@ -1,11 +1,12 @@
-"""Features kept from run to run, so that a training set is tokenised once, not for each seed, setting and run.
+"""A cache of features, so that a training set is tokenised once and not for each seed, setting and run.
 
-    CACHE/<key>.features    key: sha256 of the JSON of all that makes them: the examples' file, by its sha256, and their
-                            number, the task's settings, the vocabulary, max_seq_length, VERSION
-                            32 bytes sha256 of the rest; the rest: numpy's .npz of the fields of the task's Features
+    CACHE/<key>.features    32 bytes: sha256 of the rest; the rest: numpy's .npz of the fields of the task's Features
 
-A file appears whole or not at all, and any number of processes may make the same one. One whose bytes are not those
-that were written is told of and made anew.
+The key is the sha256 of the JSON of everything that the features depend on: the examples' file, by its sha256, and
+their number, the task's settings, the vocabulary, the sequence length and VERSION.
+
+A file appears whole or not at all, and any number of processes may write the same one. A file whose checksum does not
+match is reported and replaced.
 """
 
 import hashlib
@@ -21,12 +22,12 @@ import numpy as np
 from data_prep.files import finished_file
 from evaluation.tasks.features import Features
 
-VERSION = 2  # to be raised by whoever changes what a task's encode gives
+VERSION = 2  # raise it whenever a task's `encode` gives something else than before
 DIGEST_SIZE = 32
 
 
 def cached_features(folder: Path, identity: dict, kind: type[Features], encode: Callable[[], Features]) -> Features:
-    """What `encode` gives, from `folder` if it is there. `identity` is all that it depends on, `kind` its class.
+    """The result of `encode`, from `folder` if it is there. It depends on `identity` alone, and `kind` is its class.
 
     Raises OSError for a folder that cannot be written.
     """
@@ -42,13 +43,13 @@ def cached_features(folder: Path, identity: dict, kind: type[Features], encode: 
 
 
 def _read(path: Path, kind: type[Features]) -> Features | None:
-    """None if there is no such file, or if it is damaged: then it is removed."""
+    """None if there is no such file, or if it is damaged and has been removed."""
     try:
         content = memoryview(path.read_bytes())
     except FileNotFoundError:
         return None
     if hashlib.sha256(content[DIGEST_SIZE:]).digest() != content[:DIGEST_SIZE]:
-        print(f"{path} is damaged: removed and made anew", file=sys.stderr)
+        print(f"{path} is damaged: it is removed and written again", file=sys.stderr)
         path.unlink(missing_ok=True)
         return None
     with np.load(io.BytesIO(content[DIGEST_SIZE:])) as arrays:
@@ -56,7 +57,7 @@ def _read(path: Path, kind: type[Features]) -> Features | None:
 
 
 def _write(path: Path, features: Features) -> None:
-    assert features.labels is not None, "only what is trained or scored is kept"
+    assert features.labels is not None, "only training and dev sets are cached"
     buffer = io.BytesIO()
     np.savez(buffer, **{field.name: np.asarray(getattr(features, field.name)) for field in fields(features)})
     with finished_file(path) as file:

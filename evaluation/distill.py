@@ -1,11 +1,11 @@
-"""Distillation (Hinton, Vinyals and Dean 2015): a small model learns what a larger one, fine-tuned on the same task,
-answers to the training examples, beside their labels; for tasks with a label or a score a row.
+"""Distillation (Hinton, Vinyals and Dean 2015): a small model learns from a larger one that was fine-tuned on the same
+task, in addition to the labels of the training examples. For tasks with one label or score per example.
 
     loss = (1 - a) * the task's loss + a * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-T^2 keeps the gradients of the second term as large as those of the first, whatever T is (section 2). For a score it is
-the squared error to the teacher's. The teacher's logits are computed once, the mean over the seeds that it has kept.
-They travel beside the labels, so the loop knows nothing of them.
+T^2 keeps the gradients of the second term as large as those of the first, whatever T is (section 2). For a score, the
+second term is a times the squared distance to the teacher's score. The teacher's logits, averaged over the seeds that
+it has kept, are computed once and become part of the labels, so the fine-tuning loop does not have to know about them.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_prep.text.tokenizer import Tokenizer
-from evaluation.predict import find_seeds, seed_weights
+from evaluation.inference import find_seeds, seed_weights
 from evaluation.tasks.by_name import restore_task
 from evaluation.tasks.features import Features
 from evaluation.tasks.heads import BertForSequenceClassification
@@ -27,20 +27,18 @@ from pretrain.layers import Sequences
 from pretrain.weights import Weights
 
 
-def find_teacher(run: Path, task: Task, tokenizer: Tokenizer, max_seq_length: int) -> list[Weights]:
-    """The kept weights of a finished run. Raises ValueError for one of another task or another vocabulary, and for a
-    model that cannot read sequences so long.
+def find_teacher(run: Path, task: Task, tokenizer: Tokenizer, seq_length: int) -> list[Weights]:
+    """The kept weights of a finished run. Raises ValueError if it has another task or vocabulary, or a model with too
+    few positions.
     """
     settings, seeds = find_seeds(run)
     if task.head is not BertForSequenceClassification:
-        raise ValueError(
-            f"--teacher: {task.name} has no label or score a row, which is what is distilled; leave it out"
-        )
+        raise ValueError(f"--teacher: {task.name} does not have one label or score per example; leave it out")
     taught = restore_task(settings["task"], {})
     if (taught.name, taught.labels) != (task.name, task.labels):
         raise ValueError(
-            f"--teacher {run} has learnt {taught.name} ({', '.join(taught.labels) or 'a score'}), this is {task.name} "
-            f"({', '.join(task.labels) or 'a score'}); name a run of the same task"
+            f"--teacher {run} was trained on {taught.name} ({', '.join(taught.labels) or 'a score'}), this is "
+            f"{task.name} ({', '.join(task.labels) or 'a score'}); name a run of the same task"
         )
     if settings["vocab"]["sha256"] != tokenizer.sha256:
         raise ValueError(
@@ -49,15 +47,15 @@ def find_teacher(run: Path, task: Task, tokenizer: Tokenizer, max_seq_length: in
         )
     weights = seed_weights(run, seeds)
     longest = weights[0].config.max_position_embeddings
-    if longest < max_seq_length:
-        raise ValueError(f"--teacher {run} has positions for {longest} tokens; lower --max-seq-length to that")
+    if longest < seq_length:
+        raise ValueError(f"--teacher {run} has positions for {longest} tokens; lower --seq-length to that")
     return weights
 
 
 def distill(
     task: Task, features: Features, teacher: list[Tensor], weight: float, temperature: float
 ) -> tuple[Task, Features]:
-    """The task with the loss above, and features whose labels are [N, 1+L] float32: the label, the teacher's logits."""
+    """The task with the loss above, and features with labels [N, 1+L] float32: the label and the teacher's logits."""
     labels = np.column_stack([features.labels, torch.stack(teacher).numpy()]).astype(np.float32)
     loss = partial(distilled_loss, task, weight, temperature)
     return replace(task, loss=loss), replace(features, labels=labels)
@@ -66,7 +64,10 @@ def distill(
 def distilled_loss(
     task: Task, weight: float, temperature: float, logits: Tensor, labels: Tensor, sequences: Sequences
 ) -> Tensor:
-    """[B] The loss above. logits: [B, L], labels: [B, 1+L]. For labels [B], which dev has, the task's own loss."""
+    """The loss above for each sequence, [B], from logits [B, L] and labels [B, 1+L].
+
+    Labels [B], which the dev set has, give the task's own loss.
+    """
     if labels.dim() == 1:
         return task.loss(logits, labels, sequences)
     hard, teacher = labels[:, 0], labels[:, 1:]

@@ -1,22 +1,18 @@
-"""CLI: one vector a line of text, from any checkpoint, as .npy: [CLS] of the last layer, or the mean over the tokens.
+"""CLI: one vector per line of text, from any checkpoint, as .npy: [CLS] of the last layer, or the mean over the tokens.
 
-    python -m evaluation.embed --checkpoint RUN --input lines.txt --output vectors.npy --pooling mean
-
-The vectors are float32 [lines, H], in the order of the lines. [CLS] is the hidden state before the pooler, which is
-trained for its pair task alone; the mean is over all tokens with [CLS] and [SEP], as in Reimers and Gurevych 2019.
+python -m evaluation.embed --checkpoint RUN --input lines.txt --output vectors.npy --pooling mean
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.cli import run_cli
+from data_prep.cli import CaseOptions, at_least, option, parse, run_cli
 from data_prep.files import finished_file
-from data_prep.text.tokenizer import add_case_arguments
-from evaluation.predict import apply_model
+from evaluation.inference import apply_model
 from evaluation.start import Start, fill_model, find_start, read_encoder
 from evaluation.tasks.classification import Example
 from evaluation.tasks.features import Features, encode_examples
@@ -25,7 +21,21 @@ from pretrain.layout import Layout, init_lone_layout
 from pretrain.model import BertModel
 from pretrain.model_config import ModelConfig
 
-POOLINGS = ("cls", "mean")
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(CaseOptions):
+    """Write one float32 vector per line of text, [lines, H], in the order of the lines.
+
+    [CLS] is the hidden state before the pooler, since the pooler is trained for its pair task alone. The mean is over
+    all tokens including [CLS] and [SEP], as in Reimers and Gurevych 2019.
+    """
+
+    checkpoint: str = option("a run, one of its checkpoints, or a Hugging Face folder", metavar="WHERE")
+    input: Path = option("UTF-8 text; each line becomes a vector", metavar="FILE")
+    output: Path = option("the .npy file to write; must not exist", metavar="FILE")
+    vocab: Path | None = option("vocabulary, for folders without one", default=None, metavar="FILE")
+    pooling: str = option("what the vector is made of", default="mean", choices=("cls", "mean"))
+    seq_length: int = option("tokens per line; further ones are cut off", default=128, type=at_least(3))
 
 
 def pool(hidden: Tensor, sequences: Sequences, pooling: str) -> Tensor:
@@ -37,7 +47,7 @@ def pool(hidden: Tensor, sequences: Sequences, pooling: str) -> Tensor:
 
 
 class SentenceVectors(nn.Module):
-    """The encoder alone, under the name that checkpoints give it, and what is taken of its last layer."""
+    """The encoder alone, under the name that checkpoints give it, and a pooling of its last layer."""
 
     def __init__(self, config: ModelConfig, layout: Layout, pooling: str):
         super().__init__()
@@ -49,7 +59,7 @@ class SentenceVectors(nn.Module):
 
 
 def embed(start: Start, features: Features, pooling: str) -> np.ndarray:
-    """[N, H] float32 A vector for each sequence."""
+    """One vector per sequence, [N, H] float32."""
     layout = init_lone_layout()
     model = SentenceVectors(start.config, layout, pooling)
     weights = {name: tensor for name, tensor in read_encoder(start).items() if not name.startswith("bert.pooler.")}
@@ -59,39 +69,35 @@ def embed(start: Start, features: Features, pooling: str) -> np.ndarray:
     return torch.stack(vectors).numpy()
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", required=True, help="a run, one of its checkpoints, or a Hugging Face folder")
-    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, for folders without one")
-    add_case_arguments(parser)
-    parser.add_argument("--input", required=True, type=Path, help="UTF-8 text, a line a vector")
-    parser.add_argument("--output", required=True, type=Path, help="the .npy file to write; must not exist")
-    parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="default: %(default)s")
-    parser.add_argument("--max-seq-length", type=int, default=128, metavar="N", help="tokens (default: %(default)s)")
-    args = parser.parse_args(argv)
-    if args.output.suffix != ".npy" or args.output.exists():
-        raise ValueError(f"--output {args.output}: a name that ends in .npy and does not exist yet is due")
-    if args.checkpoint == "random":
-        raise ValueError("--checkpoint random: random weights say nothing of a text; name a checkpoint")
-    start = find_start(args.checkpoint, None, args.vocab, cased=args.cased)
-    longest = start.config.max_position_embeddings
-    if not 3 <= args.max_seq_length <= longest:
-        raise ValueError(f"--max-seq-length {args.max_seq_length}: the model has {longest} positions; choose 3 to that")
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text without their ends; ValueError for an empty file and for other bytes."""
     try:
-        lines = args.input.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{args.input}: byte {error.start} is no UTF-8 text; convert the file to UTF-8") from error
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
     if lines == [""]:
-        raise ValueError(f"{args.input} is empty; write a text a line")
-    examples = [Example(line.removesuffix("\r"), None, None) for line in lines]
-    features = encode_examples(start.tokenizer, examples, args.max_seq_length, args.input.name)
-    vectors = embed(start, features, args.pooling)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with finished_file(args.output) as file:
+        raise ValueError(f"{path} is empty; write one text per line")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(EmbedOptions, "evaluation.embed", argv)
+    output, length = options.output, options.seq_length
+    if output.suffix != ".npy" or output.exists():
+        raise ValueError(f"--output {output}: choose a name that ends in .npy and does not exist yet")
+    if options.checkpoint == "random":
+        raise ValueError("--checkpoint random: vectors of random weights mean nothing; name a checkpoint")
+    start = find_start(options.checkpoint, None, options.vocab, cased=options.cased)
+    longest = start.config.max_position_embeddings
+    if length > longest:
+        raise ValueError(f"--seq-length {length}: the model has {longest} positions; choose at most that")
+    examples = [Example(line, None, None) for line in read_lines(options.input)]
+    features = encode_examples(start.tokenizer, examples, length, options.input.name)
+    vectors = embed(start, features, options.pooling)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with finished_file(output) as file:
         np.save(file, vectors)
-    print(f"{args.output}: {len(vectors):,} vectors of {vectors.shape[1]} ({args.pooling}; {features.note})")
+    print(f"{output}: {len(vectors):,} vectors of {vectors.shape[1]} ({options.pooling}; {features.note})")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A fine-tuned model as a Hugging Face folder: what `--predict` reads, what `--checkpoint` of another task starts from,
-and what transformers loads as it is (AutoModelForSequenceClassification, ...TokenClassification, ...QuestionAnswering),
-with labels and tokenizer. There is no second format.
+"""A fine-tuned model as a Hugging Face folder, the only format in which weights are kept.
+
+`evaluation.predict` reads it, `--checkpoint` of another task starts from it, and transformers loads it with labels and
+tokenizer (AutoModelForSequenceClassification, ...TokenClassification, ...QuestionAnswering).
 """
 
 from pathlib import Path
@@ -20,11 +21,13 @@ from pretrain.parameter_table import is_vocabulary
 
 @torch.no_grad()
 def whole_weights(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """A float32 copy of all weights by Hugging Face's names, without the rows that pad the vocabulary; collective, and
-    {} on all ranks but the first. ZeRO 3 keeps a flat part of each on every rank, beside empty parameters.
+    """A float32 copy of all weights by Hugging Face's names, without the rows that pad the vocabulary.
+
+    Collective: {} on all ranks but the first. Under ZeRO 3, a parameter is empty and its values are spread over the
+    ranks in flat parts.
     """
     weights = {}
-    tensors = [*module.named_buffers(), *module.named_parameters()]  # a buffer: sinusoidal positions
+    tensors = [*module.named_buffers(), *module.named_parameters()]  # sinusoidal positions are a buffer
     for name, tensor in tensors:
         if hasattr(tensor, "ds_tensor"):
             parts = layout.gather(tensor.ds_tensor.cpu())
@@ -36,7 +39,7 @@ def whole_weights(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
 
 
 def export_model(
-    folder: Path, weights: dict[str, Tensor], task: Task, config: ModelConfig, tokenizer: Tokenizer, max_seq_length: int
+    folder: Path, weights: dict[str, Tensor], task: Task, config: ModelConfig, tokenizer: Tokenizer, seq_length: int
 ) -> None:
     """Write config.json, the tokenizer's files and, last, model.safetensors."""
     folder.mkdir(exist_ok=True)
@@ -51,6 +54,6 @@ def export_model(
     if task.num_outputs == 1:
         head["problem_type"] = "regression"
     write_json(folder / "config.json", config.to_json() | head)
-    save_tokenizer(tokenizer, folder, max_seq_length)
+    save_tokenizer(tokenizer, folder, seq_length)
     with finished_file(folder / "model.safetensors") as file:
         file.write(save(weights, metadata={"format": "pt"}))

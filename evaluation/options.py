@@ -1,231 +1,190 @@
-"""The command line of `evaluation.finetune`: its arguments, the checks that need no work, and what they resolve to."""
+"""The options that fine-tuning and a grid of fine-tunings share, the checks between them, and what they resolve to."""
 
-import argparse
 import hashlib
-import math
-import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from data_prep.files import read_json, sha256_file
-from data_prep.text.tokenizer import add_case_arguments
+from data_prep.cli import CaseOptions, at_least, number, option, share
+from data_prep.files import sha256_file
 from evaluation.baselines import BASELINES
 from evaluation.start import Start
-from evaluation.tasks.by_name import SQUAD_FLAGS, TASK_HELP
+from evaluation.tasks.by_name import TASK_HELP
 from evaluation.tasks.conll import SCHEMES
 from evaluation.tasks.rows import text_files
 from evaluation.tasks.task import Task
-from pretrain.deepspeed_config import check_engine_settings
+from pretrain.deepspeed_config import REQUIRED_KEYS, check_engine_settings, precision_of, read_with_overrides
+from pretrain.layout import check_device_precision
 
 CHECKPOINT_HELP = (
-    "a pretraining run or one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
+    "a pretraining run, one of its checkpoints, or a Hugging Face folder; 'random' for the same model without "
     "pretraining; 'majority' or 'ngram' for a baseline without a network"
 )
-OPTIONS_OF_PREDICT = ("predict", "output", "seeds", "local_rank")
-KEPT_FLAGS = ("epochs", "patience", "batch_size", "rescale_embeddings", "keep_weights")  # as they are
 MAX_GRAD_NORM = 1.0
-# What a flag of this command states has no second home in a DeepSpeed file.
-KEYS_OF_FLAGS = (
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-    *("gradient_clipping", "optimizer", "scheduler"),
-)
+COPIED_SETTINGS = ("epochs", "patience", "batch_size", "rescale_embeddings", "keep_weights")  # to run.json, unchanged
+# Keys that a DeepSpeed file may not have here, since flags set them.
+KEYS_OF_FLAGS = (*REQUIRED_KEYS, "gradient_accumulation_steps", "gradient_clipping")
+
+optional = partial(option, default=None)
+training = partial(option, group="training")
+distillation = partial(optional, group="distillation")
+of_a_task = partial(optional, group="SQuAD and named entities")
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; `--help` is written for a newcomer. Raises ValueError for an option that --predict ignores."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.finetune",
-        description="Fine-tune a pretrained BERT on a task, with several seeds. The dev set is evaluated after every "
-        "epoch; the scores go to OUTPUT/results.json and are printed. The same command again keeps the seeds that are "
-        "finished; other --seeds are added to them.",
-        allow_abbrev=False,  # `evaluation.grid` looks for whole names
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions(CaseOptions):
+    """All options of a fine-tuning except learning rate, batch size and epochs, which a grid varies."""
+
+    task: str = option(TASK_HELP, metavar="NAME")
+    checkpoint: str = option(CHECKPOINT_HELP, metavar="WHERE")
+    data_dir: Path = option("folder of the task's files", metavar="DIR")
+    output: Path = option("folder to write; missing, empty, or begun by the same command", metavar="DIR")
+    train_file: str | None = optional("file in DATA-DIR, if not the task's usual one", metavar="NAME")
+    dev_file: str | None = optional("file in DATA-DIR, if not the task's usual one", metavar="NAME")
+    max_train_examples: int | None = optional(
+        "train on N examples, the same for every seed, drawn at random in proportion to their labels", type=at_least(1)
     )
-    fine_tuning = not any(flag.startswith("--predict") for flag in (sys.argv[1:] if argv is None else argv))
-    what = parser.add_argument_group("what is learnt, and from where")
-    what.add_argument("--task", required=fine_tuning, metavar="NAME", help=TASK_HELP)
-    what.add_argument("--checkpoint", required=fine_tuning, metavar="WHERE", help=CHECKPOINT_HELP)
-    what.add_argument("--data-dir", required=fine_tuning, type=Path, metavar="DIR", help="folder of the task's files")
-    what.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write; empty or missing")
-    what.add_argument(
-        "--predict",
-        type=Path,
-        metavar="FILE",
-        help="no training: the model that a finished run in OUTPUT kept answers a file without labels; goes with "
-        "--output and, to name the seed, --seeds",
+    model: str | None = optional("preset or config.json, for --checkpoint random", metavar="NAME")
+    vocab: Path | None = optional("vocabulary, for --checkpoint random and for folders without one", metavar="FILE")
+    cache: Path | None = optional("folder of tokenised examples that any number of runs may share", metavar="DIR")
+    seeds: tuple[int, ...] = training("trained one after the other", default=(0, 1, 2), type=at_least(0), metavar="N")
+    patience: int | None = training(
+        "stop a seed after N epochs without a better dev score", default=None, type=at_least(1)
     )
-    what.add_argument("--train-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
-    what.add_argument("--dev-file", metavar="NAME", help="file in DATA-DIR, if not the task's usual one")
-    what.add_argument(
-        "--max-train-examples",
-        type=int,
-        metavar="N",
-        help="only N training examples, the same for every seed: of each label its share, drawn by chance",
+    micro_batch_size: int | None = training(
+        "examples that a rank computes at once (default: its whole share of a step)", default=None, type=at_least(1)
     )
-    what.add_argument("--model", metavar="NAME", help="preset or config.json, for --checkpoint random")
-    what.add_argument(
-        "--vocab", type=Path, metavar="FILE", help="vocabulary, for --checkpoint random and for folders without one"
+    warmup_proportion: float = training(
+        "share of the steps during which the learning rate rises", default=0.1, type=share
     )
-    add_case_arguments(what)
-    what.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="folder that keeps what was tokenised, for any number of runs: the same file is not tokenised again with "
-        "the same vocabulary and lengths",
+    weight_decay: float = training(
+        "of AdamW; biases and LayerNorm have none", default=0.01, type=number(low=0, below=1)
     )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--seeds", nargs="+", action="extend", type=int, metavar="N", help="one run each, in turn (default 0 1 2)"
+    rescale_embeddings: bool = training(
+        "scale the embeddings to the size of freshly initialized ones, which changes no output: for a checkpoint whose "
+        "weights have grown under large LAMB steps, so that AdamW can move them",
+        default=False,
     )
-    how.add_argument(
-        "--epochs", type=int, default=3, metavar="N", help="passes over the training examples (default %(default)s)"
+    dropout: float | None = training("of hidden states and attention (default: the checkpoint's)", default=None)
+    seq_length: int | None = training(
+        "tokens per sequence; longer sentences are cut, documents are read in windows (default: 128; SQuAD 384)",
+        default=None,
+        type=at_least(5),
     )
-    how.add_argument(
-        "--patience",
-        type=int,
-        metavar="N",
-        help="stop a seed after N epochs without a better dev score (default: never)",
-    )
-    how.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="examples a step, over all ranks (default %(default)s)"
-    )
-    how.add_argument(
-        "--micro-batch-size",
-        type=int,
-        metavar="N",
-        help="examples a rank computes at once; the gradients of a step are added up (default: its whole share)",
-    )
-    how.add_argument(
-        "--learning-rate", type=float, default=5e-5, metavar="X", help="peak rate of AdamW (default %(default)s)"
-    )
-    how.add_argument(
-        "--warmup-proportion",
-        type=float,
-        default=0.1,
-        metavar="X",
-        help="share of steps with a rising rate (default %(default)s)",
-    )
-    how.add_argument(
-        "--weight-decay",
-        type=float,
-        default=0.01,
-        metavar="X",
-        help="none on biases and LayerNorm (default %(default)s)",
-    )
-    how.add_argument(
-        "--rescale-embeddings",
-        action="store_true",
-        help="make them as large as drawn ones, which changes no output: for a checkpoint whose weights large steps of "
-        "LAMB made grow, so that AdamW can move them",
-    )
-    how.add_argument(
-        "--dropout", type=float, metavar="X", help="of hidden states and attention (default: what the checkpoint had)"
-    )
-    how.add_argument(
-        "--max-seq-length",
-        type=int,
-        metavar="N",
-        help="tokens a sequence: sentences are cut to them, documents and long sentences read in windows (default 128; "
-        "SQuAD 384)",
-    )
-    how.add_argument(
-        "--doc-stride", type=int, metavar="N", help="SQuAD: a window on the passage every N tokens (default 128)"
-    )
-    how.add_argument(
-        "--teacher",
-        type=Path,
-        metavar="RUN",
-        help="a finished run of the same task and vocabulary, whose answers to the training examples are learnt beside "
-        "their labels (distillation)",
-    )
-    how.add_argument("--distill-weight", type=float, metavar="A", help="its share of the loss (default 0.5)")
-    how.add_argument("--temperature", type=float, metavar="T", help="softens its answers (default 2)")
-    how.add_argument("--max-query-length", type=int, metavar="N", help="SQuAD: tokens of a question (default 64)")
-    how.add_argument("--max-answer-length", type=int, metavar="N", help="SQuAD: tokens of an answer (default 30)")
-    how.add_argument("--tag-scheme", choices=SCHEMES, help="NER: how tags are written (default: told by the file)")
-    how.add_argument(
-        "--keep-weights",
-        choices=("last", "best", "none"),
+    keep_weights: str = training(
+        "epoch of each seed whose weights are kept as a Hugging Face folder, SEED/model",
         default="last",
-        help="which epoch of each seed is kept as a Hugging Face folder, SEED/model (default %(default)s)",
+        choices=("last", "best", "none"),
     )
-    how.add_argument(
-        "--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed JSON with precision and ZeRO only"
+    deepspeed_config: Path | None = training(
+        "DeepSpeed JSON with precision and ZeRO only",
+        default=None,
+        flags=("--deepspeed-config", "--deepspeed_config"),
+        metavar="FILE",
     )
-    how.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
-    args = parser.parse_args(argv)
-    given = (name for name, value in vars(args).items() if value != parser.get_default(name))
-    for name in given if args.predict else ():
-        if name not in OPTIONS_OF_PREDICT:
-            flag = name if name == "deepspeed_config" else name.replace("_", "-")
-            raise ValueError(f"--{flag} does not go with --predict: the run in --output has its own; leave it out")
-    return args
+    overrides: tuple[str, ...] = training(
+        "overrides of that file, applied in order: zero_optimization.stage=1",
+        default=(),
+        flags=("--set",),
+        metavar="KEY=VALUE",
+    )
+    teacher: Path | None = distillation(
+        "a finished run of the same task and vocabulary, whose answers to the training examples are learned in "
+        "addition to their labels",
+        metavar="RUN",
+    )
+    distill_weight: float | None = distillation(
+        "the teacher's share of the loss (default: 0.5)", type=number(above=0, high=1)
+    )
+    temperature: float | None = distillation("softens the teacher's answers (default: 2)", type=number(above=0))
+    doc_stride: int | None = of_a_task("SQuAD: tokens from window to window (default: 128)", type=at_least(1))
+    max_query_length: int | None = of_a_task("SQuAD: tokens of a question (default: 64)", type=at_least(1))
+    max_answer_length: int | None = of_a_task("SQuAD: tokens of an answer (default: 30)", type=at_least(1))
+    tag_scheme: str | None = of_a_task(
+        "how NER's tags are written (default: inferred from the training file)", choices=SCHEMES
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for options that do not go together."""
+        require_distinct("--seeds", self.seeds)
+        for flag, value in (("--distill-weight", self.distill_weight), ("--temperature", self.temperature)):
+            if value is not None and self.teacher is None:
+                raise ValueError(f"{flag} goes with --teacher; name a run, or leave it out")
+        if self.teacher and self.is_baseline:
+            raise ValueError(f"--teacher: {self.checkpoint} is not a network that could learn from it; leave it out")
+        if self.rescale_embeddings and (self.is_baseline or self.checkpoint == "random"):
+            raise ValueError("--rescale-embeddings goes with a pretrained --checkpoint; leave it out")
+        if self.cache and self.cache.exists() and not self.cache.is_dir():
+            raise ValueError(f"--cache {self.cache} is a file; name a folder, which need not exist")
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether --checkpoint names a baseline without a network."""
+        return self.checkpoint in BASELINES
+
+    @property
+    def distillation(self) -> dict[str, float]:
+        """The weight and temperature of `evaluation.distill.distill`."""
+        return {"weight": self.distill_weight or 0.5, "temperature": self.temperature or 2.0}
 
 
-def check_numbers(args: argparse.Namespace, num_ranks: int) -> None:
-    """Raise ValueError for a number that no run can have."""
-    for name in ("epochs", "patience", "batch_size", "micro_batch_size", "max_train_examples", *SQUAD_FLAGS):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
-    if not 0 < args.learning_rate < 1:
-        raise ValueError(f"--learning-rate {args.learning_rate:g}: a number above 0 and below 1 is due, such as 5e-5")
-    if not 0 <= args.warmup_proportion <= 1:
-        raise ValueError(f"--warmup-proportion {args.warmup_proportion:g}: a share between 0 and 1 is due, such as 0.1")
-    if not 0 <= args.weight_decay < 1:
-        raise ValueError(f"--weight-decay {args.weight_decay:g}: a number from 0 to below 1 is due, such as 0.01")
-    if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
-        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: different whole numbers from 0 on are due")
-    for name, low, high in (("distill_weight", 0, 1), ("temperature", 0, math.inf)):
-        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
-        if value is not None and not low < value <= high:
-            raise ValueError(f"{flag} {value:g}: a number above {low}{' and up to 1' * (high == 1)} is due")
-        if value is not None and args.teacher is None:
-            raise ValueError(f"{flag} goes with --teacher; name a run, or leave it out")
-    if args.teacher and args.checkpoint in BASELINES:
-        raise ValueError(f"--teacher: {args.checkpoint} is no network that could learn of it; leave it out")
-    if args.rescale_embeddings and args.checkpoint in (*BASELINES, "random"):
-        raise ValueError("--rescale-embeddings goes with a pretrained --checkpoint; leave it out")
-    if args.cache and args.cache.exists() and not args.cache.is_dir():
-        raise ValueError(f"--cache {args.cache} is a file; name a folder, which need not exist")
-    if num_ranks > 1 and args.checkpoint in BASELINES:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(SharedOptions):
+    """Fine-tune a pretrained BERT on a task, with several seeds.
+
+    The dev set is evaluated after every epoch; the scores go to OUTPUT/results.json and are printed. Repeating the
+    command keeps the seeds that are finished; further --seeds are added to them.
+    """
+
+    learning_rate: float = training("peak learning rate of AdamW", default=5e-5, type=number(above=0, below=1))
+    batch_size: int = training("examples per step, over all ranks", default=32, type=at_least(1))
+    epochs: int = training("passes over the training examples", default=3, type=at_least(1))
+    local_rank: int | None = option(None, default=None, flags=("--local_rank",))  # DeepSpeed's launcher passes it
+
+
+def require_distinct(flag: str, values: tuple) -> None:
+    """Raise ValueError if a value of an option with several values is given twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{flag} {' '.join(map(str, values))}: give each value once")
+
+
+def check_batch_size(options: FinetuneOptions, num_ranks: int) -> None:
+    """Raise ValueError unless a batch can be divided evenly over the ranks, and a rank's share into micro-batches."""
+    part, rest = divmod(options.batch_size, num_ranks)
+    if rest or not part:
+        near = [size for size in (part * num_ranks, (part + 1) * num_ranks) if size]
         raise ValueError(
-            f"--checkpoint {args.checkpoint} runs in one process; start it with plain python, without a launcher"
-        )
-    share, rest = divmod(args.batch_size, num_ranks)
-    if rest or not share:
-        near = [size for size in (share * num_ranks, (share + 1) * num_ranks) if size]
-        raise ValueError(
-            f"--batch-size {args.batch_size} cannot be split over {num_ranks} ranks; choose from {near} or another "
+            f"--batch-size {options.batch_size} cannot be split over {num_ranks} ranks; choose from {near} or another "
             f"multiple of {num_ranks}"
         )
-    if args.micro_batch_size and share % args.micro_batch_size:
+    if options.micro_batch_size and part % options.micro_batch_size:
         raise ValueError(
-            f"--micro-batch-size {args.micro_batch_size} does not divide the {share} examples that each of {num_ranks} "
-            f"ranks has of a step; choose from {[size for size in range(1, share + 1) if share % size == 0]}"
+            f"--micro-batch-size {options.micro_batch_size} does not divide the {part} examples per step of each of "
+            f"{num_ranks} ranks; choose from {[size for size in range(1, part + 1) if part % size == 0]}"
         )
 
 
-def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, train: list, dev: list) -> dict:
-    """All that determines the results of a seed, as run.json has it; checks what depends on the model."""
-    paths = {"train": args.data_dir / task.train_file, "dev": args.data_dir / task.dev_file}
-    data = {split: {"file": str(path), "sha256": sha256_of(path)} for split, path in paths.items()}
+def resolve_settings(options: FinetuneOptions, task: Task, start: Start | None, num_train: int, num_dev: int) -> dict:
+    """Everything that determines the results of a seed, as run.json holds it; `start` is None for a baseline.
+
+    Raises ValueError for a sequence length that does not fit the model, and for a wrong DeepSpeed file.
+    """
+    paths = {"train": options.data_dir / task.train_file, "dev": options.data_dir / task.dev_file}
     settings = {
         "task": task.settings,
-        "checkpoint": args.checkpoint,
-        **data,
-        "num_train": len(train),
-        "num_dev": len(dev),
+        "checkpoint": options.checkpoint,
+        **{split: {"file": str(path), "sha256": sha256_of(path)} for split, path in paths.items()},
+        "num_train": num_train,
+        "num_dev": num_dev,
     }
     if start is None:
         return settings
-    longest, max_seq_length = start.config.max_position_embeddings, args.max_seq_length or task.max_seq_length
-    if not 5 <= max_seq_length <= longest:
+    longest, seq_length = start.config.max_position_embeddings, options.seq_length or task.seq_length
+    if seq_length > longest:
+        raise ValueError(f"--seq-length {seq_length}: the model has {longest} positions; choose at most that")
+    if seq_length < task.settings.get("max_query_length", 1) + 4:
         raise ValueError(
-            f"--max-seq-length {max_seq_length}: the model has positions for {longest} tokens; choose 5 to that"
-        )
-    if max_seq_length < task.settings.get("max_query_length", 1) + 4:
-        raise ValueError(
-            f"--max-seq-length {max_seq_length} leaves no room for a passage beside a question of up to "
+            f"--seq-length {seq_length} leaves no room for a passage after a question of up to "
             f"{task.settings['max_query_length']} tokens; lower --max-query-length"
         )
     return {
@@ -233,19 +192,14 @@ def resolve_settings(args: argparse.Namespace, task: Task, start: Start | None, 
         "weights": start.weights and {"path": str(start.weights.path), **start.weights.identity()},
         "model": start.config.to_json(),
         "vocab": start.tokenizer.describe(),
-        "max_seq_length": max_seq_length,
-        **{name: getattr(args, name) for name in KEPT_FLAGS},
-        "deepspeed_config": deepspeed_settings(args),
+        "seq_length": seq_length,
+        **{name: getattr(options, name) for name in COPIED_SETTINGS},
+        "deepspeed_config": deepspeed_settings(options),
     }
 
 
-def distillation(args: argparse.Namespace) -> dict[str, float]:
-    """The weight and the temperature of `evaluation.distill.distill`."""
-    return {"weight": args.distill_weight or 0.5, "temperature": args.temperature or 2.0}
-
-
 def sha256_of(path: Path) -> str:
-    """Of a file; of a folder of texts that of their names and sha256."""
+    """The sha256 of a file; for a folder of texts, that of their names and sha256."""
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()
@@ -254,21 +208,25 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def deepspeed_settings(args: argparse.Namespace) -> dict:
-    """The DeepSpeed file of this run: the user's precision and ZeRO, and what the flags say. How a batch is cut up is
-    not in it: that changes nothing but dropout's masks.
+def deepspeed_settings(options: FinetuneOptions) -> dict:
+    """The DeepSpeed configuration of a run: precision and ZeRO from the user's file, the rest from the flags.
+
+    It does not contain the micro-batch size, which changes nothing but the dropout masks. Raises ValueError for a key
+    that is unknown or belongs to a flag, for a wrong value, and for fp16 without a GPU.
     """
-    own = {} if args.deepspeed_config is None else read_json(args.deepspeed_config, dict)
+    name = str(options.deepspeed_config or "--set")
+    own = read_with_overrides(options.deepspeed_config, options.overrides)
     for key in KEYS_OF_FLAGS:
         if key in own:
-            raise ValueError(f"{args.deepspeed_config}: {key!r} is set by a flag here (see --help); leave it out")
-    check_engine_settings(own, str(args.deepspeed_config))
-    optimizer = {"lr": args.learning_rate, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": args.weight_decay}
-    schedule = {"warmup_proportion": args.warmup_proportion}  # over as many steps as the training takes
+            raise ValueError(f"{name}: {key!r} is set by a flag of this command (see --help); leave it out")
+    check_engine_settings(own, name)
+    check_device_precision(precision_of(own))
+    optimizer = {"lr": options.learning_rate, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": options.weight_decay}
     return {
         **own,
-        "train_batch_size": args.batch_size,
+        "train_batch_size": options.batch_size,
         "gradient_clipping": MAX_GRAD_NORM,
         "optimizer": {"type": "AdamW", "params": optimizer},
-        "scheduler": {"type": "WarmupPolynomialLR", "params": schedule},
+        # The number of steps is added when the training examples have been encoded.
+        "scheduler": {"type": "WarmupPolynomialLR", "params": {"warmup_proportion": options.warmup_proportion}},
     }

@@ -1,8 +1,6 @@
-"""Where a fine-tuning starts: the newest or a named checkpoint of a pretraining run, a Hugging Face folder, or random
-weights.
+"""The weights that fine-tuning starts from: a checkpoint of a pretraining run, a Hugging Face folder, or random ones.
 
-All that can be wrong with it is found by `find_start`, before anything is written; weights are read later, by
-`read_encoder`.
+`find_start` checks them before anything is written; `read_encoder` reads them later.
 """
 
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ EMBEDDINGS = tuple(f"bert.embeddings.{kind}_embeddings.weight" for kind in ("wor
 
 @dataclass(frozen=True)
 class Start:
-    """An encoder to start from. Without `weights` it is drawn at random from each seed."""
+    """An encoder to start from. Without `weights` it is initialized from each seed."""
 
     weights: Weights | None
     config: ModelConfig
@@ -34,11 +32,16 @@ def find_start(
     dropout: float | None = None,
     cased: bool | None = None,
 ) -> Start:
-    """Resolve `--checkpoint`: a run folder, one of its checkpoints, a Hugging Face folder, or "random" with a model and
-    a vocabulary. A vocabulary is needed, too, for a folder that has none; `cased` as in `load_tokenizer`.
+    """Resolve `--checkpoint`: a run folder, one of its checkpoints, a Hugging Face folder, or "random".
 
-    Raises ValueError for a folder that is none of these, a vocabulary that is not the checkpoint's, and what is
-    missing or superfluous for the kind of start.
+    Args:
+        model: a preset or config.json, for "random" alone
+        vocab: a vocabulary, for "random" and for a folder that has none
+        dropout: replaces the checkpoint's
+        cased: as in `load_tokenizer`
+
+    Raises ValueError for another folder, for a vocabulary that is not the checkpoint's, and for an argument that is
+    missing or superfluous.
     """
     if checkpoint == "random":
         if model is None or vocab is None:
@@ -60,29 +63,29 @@ def find_start(
 
 
 def read_encoder(start: Start) -> dict[str, Tensor]:
-    """All `bert.*` tensors of the start, whole and float32, by Hugging Face's names; none for random weights.
+    """All `bert.*` tensors of the start, whole and float32, by Hugging Face's names; {} for random weights.
 
-    Raises ValueError if there is none: the folder holds no BERT.
+    Raises ValueError for a folder that does not hold a BERT.
     """
     if start.weights is None:
         return {}
     encoder = {name: start.weights[name] for name in start.weights if name.startswith("bert.")}
     if "bert.embeddings.word_embeddings.weight" not in encoder:
         raise ValueError(
-            f"{start.weights.path} holds no bert.embeddings.word_embeddings.weight: it is no checkpoint of a BERT"
+            f"{start.weights.path} holds no bert.embeddings.word_embeddings.weight, so it is not a checkpoint of a BERT"
         )
     return encoder
 
 
 def rescale_embeddings(encoder: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The encoder with its three embedding tables times one factor, so that the words' values are as large as drawn
-    ones. It is the same function, since LayerNorm reads nothing but their sum.
+    """The encoder with its three embedding tables multiplied by one factor, which makes the word embeddings as large as
+    freshly initialized ones. It computes the same function, since LayerNorm follows their sum.
 
-    Large steps of LAMB make weights grow (its step is a share of the weights), and AdamW's steps, which are not, then
-    move them too little. Raises ValueError for a model without that LayerNorm, and for positions that are not learnt.
+    A LAMB step is proportional to the weights, so large steps make them grow; AdamW's steps are not, so they would
+    then move them too little. Raises ValueError for a model without that LayerNorm, and for sinusoidal positions.
     """
     if config.pre_layer_norm:
-        raise ValueError("--rescale-embeddings: this model has no LayerNorm behind its embeddings; leave it out")
+        raise ValueError("--rescale-embeddings: this model has no LayerNorm after its embeddings; leave it out")
     if config.position_embedding_type == "sinusoidal":
         raise ValueError("--rescale-embeddings: sinusoidal positions are not scaled with the words; leave it out")
     factor = config.initializer_range / encoder["bert.embeddings.word_embeddings.weight"].std()
@@ -90,11 +93,11 @@ def rescale_embeddings(encoder: dict[str, Tensor], config: ModelConfig) -> dict[
 
 
 def fill_model(model: nn.Module, encoder: dict[str, Tensor], seed: int) -> list[str]:
-    """Fill a model whose encoder is `model.bert`: from `encoder` where it has the tensor, else drawn from (seed, name).
+    """Fill a model whose encoder is `model.bert`: with the tensors of `encoder`, and the others from (seed, name).
 
-    Returns the names that were drawn: the head, the pooler if pretraining had none, all of them for random weights. A
-    pooler is left out where the model has none: heads on tokens. Raises ValueError for another tensor that the model
-    has not, or has in another shape.
+    Returns the names of the others: the head, the pooler if pretraining had none, everything for random weights. A
+    pooler of `encoder` is ignored if the model has none. Raises ValueError for any other tensor that the model does not
+    have, or has in another shape.
     """
     init_weights(model, seed)
     parameters = dict(model.named_parameters())

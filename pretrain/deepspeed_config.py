@@ -114,7 +114,14 @@ def load_deepspeed_config(path: str | Path, overrides: Sequence[str] = ()) -> di
 
     Raises ValueError for a missing key, an unknown one (naming the nearest), and a value of the wrong kind or range.
     """
-    config = read_json(path, dict)
+    config = read_with_overrides(path, overrides)
+    check_deepspeed_config(config, str(path))
+    return config
+
+
+def read_with_overrides(path: str | Path | None, overrides: Sequence[str]) -> dict:
+    """The unchecked content of a DeepSpeed file, or of an empty one for None, with overrides `a.b=value`."""
+    config = {} if path is None else read_json(path, dict)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -124,9 +131,8 @@ def load_deepspeed_config(path: str | Path, overrides: Sequence[str] = ()) -> di
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise ValueError(f"--set {override}: {parent} is a value in {path}, it has no {last}")
+                raise ValueError(f"--set {override}: {parent} is a value, so it has no {last}")
         target[last] = _json_or_text(value)
-    check_deepspeed_config(config, str(path))
     return config
 
 

@@ -198,6 +198,12 @@ def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool 
         )
 
 
+def check_device_precision(precision: str) -> None:
+    """Raise ValueError for fp16 without a GPU, since a CPU does not compute in it."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("fp16.enabled=true needs a GPU, and there is none here; choose bf16, or neither of them")
+
+
 def make_deterministic() -> None:
     """Make a GPU repeat its results bit for bit, at some cost in speed. Call it before the first matrix product.
 

@@ -27,7 +27,7 @@ from pretrain.deepspeed_config import (
     precision_of,
     settings_of_results,
 )
-from pretrain.layout import check_layout
+from pretrain.layout import check_device_precision, check_layout
 from pretrain.metrics_file import read_rows
 from pretrain.model_config import ModelConfig, load_model_config
 from pretrain.plan import PhaseOptions, report
@@ -169,8 +169,8 @@ def prepare_run(options: TrainOptions, world_size: int) -> TrainingRun:
     steps = (f"scheduler.params.total_num_steps={options.steps}",) if options.steps else ()
     deepspeed = load_deepspeed_config(options.deepspeed_config, [*options.overrides, *steps])
     num_accumulation_steps(deepspeed, world_size // options.tensor_parallel)
-    if precision_of(deepspeed) == "fp16" and not (torch.cuda.is_available() or options.dry_run):
-        raise ValueError("fp16.enabled=true needs a GPU, and there is none here; choose bf16, or neither of them")
+    if not options.dry_run:
+        check_device_precision(precision_of(deepspeed))
     data = open_data(options.data)
     shards = data[0][0]
     settings = shards.manifest["config"]

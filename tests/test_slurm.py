@@ -93,8 +93,8 @@ def site(tmp_path_factory) -> dict[str, str]:
             "GLUE_TASKS": "CoLA RTE",
             "SQUAD_TASKS": "squad2",
             "SEEDS": "0 1",
-            "GLUE_OPTIONS": "--epochs 1 --max-seq-length 64",
-            "SQUAD_OPTIONS": "--epochs 1 --max-seq-length 64 --doc-stride 16 --max-query-length 24",
+            "GLUE_OPTIONS": "--epochs 1 --seq-length 64",
+            "SQUAD_OPTIONS": "--epochs 1 --seq-length 64 --doc-stride 16 --max-query-length 24",
         },
     }
 

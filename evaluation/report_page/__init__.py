@@ -1,1 +1,1 @@
-"""The parts of the report: tables, plots, curves and the HTML page."""
+"""The parts of the report: tables, plots, published scores and the HTML page."""

@@ -1,5 +1,6 @@
-"""The report's tables, of text only, so that the terminal, the Markdown file and the page say the same."""
+"""The report's tables. Their cells are text, so that the terminal, the Markdown file and the page show the same."""
 
+import json
 import os
 import statistics
 from collections.abc import Sequence
@@ -8,34 +9,40 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from data_prep.files import read_json
+from data_prep.files import RUN_FILE, read_json
 from evaluation.report_page.published import published_score
 from evaluation.run_folder import mean_and_spread, percent, scores_of
 from evaluation.tasks.metrics import spread
-from pretrain.metrics_file import read_metrics
+from pretrain.metrics_file import flattened, read_metrics
 from pretrain.model_config import load_model_config
 from pretrain.parameter_table import num_parameters
 
 STARTS = ("pretrained", "random", "ngram", "majority")
 DATA_KINDS = {"megatron-indexed-dataset": "tokenised corpus", "bert-masked-shards": "masked shards"}
-LEFT_ALIGNED = {"task", "score", "metric", "start", "run", "folder", "kind", "optimizer"}
+LEFT_ALIGNED = {"task", "score", "metric", "start", "run", "setting", "folder", "kind", "optimizer"}
+DISTINCTIONS = (  # between groups of one task, in the order in which a title names them
+    "{data}",
+    "{num_train:,} training examples",
+    "training set {train_sha256:.8}",
+    "dev set {dev_sha256:.8}",
+)
 
 
 class Table(NamedTuple):
-    """A heading row, and rows of text."""
+    """Headers, and rows of text."""
 
     headers: tuple[str, ...]
     rows: list[list[str]]
 
     def text(self, style: str) -> str:
-        """As tabulate prints it: "simple" for a terminal, "github" for Markdown, "html" for a page."""
+        """The table in one of tabulate's styles: "simple" for a terminal, "github" for Markdown, "html" for a page."""
         align = ["left" if header in LEFT_ALIGNED else "right" for header in self.headers]
         return tabulate(self.rows, self.headers, tablefmt=style, disable_numparse=True, colalign=align)
 
 
 def task_groups(results: dict[str, dict]) -> dict[str, list[dict]]:
-    """Fine-tuning runs by what is compared: the same task, the same training examples and the same dev file. Each run
-    gets its `label`, and all are in the order of STARTS.
+    """Fine-tuning runs by what can be compared: the same task, training examples and dev file. Each run gets a `label`,
+    and the runs of a group are in the order of STARTS.
     """
     groups: dict[tuple, list[dict]] = {}
     for name, run in results.items():
@@ -52,14 +59,9 @@ def task_groups(results: dict[str, dict]) -> dict[str, list[dict]]:
 
 
 def _title(run: dict, others: Sequence[dict]) -> str:
-    """The task, and in what its data differ from those of the other groups of the same task."""
+    """The task, and how its data differ from those of the other groups of the same task."""
     rivals, parts = [other for other in others if other["task"] == run["task"]], []
-    for form in (
-        "{data}",
-        "{num_train:,} training examples",
-        "training set {train_sha256:.8}",
-        "dev set {dev_sha256:.8}",
-    ):
+    for form in DISTINCTIONS:
         same = [other for other in rivals if form.format_map(other) == form.format_map(run)]
         if len(same) < len(rivals):
             rivals, parts = same, [*parts, form.format_map(run)]
@@ -67,8 +69,8 @@ def _title(run: dict, others: Sequence[dict]) -> str:
 
 
 def score_table(groups: dict[str, list[dict]]) -> Table:
-    """The main table: dev scores in percent, a row for each task, metric and start, last epoch and best epoch apart;
-    then what was published for that size.
+    """The main table: dev scores in percent, one row per task, metric and start, and one for the published score. The
+    last and the best epoch have columns of their own.
     """
     headers = ("task", "metric", "start", "last: mean ± std", "median", "each seed", "best: mean ± std", "train", "dev")
     rows = []
@@ -86,14 +88,14 @@ def score_table(groups: dict[str, list[dict]]) -> Table:
 
 
 def published(runs: Sequence[dict], metric: str) -> tuple[str, float] | None:
-    """(whose, percent) published for the size of the first of these runs that has a model of a known one."""
+    """(whose, percent) published for the size of the first of these runs for which there is any."""
     scores = (published_score(run.get("model"), run["task"], metric) for run in runs)
     return next(filter(None, scores), None)
 
 
 def overview(groups: dict[str, list[dict]]) -> Table:
-    """A row a task, a column a start and one for what was published: means and standard deviations over seeds after the
-    last epoch, of each task's first metric.
+    """One row per task and one column per start and for the published score: mean and standard deviation over seeds
+    after the last epoch, of each task's first metric.
     """
     starts = dict.fromkeys(run["label"] for runs in groups.values() for run in runs)
     rows = []
@@ -107,8 +109,8 @@ def overview(groups: dict[str, list[dict]]) -> Table:
 
 
 def detail_scores(runs: Sequence[dict]) -> Table:
-    """Scores of one task that the main table has not (by type of entity, by question word), a column a start: means
-    over seeds after the last epoch, in percent. Without rows where a task has none.
+    """The scores of one task that are not in the main table (by entity type, by question word), one column per start:
+    means over seeds after the last epoch, in percent. It has no rows for a task without such scores.
     """
     seeds = {run["label"]: [scores_of(seed, "last") for seed in run["seeds"]] for run in runs}
     names = [name for scores in seeds.values() for name in scores[0] if name not in runs[0]["metrics"]]
@@ -120,7 +122,7 @@ def detail_scores(runs: Sequence[dict]) -> Table:
 
 
 def verdicts(groups: dict[str, list[dict]]) -> list[str]:
-    """A sentence for each pretrained run and each other start of its group, by the task's first metric after the last
+    """One sentence for each pretrained run and each other start of its group, on the task's first metric after the last
     epoch.
     """
     sentences = []
@@ -138,7 +140,7 @@ def _verdict(ours: dict, other: dict, metric: str) -> str:
     our, their = ours["last"][metric], other["last"][metric]
     points = 100 * (our["mean"] - their["mean"])
     amount = f"{abs(points):.1f}" if abs(points) >= 0.05 else "less than 0.1"
-    is_level = abs(points) < 1e-9  # what floating point leaves of equal means
+    is_level = abs(points) < 1e-9  # the rounding error of equal means
     distance = "level with" if is_level else f"{amount} points {'above' if points > 0 else 'below'}"
     apart = not is_level and (our["min"] > their["max"] or our["max"] < their["min"])
     overlap = "no seed of one reaches the other" if apart else "their seeds overlap"
@@ -149,7 +151,9 @@ def _verdict(ours: dict, other: dict, metric: str) -> str:
 
 
 def pretraining_facts(name: str, folder: Path) -> dict[str, str]:
-    """All that the tables say of a pretraining run, by heading. Rates are medians: single rows swing with the load."""
+    """What the table says about a pretraining run, by heading. Losses, accuracies and norms are the last ones; speeds
+    are medians, because single rows vary with the load of the machine.
+    """
     train, held_out = read_metrics(folder, "train"), read_metrics(folder, "eval")
     last, final = train[-1], held_out[-1] if held_out else {}
     entropy, loss = final.get("unigram_entropy"), final.get("mlm_loss")
@@ -168,10 +172,13 @@ def pretraining_facts(name: str, folder: Path) -> dict[str, str]:
         "below it, nat": _format(entropy and entropy - loss, ".3f"),
         "MLM accuracy": _format(final.get("mlm_accuracy"), ".1%"),
         "pair accuracy": _format(final.get("pair_accuracy"), ".1%"),
+        "gradient norm": _format(last.get("grad_norm"), ".3g"),
+        "median trust ratio": _format(last.get("trust_ratio_median"), ".3g"),
+        "learning rate": _format(last.get("learning_rate"), ".3g"),
+        "peak rate": f"{optimizer['params']['lr']:g}",
         "parameters": f"{num_parameters(config):,}",
         "layers x hidden": f"{config.num_hidden_layers} x {config.hidden_size}",
         "optimizer": optimizer["type"],
-        "peak rate": f"{optimizer['params']['lr']:g}",
         "batch": f"{batch:,}",
         "sequences seen": f"{num_sequences:,}",
         "tokens seen": f"{num_tokens / 1e6:,.1f} M",
@@ -183,13 +190,24 @@ def pretraining_facts(name: str, folder: Path) -> dict[str, str]:
 
 
 def pretraining_table(facts: Sequence[dict[str, str]]) -> Table:
-    """A column a run, a row a fact: runs are few, facts are many."""
+    """One column per run and one row per fact: runs are few, facts are many."""
     rows = [[key, *(fact[key] for fact in facts)] for fact in facts[:1] for key in fact if key != "run"]
     return Table(("run", *(fact["run"] for fact in facts)), rows)
 
 
+def differing_settings(runs: dict[str, Path]) -> Table:
+    """One row per setting of run.json that is not the same in all pretraining runs, one column per run."""
+    settings = [flattened(read_json(folder / RUN_FILE)) for folder in runs.values()]
+    rows = []
+    for key in sorted({key for of_run in settings for key in of_run}):
+        values = [json.dumps(of_run[key]) if key in of_run else "" for of_run in settings]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    return Table(("setting", *runs), rows)
+
+
 def data_table(manifests: dict[str, dict]) -> Table:
-    """Sizes of corpora and shards; what a kind does not have stays empty."""
+    """Sizes of corpora and shards; a size that a kind does not have stays empty."""
     counts = ("documents", "sentences", "tokens", "sequences", "predictions")
     headers = ("folder", "kind", *counts, "sequence length", "vocabulary")
     rows = []
@@ -205,8 +223,8 @@ def _format(value: float | None, style: str) -> str:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The paths without what all have in common: pretrain, finetune/random, shards/train. Raises ValueError for a
-    repeated one.
+    """The paths without the part that all have in common: pretrain, finetune/random, shards/train. Raises ValueError
+    for a folder that is named twice.
     """
     paths = [folder.resolve() for folder in folders]
     for path in paths:

@@ -44,7 +44,7 @@ def test_any_change_of_what_makes_them_is_seen(tmp_path, capsys):
     write_task(tmp_path, "pairs")
     flags, counts = dict(FLAGS["pairs"]), []
     for number, change in enumerate(
-        [{}, {"learning-rate": 0.001}, {"max-seq-length": 15}, {"max-train-examples": 20}, "train.tsv", "vocab.txt"]
+        [{}, {"learning-rate": 0.001}, {"seq-length": 15}, {"max-train-examples": 20}, "train.tsv", "vocab.txt"]
     ):
         if isinstance(change, dict):
             flags |= change
@@ -56,7 +56,7 @@ def test_any_change_of_what_makes_them_is_seen(tmp_path, capsys):
     assert counts == [2, 2, 4, 5, 6, 8]
 
 
-def test_a_damaged_file_is_told_of_and_made_anew(tmp_path, capsys):
+def test_a_damaged_file_is_reported_and_replaced(tmp_path, capsys):
     def cached(**identity):
         return cached_features(tmp_path, identity, Features, lambda: FEATURES)
 
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_told_of_and_made_anew(tmp_path, capsys):
     for content in (b"", whole[:31], whole[: len(whole) // 2], whole[:-1], whole + b"x", *flipped):
         path.write_bytes(content)
         cached(file="a")
-        assert capsys.readouterr().err == f"{path} is damaged: removed and made anew\n"
+        assert capsys.readouterr().err == f"{path} is damaged: it is removed and written again\n"
         assert path.read_bytes() == whole
     again = cached(file="a")
     assert capsys.readouterr().err == "" and again is not FEATURES and again.note == FEATURES.note

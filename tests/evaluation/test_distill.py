@@ -49,8 +49,8 @@ def test_scores_by_hand():
 
 
 def test_a_smaller_model_learns_from_its_teacher_alone(task, capsys):
-    """Every label of the student's training set is wrong; it is told by two seeds of the teacher what is right. On two
-    ranks it learns the same.
+    """Every label of the student's training set is wrong; two seeds of the teacher give the right ones. On two ranks it
+    learns the same.
     """
     main(arguments(task, "teacher", seeds=[0, 1], epochs=2))
     (task / "small.json").write_text(json.dumps(MODEL | SMALL), encoding="utf-8")
@@ -78,20 +78,23 @@ def test_a_smaller_model_learns_from_its_teacher_alone(task, capsys):
 MISFITS = [
     ({"temperature": 2}, "--temperature goes with --teacher; name a run"),
     ({"teacher": "nowhere"}, "nowhere has no run.json"),
-    ({"teacher": "teacher", "distill-weight": 1.5}, r"--distill-weight 1.5: a number above 0 and up to 1 is due"),
-    ({"teacher": "teacher", "temperature": 0}, r"--temperature 0: a number above 0 is due"),
+    ({"teacher": "teacher", "distill-weight": 1.5}, r"argument --distill-weight: 1.5 is above 1"),
+    ({"teacher": "teacher", "temperature": 0}, r"argument --temperature: 0 is not above 0"),
     (
         {"teacher": "teacher", "task": "regression", "train-file": "scores.tsv", "dev-file": "scores.tsv"},
-        r"has learnt classification \(green, red\), this is regression \(a score\); name a run of the same task",
+        r"was trained on classification \(green, red\), this is regression \(a score\); name a run of the same",
     ),
-    ({"teacher": "teacher", "task": "ner", "train-file": "words.txt", "dev-file": "words.txt"}, "ner has no label or"),
+    (
+        {"teacher": "teacher", "task": "ner", "train-file": "words.txt", "dev-file": "words.txt"},
+        "ner does not have one label or",
+    ),
     ({"teacher": "teacher", "vocab": "other.txt"}, "has another vocabulary, vocab.txt with sha256"),
-    ({"teacher": "teacher", "model": "long.json", "max-seq-length": 20}, "has positions for 16 tokens; lower"),
-    ({"teacher": "teacher", "checkpoint": "ngram", "model": None, "vocab": None}, "ngram is no network"),
+    ({"teacher": "teacher", "model": "long.json", "seq-length": 20}, "has positions for 16 tokens; lower"),
+    ({"teacher": "teacher", "checkpoint": "ngram", "model": None, "vocab": None}, "ngram is not a network"),
 ]
 
 
-def test_a_teacher_that_does_not_fit_is_told(task, capsys):
+def test_a_teacher_that_does_not_fit_is_refused(task, capsys):
     main(arguments(task, "teacher", seeds=[0], epochs=1))
     (task / "scores.tsv").write_text("sentence\tlabel\nthe box\t1.5\n", encoding="utf-8")
     (task / "words.txt").write_text("the O\nbox B-X\n", encoding="utf-8")

@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 def command(folder, **changes):
     flags = {"checkpoint": folder / "hf", "input": folder / "lines.txt", "output": folder / "v.npy"}
-    flags |= {"max-seq-length": 16} | changes
+    flags |= {"seq-length": 16} | changes
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
@@ -43,13 +43,13 @@ def test_vectors_are_those_of_hugging_face(folder, pooling, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": "vectors.txt"}, "--output vectors.txt: a name that ends in .npy"),
-        ({"checkpoint": "random"}, "random weights say nothing of a text"),
-        ({"max-seq-length": 17}, "--max-seq-length 17: the model has 16 positions"),
+        ({"output": "vectors.txt"}, "--output vectors.txt: choose a name that ends in .npy"),
+        ({"checkpoint": "random"}, "vectors of random weights mean nothing"),
+        ({"seq-length": 17}, "--seq-length 17: the model has 16 positions; choose at most that"),
         ({"input": "empty.txt"}, "empty.txt is empty"),
     ],
 )
-def test_bad_input_is_told(folder, changes, message, capsys, monkeypatch):
+def test_bad_input_is_refused(folder, changes, message, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "empty.txt").write_text("")
     with pytest.raises(SystemExit) as exit_info:

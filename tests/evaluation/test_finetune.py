@@ -32,7 +32,7 @@ def task(tmp_path):
 def arguments(folder, output="run", checkpoint="random", **changes):
     """The command line of a short run with `changes`; None leaves a flag out."""
     flags = {"task": "classification", "checkpoint": checkpoint, "data-dir": folder, "output": folder / output,
-             "epochs": 3, "batch-size": 8, "learning-rate": 0.005, "max-seq-length": 16, "seeds": [0, 1],
+             "epochs": 3, "batch-size": 8, "learning-rate": 0.005, "seq-length": 16, "seeds": [0, 1],
              "model": folder / "config.json", "vocab": folder / "vocab.txt"}  # fmt: skip
     if checkpoint != "random":
         flags |= {"model": None, "vocab": None}
@@ -57,7 +57,7 @@ def test_a_run_learns_and_keeps_finished_seeds(task, capsys):
     assert [row["seed"] for row in results["seeds"]] == [0, 1]
     assert [epoch["step"] for epoch in results["seeds"][0]["epochs"]] == [20, 40, 60]
     rows = [json.loads(line) for line in (task / "run/seed_0/metrics.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in rows] == (["train"] * 20 + ["dev"]) * 3
+    assert [row["kind"] for row in rows] == (["train"] * 20 + ["eval"]) * 3
     assert rows[0]["loss"] > 3 * rows[-2]["loss"]
     lines = (task / "run/seed_1/predictions.tsv").read_text().splitlines()
     assert lines[0] == "index\tlabel\tprediction\tp(green)\tp(red)"
@@ -68,7 +68,7 @@ def test_a_run_learns_and_keeps_finished_seeds(task, capsys):
     losses = [epoch["train_loss"] for epoch in results["seeds"][1]["epochs"]]
     (task / "run/seed_1/finished.json").unlink()
     main(arguments(task, seeds=[0, 1, 2]))
-    assert "finished before and kept: seed 0" in capsys.readouterr().out
+    assert "already finished: seed 0" in capsys.readouterr().out
     assert (task / "run/seed_0/finished.json").stat().st_mtime_ns == kept
     again = read(task / "run/results.json")
     assert [row["seed"] for row in again["seeds"]] == [0, 1, 2]
@@ -86,7 +86,10 @@ def test_seeds_given_twice_are_all_run(task, capsys):
     assert [row["seed"] for row in read(task / "majority/results.json")["seeds"]] == [0, 1]
 
 
-def test_baselines_write_the_same_format(task, capsys):
+def test_baselines_write_the_same_format(task, capsys, monkeypatch):
+    """In a batch job too: they read none of the launcher's variables."""
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_PROCID", "3")
     main(arguments(task, "majority", "majority", seeds=[0]))
     main(arguments(task, "ngram", "ngram"))
     assert read(task / "majority/results.json")["last"]["accuracy"]["mean"] == 0.5
@@ -113,7 +116,7 @@ def test_from_a_hugging_face_folder(task, architecture, capsys):
         main(arguments(task, "other", task / "hf", vocab=task / "vocab.txt"))
 
 
-def test_a_loss_that_is_no_number_ends_the_run(task, capsys):
+def test_a_loss_that_is_not_finite_ends_the_run(task, capsys):
     model = transformers.BertModel(transformers.BertConfig(**MODEL))
     torch.nn.init.constant_(model.embeddings.LayerNorm.weight, 3e38)  # finite, but its products are not
     model.save_pretrained(task / "hf")
@@ -125,7 +128,7 @@ def test_a_loss_that_is_no_number_ends_the_run(task, capsys):
     assert not (task / "run/seed_0/finished.json").exists()
 
 
-def test_a_part_of_the_training_set_has_every_label_and_is_told(task, capsys):
+def test_a_part_of_the_training_set_has_every_label_and_is_printed(task, capsys):
     """A file sorted by label, and a folder a label: their first N examples have one label."""
     rows = (task / "train.tsv").read_text(encoding="utf-8").splitlines()
     (task / "sorted.tsv").write_text(
@@ -205,7 +208,7 @@ def test_ranking(task, capsys):
 def test_named_entities(task, capsys):
     rows = [f"the O\n{WORDS[i % 2]} S-{'X' if i % 2 else 'Y'}\nbox O\nis O\nhere O\n\n" for i in range(80)]
     (task / "train.txt").write_text("".join(rows), encoding="utf-8")
-    main(arguments(task, task="ner", seeds=[0], **{"dev-file": "train.txt", "max-seq-length": 5}))
+    main(arguments(task, task="ner", seeds=[0], **{"dev-file": "train.txt", "seq-length": 5}))
     printed = capsys.readouterr().out
     assert "80 sentences in 160 windows" in printed and "X f1" in printed and "Y recall" in printed
     # The rate falls over all windows, not over the sentences.
@@ -227,24 +230,25 @@ def test_named_entities(task, capsys):
         ({"checkpoint": "nowhere"}, r"--checkpoint nowhere: no such folder; name a pretraining run"),
         ({"model": None}, r"--checkpoint random needs --model"),
         ({"model": "tinny"}, r"did you mean 'tiny'"),
-        ({"max-seq-length": 17}, r"--max-seq-length 17: the model has positions for 16 tokens; choose 5 to that"),
-        ({"patience": 0}, r"--patience 0: at least 1 is due"),
-        ({"epochs": 0}, r"--epochs 0: at least 1 is due"),
-        ({"seeds": [1, 1]}, r"--seeds 1 1: different whole numbers from 0 on are due"),
+        ({"seq-length": 17}, r"--seq-length 17: the model has 16 positions; choose at most that"),
+        ({"patience": 0}, r"argument --patience: 0 is below 1"),
+        ({"epochs": 0}, r"argument --epochs: 0 is below 1"),
+        ({"seeds": [1, 1]}, r"--seeds 1 1: give each value once"),
         ({"tag-scheme": "iob1"}, r"--tag-scheme goes with --task ner; leave it out"),
         (
             {"task": "squad1", "checkpoint": "ngram"},
             r"--checkpoint ngram predicts one label or score per",
         ),
         ({"doc-stride": 4}, r"--doc-stride goes with --task squad1 or squad2; leave it out"),
-        ({"learning-rate": 5}, r"--learning-rate 5: a number above 0 and below 1"),
+        ({"learning-rate": 5}, r"argument --learning-rate: 5 is not below 1"),
         ({"rescale-embeddings": []}, r"--rescale-embeddings goes with a pretrained --checkpoint; leave it out"),
         ({"dropout": 1.5}, r"hidden_dropout_prob=1.5 must be a number from 0 to 1, but not 1"),
-        ({"warmup-proportion": 2}, r"--warmup-proportion 2: a share between 0 and 1"),
+        ({"warmup-proportion": 2}, r"argument --warmup-proportion: 2 is not between 0 and 1"),
         ({"deepspeed_config": "no.json"}, r"no.json: no such file"),
+        ({"set": "zero_optimization.stage=4"}, r"--set: zero_optimization.stage=4 must be one of 0, 1, 2, 3"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_written(task, capsys, changes, message):
+def test_bad_input_is_refused_before_anything_is_written(task, capsys, changes, message):
     with pytest.raises(SystemExit) as exit_info:
         run_cli(main, arguments(task, **changes))
     assert exit_info.value.code == 2
@@ -257,18 +261,26 @@ def test_bad_input_is_told_before_anything_is_written(task, capsys, changes, mes
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"train_batch_size": 4}, "'train_batch_size' is set by a flag here"),
+        ({"train_batch_size": 4}, "'train_batch_size' is set by a flag of this command"),
         ({"bf17": {}}, "did you mean 'bf16'"),
         ({"bf16": {"enabled": True}}, "16 bits at zero_optimization.stage=0: .*choose stage 1"),
+        pytest.param(
+            {"fp16": {"enabled": True}, "zero_optimization": {"stage": 1}},
+            "needs a GPU, and there is none here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_a_deepspeed_file_holds_precision_and_zero_only(task, content, message):
     (task / "ds.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         main(arguments(task, deepspeed_config=task / "ds.json"))
+    assert not (task / "run").exists()
 
 
 def test_bf16_with_zero(task, capsys):
-    (task / "ds.json").write_text(json.dumps({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}))
-    main(arguments(task, seeds=[0], deepspeed_config=task / "ds.json"))
+    """Precision from the file, ZeRO's stage from --set."""
+    (task / "ds.json").write_text(json.dumps({"bf16": {"enabled": True}}))
+    main(arguments(task, seeds=[0], **{"deepspeed-config": task / "ds.json", "set": "zero_optimization.stage=1"}))
+    assert read(task / "run/run.json")["deepspeed_config"]["zero_optimization"] == {"stage": 1}
     assert read(task / "run/results.json")["last"]["accuracy"]["mean"] == 1.0

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from evaluation.finetune import fine_tune, main, make_plan
-from evaluation.options import check_numbers, parse_args
+from data_prep.cli import parse
+from evaluation.finetune import fine_tune, main, prepare_run
+from evaluation.options import FinetuneOptions, check_batch_size
 from pretrain.layout import init_layout
 from tests.evaluation.test_finetune import MODEL, WORDS, arguments
 from tests.ranks import free_ports, run_ranks
@@ -56,16 +57,16 @@ def write_task(folder, kind):
 
 
 def fine_tune_on_a_rank(argv):
-    args = parse_args(argv)
-    plan = make_plan(args)
-    args.output.mkdir(exist_ok=True)
-    fine_tune(plan, args.seeds, init_layout())
+    options = parse(FinetuneOptions, "evaluation.finetune", argv)
+    run = prepare_run(options)
+    options.output.mkdir(exist_ok=True)
+    fine_tune(run, options.seeds, init_layout())
 
 
 def losses_scores_weights(run):
     rows = [json.loads(line) for line in (run / "seed_0/metrics.jsonl").read_text().splitlines()]
     losses = [row.get("loss", row.get("dev_loss")) for row in rows]
-    scores = [row["scores"] for row in rows if row["kind"] == "dev"]
+    scores = [row["scores"] for row in rows if row["kind"] == "eval"]
     return losses, scores, load_file(run / "seed_0/model/model.safetensors")
 
 
@@ -105,13 +106,15 @@ def test_two_ranks_are_one_process(one_process, kind, stage, micro_batch_size):
     [
         ({"batch-size": 7}, r"--batch-size 7 cannot be split over 2 ranks; choose from \[6, 8\] or another multiple"),
         ({"batch-size": 1}, r"--batch-size 1 cannot be split over 2 ranks; choose from \[2\]"),
-        ({"micro-batch-size": 3}, r"does not divide the 4 examples that each of 2 ranks .* choose from \[1, 2, 4\]"),
-        ({"checkpoint": "ngram"}, r"--checkpoint ngram runs in one process; start it with plain python"),
+        (
+            {"micro-batch-size": 3},
+            r"does not divide the 4 examples per step of each of 2 ranks; choose from \[1, 2, 4\]",
+        ),
     ],
 )
-def test_what_ranks_cannot_do_is_told(tmp_path, changes, message):
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        check_numbers(parse_args(arguments(tmp_path, **changes)), num_ranks=2)
+        check_batch_size(parse(FinetuneOptions, "finetune", arguments(tmp_path, **changes)), num_ranks=2)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A grid of fine-tunings as a user runs it: side by side, killed, gone on with, and told what is wrong."""
+"""A grid of fine-tunings as a user runs it: several at a time, killed and resumed, with wrong input."""
 
 import os
 import re
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli import run_cli
+from data_prep.cli import command_line, parse, run_cli
 from data_prep.files import claim_output
 from evaluation import finetune
-from evaluation.grid import Setting, main, options, parse_args, shared_settings
+from evaluation.grid import GridOptions, Setting, main, shared_settings
 from tests.evaluation.test_finetune import arguments, read, task
 
 __all__ = ["task"]  # the fixture
@@ -23,9 +23,9 @@ OWN = {name: None for name in ("epochs", "batch-size", "learning-rate", "seeds")
 
 
 def grid(folder, output, *more):
-    """The command line: a rate that learns and one that does not, two seeds, two jobs at a time."""
+    """The command line: a rate that learns and one that does not, two seeds, two runs at a time."""
     rest = arguments(folder, output, **OWN, **{"keep-weights": "none"})
-    return [*POINTS, "--jobs", "2", *rest, *more]
+    return [*POINTS, "--workers", "2", *rest, *more]
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_killed_and_restarted_it_gives_the_same_table(task, capsys):
     assert 0 < num_done < 4
     main(grid(task, "killed"))
     again = capsys.readouterr().out
-    assert f"finished before and kept: {num_done} of 4 runs" in again
+    assert f"already finished: {num_done} of 4 runs" in again
     rows = undisturbed.splitlines()[-2:]
     assert again.splitlines()[-2:] == rows
     assert len(list((task / "killed/cache").glob("*.features"))) == 2  # of four runs
@@ -57,16 +57,16 @@ def test_killed_and_restarted_it_gives_the_same_table(task, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--learning-rate", "1e-4"], "--learning-rate is not the grid's"),
-        (["--batch-size=16"], "--batch-size is not the grid's"),
-        (["--jobs", "0"], "--jobs 0: at least 1"),
-        (["--epochs", "2"], "--epochs 2 2: each value once"),
-        (["--learning-rates", "5"], "--learning-rate 5: a number above 0 and below 1"),
+        (["--learning-rate", "1e-4"], "unrecognized arguments: --learning-rate"),
+        (["--batch-size=16"], "unrecognized arguments: --batch-size"),
+        (["--workers", "0"], "argument --workers: 0 is below 1"),
+        (["--epochs", "2"], "--epochs 2 2: give each value once"),
+        (["--learning-rates", "5"], "argument --learning-rates: 5 is not below 1"),
         (["--task", "classificatoin"], "--task classificatoin is unknown"),
         (["--micro-batch-size", "3"], "--micro-batch-size 3 does not divide the 8 examples"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_written(task, capsys, more, message):
+def test_bad_input_is_refused_before_anything_is_written(task, capsys, more, message):
     with pytest.raises(SystemExit) as stop:
         run_cli(main, grid(task, "run", *more))
     assert stop.value.code == 2 and message in capsys.readouterr().err
@@ -80,10 +80,10 @@ def small_grid(folder, *points, **changes):
 
 
 def test_a_finished_grid_is_that_of_its_settings_and_seeds_alone(task, capsys):
-    args, rest = parse_args(small_grid(task))
-    setting = Setting(0.005, 8, 1)
-    claim_output(args.output, shared_settings(args, rest, [setting]), "grid")
-    finetune.main(options(args, rest, setting, [0, 1]))
+    options = parse(GridOptions, "evaluation.grid", small_grid(task))
+    (setting,) = options.settings
+    claim_output(options.output, "evaluation.grid", shared_settings(options))
+    finetune.main(command_line(options.finetune_options(setting, (0, 1))))
     # It shows the seeds asked for; an option given twice adds its values.
     seeds = read(task / "run/rate-0.005_batch-8_epochs-1/results.json")["seeds"]
     scores = [100 * row["epochs"][0]["scores"]["accuracy"] for row in seeds]
@@ -91,14 +91,14 @@ def test_a_finished_grid_is_that_of_its_settings_and_seeds_alone(task, capsys):
         main(small_grid(task, *points))
         printed = capsys.readouterr().out
         number = len(points) // 2
-        assert f"finished before and kept: {number} of {number} runs" in printed
+        assert f"already finished: {number} of {number} runs" in printed
         assert float(printed.splitlines()[-1].split()[4]) == pytest.approx(mean, abs=0.05)
     # What all its runs share is refused by the name of what differs.
     (task / "dev2.tsv").write_text("sentence\tlabel\nthe hat\tred\n", encoding="utf-8")
     dropout = "model.attention_probs_dropout_prob: 0.1 there, 0.2 asked for; model.hidden_dropout_prob: 0.1 there"
     refused = [
         ({"weight-decay": 0.5}, "(deepspeed_config.optimizer.params.weight_decay: 0.01 there, 0.5 asked for)"),
-        ({"max-seq-length": 8}, "(max_seq_length: 16 there, 8 asked for)"),
+        ({"seq-length": 8}, "(seq_length: 16 there, 8 asked for)"),
         ({"keep-weights": "last"}, "(keep_weights: 'none' there, 'last' asked for)"),
         ({"patience": 1}, "(patience: None there, 1 asked for)"),
         ({"dropout": 0.2}, f"({dropout}, 0.2 asked for)"),

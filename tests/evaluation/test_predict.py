@@ -9,6 +9,7 @@ import transformers
 
 from data_prep.cli import run_cli
 from evaluation.finetune import main
+from evaluation.predict import main as predict_main
 from evaluation.tasks.by_name import restore_task
 from evaluation.tasks.classification import text_task
 from evaluation.tasks.glue import GLUE_TASKS, MNLI_SUBMISSIONS, SUBMISSIONS, write_submission
@@ -19,7 +20,7 @@ SENTENCES = ["the green hat is here", "red box", "the hat", "box green the red h
 
 
 def predict(run, path, *more):
-    main(["--predict", str(path), "--output", str(run), *more])
+    predict_main(["--run", str(run), "--file", str(path), *more])
     return run / "predictions" / path.name
 
 
@@ -47,10 +48,12 @@ def test_classification_gives_the_pipelines_answers(task, capsys):
         (folder / "new.tsv").write_bytes(path.read_bytes())
         predict(task / "run", folder / "new.tsv")
         assert "reused" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"/new.tsv holds the answers .* of other seeds \(seed, weights differs?\)"):
+    with pytest.raises(ValueError, match=r"/new.tsv holds another run \(seed: '\d' there, '\d' asked for; weights: "):
         predict(task / "run", path, "--seeds", str(1 - int(seed)))
     (task / "copy/new.tsv").write_text("sentence\nthe hat\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"answers to another file of this name.*\(sha256 differs?\); rename that fol"):
+    with pytest.raises(
+        ValueError, match=r"/new.tsv holds another run \(sha256: '\w{64}' there.*; choose another folder or rem"
+    ):
         predict(task / "run", task / "copy/new.tsv")
     (task / "run/predictions/new.tsv").rename(task / "run/predictions/kept")
     assert len(table(predict(task / "run", task / "copy/new.tsv") / "predictions.tsv")) == 1
@@ -178,32 +181,24 @@ def test_zero_3_keeps_its_weights(task, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--output", "nowhere"], "nowhere has no run.json; the --output folder of a finished fine-tuning"),
+        (["--run", "nowhere"], "nowhere has no run.json; name the --output folder of a finished fine-tuning run"),
         (["--seeds", "7"], "--seeds 7: .* has the weights of seed 0; name one of them"),
-        (["--predict", "no.tsv"], "no.tsv does not exist"),
-        (["--predict", "bad.tsv"], r"bad.tsv:2: column 'sentence' is missing"),
+        (["--file", "no.tsv"], "no.tsv does not exist"),
+        (["--file", "bad.tsv"], r"bad.tsv:2: column 'sentence' is missing"),
     ],
 )
-def test_bad_input_is_told(task, capsys, more, message):
+def test_bad_input_is_refused(task, capsys, more, message):
     main(arguments(task, seeds=[0], epochs=1))
     (task / "new.tsv").write_text("sentence\nthe red box\n", encoding="utf-8")
     (task / "bad.tsv").write_text("text\nthe red box\n", encoding="utf-8")
     more = [str(task / value) if value.endswith(("tsv", "nowhere")) else value for value in more]
-    command = ["--predict", str(task / "new.tsv"), "--output", str(task / "run"), *more]
+    command = ["--run", str(task / "run"), "--file", str(task / "new.tsv"), *more]
     with pytest.raises(SystemExit) as exit_info:
-        run_cli(main, command)
+        run_cli(predict_main, command)
     assert exit_info.value.code == 2
     with pytest.raises(ValueError, match=message):
-        main(command)
+        predict_main(command)
     assert not (task / "run/predictions").exists()
-
-
-def test_an_option_that_the_run_has_decided_is_refused():
-    options = [("--task", "mnli"), ("--checkpoint", "nowhere"), ("--max-seq-length", "8"), ("--keep-weights", "best"),
-               ("--deepspeed_config", "x.json"), ("--rescale-embeddings",)]  # fmt: skip
-    for option, *value in options:
-        with pytest.raises(ValueError, match=f"^{option} does not go with --predict: .*leave it out$"):
-            main(["--predict", "new.tsv", "--output", "nowhere", option, *value])
 
 
 @pytest.mark.parametrize("name", GLUE_TASKS)

@@ -17,7 +17,7 @@ import torch
 
 from data_prep.files import sha256_file
 from evaluation.embed import main as embed
-from evaluation.finetune import main as finetune
+from evaluation.predict import main as predict
 from pretrain.checkpoint_reader import CHECKSUMS, damaged_files, list_checkpoints, tensor_reader
 from pretrain.convert import main as convert
 from pretrain.layout import environment_side_by_side
@@ -111,7 +111,7 @@ def test_tools_of_one_process_ignore_the_job_around_them(job, stopped_run, tmp_p
     convert(["--checkpoint", str(stopped_run), "--output", str(tmp_path / "hf")])
     assert (tmp_path / "hf/model.safetensors").is_file() and (tmp_path / "vectors.npy").is_file()
     with pytest.raises(ValueError, match="has no run.json"):
-        finetune(["--predict", f"{tmp_path}/lines.txt", "--output", str(tmp_path)])
+        predict(["--run", str(tmp_path), "--file", f"{tmp_path}/lines.txt"])
     alone = environment_side_by_side(0, 1)
     assert not {*JOB, "MASTER_ADDR", "MASTER_PORT"} - {"SLURM_NTASKS"} & alone.keys() and "PATH" in alone
 

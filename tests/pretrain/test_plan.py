@@ -38,7 +38,7 @@ PREDICTIONS = 7  # make_batch: a seventh of the tokens
 
 
 def train_config(stage: int, dtype: str, num_micro_batches: int, lengths: list[int], dp_size: int) -> dict:
-    """A DeepSpeed file; ZeRO 3 may keep no weights permanently gathered, as in models that are larger than its limits."""
+    """A DeepSpeed file. Under ZeRO 3 no weights stay gathered, as in models above its limit."""
     zero = {"stage": stage, "reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
     return {
         "train_batch_size": num_micro_batches * len(lengths) * dp_size,

@@ -219,8 +219,8 @@ def test_damaged_bytes_of_shards_are_not_trained_on(shard_folders, config_file, 
     content[2000:4000] = bytes(2000)
     shard.write_bytes(content)
     messages = run_ranks(refusal_of, 2, arguments(folders, config_file, tmp_path / "run"))
-    assert messages == [f"{shard}: not the bytes that were written (sha256 differs); copy them again or rebuild the folder"
-                    " with `python -m data_prep.build`"] * 2  # fmt: skip
+    expected = f"{shard}: not the bytes that were written (sha256 differs); copy them again or rebuild the folder"
+    assert messages == [f"{expected} with `python -m data_prep.build`"] * 2
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
