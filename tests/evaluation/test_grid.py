@@ -14,6 +14,7 @@ from data_prep.cli import command_line, parse, run_cli
 from data_prep.files import claim_output
 from evaluation import finetune
 from evaluation.grid import GridOptions, Setting, main, shared_settings
+from evaluation.options import FinetuneOptions
 from tests.evaluation.test_finetune import arguments, read, task
 
 __all__ = ["task"]  # the fixture
@@ -83,7 +84,9 @@ def test_a_finished_grid_is_that_of_its_settings_and_seeds_alone(task, capsys):
     options = parse(GridOptions, "evaluation.grid", small_grid(task))
     (setting,) = options.settings
     claim_output(options.output, "evaluation.grid", shared_settings(options))
-    finetune.main(command_line(options.finetune_options(setting, (0, 1))))
+    run = options.finetune_options(setting, (0, 1))
+    assert parse(FinetuneOptions, "evaluation.finetune", command_line(run)) == run
+    finetune.main(command_line(run))
     # It shows the seeds asked for; an option given twice adds its values.
     seeds = read(task / "run/rate-0.005_batch-8_epochs-1/results.json")["seeds"]
     scores = [100 * row["epochs"][0]["scores"]["accuracy"] for row in seeds]
