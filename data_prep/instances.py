@@ -143,7 +143,8 @@ def assemble(token_ids: np.ndarray, instances: np.ndarray, *, cls_id: int, sep_i
     `token_ids` are those of the whole corpus.
     """
     segment_b_start = instances["a_length"].astype(np.int64) + 2
-    sequence_start = starts_of(segment_b_start + instances["b_length"] + (instances["b_length"] > 0))
+    b_length = instances["b_length"].astype(np.int64)
+    sequence_start = starts_of(np.where(b_length > 0, segment_b_start + b_length + 1, segment_b_start))
     tokens = np.empty(sequence_start[-1], dtype)
     _assemble(np.asarray(token_ids), instances, cls_id, sep_id, tokens)
     return Records(
