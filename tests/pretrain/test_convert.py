@@ -154,7 +154,7 @@ def save_hugging_face(folder: Path, kind: str, vocabulary: Path, seed: int = 0) 
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize(("tensor_parallel", "stage"), [(4, 0), (2, 3)])
+@pytest.mark.parametrize(("tensor_parallel", "stage"), [pytest.param(4, 0, marks=pytest.mark.slow), (2, 3)])
 def test_hugging_face_to_us_and_back_is_byte_identical(tensor_parallel, stage, shard_folders, vocabulary, tmp_path):
     """A step of learning rate 0 on four ranks leaves the weights as they came."""
     original = save_hugging_face(tmp_path / "hf", "BertForPreTraining", vocabulary)

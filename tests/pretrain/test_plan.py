@@ -91,15 +91,20 @@ CASES = [  # ranks, tensor parallel, ZeRO, precision, micro-batches, lengths, se
     (2, 1, 1, "fp32", 2, EQUAL, False, "none"),
     (2, 1, 1, "bf16", 2, EQUAL[:2], False, "none"),
     (2, 1, 2, "bf16", 2, EQUAL, False, "none"),
-    (2, 1, 3, "bf16", 2, EQUAL, False, "none"),
     (2, 2, 1, "bf16", 1, EQUAL, False, "none"),
     (2, 2, 1, "bf16", 2, UNEQUAL, True, "none"),
     (2, 2, 3, "fp32", 1, UNEQUAL, False, "none"),
     (2, 1, 3, "fp32", 1, EQUAL, False, "none"),
     (2, 2, 0, "fp32", 1, EQUAL, False, "none"),
     (2, 2, 1, "fp32", 1, EQUAL, True, "full"),
-    (4, 2, 2, "bf16", 2, EQUAL[:4], False, "none"),
-    (4, 1, 3, "fp32", 2, EQUAL[:4], False, "selective"),
+    *(
+        pytest.param(case, marks=pytest.mark.slow)
+        for case in (
+            (2, 1, 3, "bf16", 2, EQUAL, False, "none"),
+            (4, 2, 2, "bf16", 2, EQUAL[:4], False, "none"),
+            (4, 1, 3, "fp32", 2, EQUAL[:4], False, "selective"),
+        )
+    ),
 ]
 
 
