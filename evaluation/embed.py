@@ -33,7 +33,7 @@ class EmbedOptions(CaseOptions):
     checkpoint: str = option("a run, one of its checkpoints, or a Hugging Face folder", metavar="WHERE")
     input: Path = option("UTF-8 text; each line becomes a vector", metavar="FILE")
     output: Path = option("the .npy file to write; must not exist", metavar="FILE")
-    vocab: Path | None = option("vocabulary, for folders without one", default=None, metavar="FILE")
+    vocab: Path | None = option("vocabulary, for folders without one", default=None)
     pooling: str = option("what the vector is made of", default="mean", choices=("cls", "mean"))
     seq_length: int = option("tokens per line; further ones are cut off", default=128, type=at_least(3))
 

@@ -45,7 +45,7 @@ class SharedOptions(CaseOptions):
         "train on N examples, the same for every seed, drawn at random in proportion to their labels", type=at_least(1)
     )
     model: str | None = optional("preset or config.json, for --checkpoint random", metavar="NAME")
-    vocab: Path | None = optional("vocabulary, for --checkpoint random and for folders without one", metavar="FILE")
+    vocab: Path | None = optional("vocabulary, for --checkpoint random and for folders without one")
     cache: Path | None = optional("folder of tokenised examples that any number of runs may share", metavar="DIR")
     seeds: tuple[int, ...] = training("trained one after the other", default=(0, 1, 2), type=at_least(0), metavar="N")
     patience: int | None = training(
@@ -80,7 +80,6 @@ class SharedOptions(CaseOptions):
         "DeepSpeed JSON with precision and ZeRO only",
         default=None,
         flags=("--deepspeed-config", "--deepspeed_config"),
-        metavar="FILE",
     )
     overrides: tuple[str, ...] = training(
         "overrides of that file, applied in order: zero_optimization.stage=1",

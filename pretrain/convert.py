@@ -34,9 +34,10 @@ class ConvertOptions(CaseOptions):
 
     checkpoint: Path = option(
         "a run folder (its newest checkpoint), a checkpoint folder, a Hugging Face folder, or Google's with a"
-        " bert_model.ckpt in it"
+        " bert_model.ckpt in it",
+        metavar="WHERE",
     )
-    output: Path = option("folder to write; empty or missing")
+    output: Path = option("folder to write; empty or missing", metavar="DIR")
     vocab: Path | None = option("vocabulary, for folders without one", default=None)
 
 

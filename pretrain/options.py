@@ -53,7 +53,7 @@ class TrainOptions(PhaseOptions):
     finite; 2: a wrong input, or a full disk.
     """
 
-    output: Path = option("run folder: checkpoints, metrics.jsonl, TensorBoard")
+    output: Path = option("run folder: checkpoints, metrics.jsonl, TensorBoard", metavar="DIR")
     data: tuple[str, ...] = option(
         "folder of masked shards; or several, each with the weight of its share of every batch: books=3 news=1",
         metavar="DIR[=WEIGHT]",

@@ -35,7 +35,7 @@ GIB = 2**30
 class PhaseOptions:
     """The options of a phase that pretrain.plan and pretrain.train share."""
 
-    model: str = option(f"{', '.join(PRESETS)}, or a Hugging Face config.json")
+    model: str = option(f"{', '.join(PRESETS)}, or a Hugging Face config.json", metavar="NAME")
     deepspeed_config: Path = option(
         "DeepSpeed JSON of this phase, see ds_configs/README.md", flags=("--deepspeed-config", "--deepspeed_config")
     )

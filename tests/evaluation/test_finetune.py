@@ -150,7 +150,7 @@ def test_a_part_of_the_training_set_has_every_label_and_is_printed(task, capsys)
 def test_a_vocabulary_that_cannot_be_exported_is_refused_before_the_training(task):
     text = [" ".join(WORDS)] * 9
     (task / "spm.model").write_bytes(train_sentencepiece(text, 30, "bpe"))
-    with pytest.raises(ValueError, match="only unigram SentencePiece models convert.*--keep-weights none"):
+    with pytest.raises(ValueError, match="only unigram models convert.*--keep-weights none"):
         main(arguments(task, model="tiny", vocab=task / "spm.model"))
     assert not (task / "run").exists()
 
