@@ -17,6 +17,7 @@ from data_prep.cli import at_least, number, option
 from data_prep.files import claim_output, sha256_file, write_json
 from data_prep.shards import MANIFEST, Shards
 from data_prep.text.tokenizer import load_tokenizer
+from data_prep.text.vocab_files import Folding
 from pretrain.checkpoint import remove_partial_checkpoints
 from pretrain.costs import DEVICES, Device, PlannedRun, find_device
 from pretrain.data import MASKING_SETTINGS
@@ -233,12 +234,14 @@ def _weight(text: str, argument: str) -> Fraction:
 
 def check_compatible(shards: Shards, others: Shards, keys: tuple[str, ...]) -> None:
     """Raises ValueError, naming the difference, unless two folders have one vocabulary and the same settings `keys`."""
-    if shards.manifest["vocab"]["sha256"] != others.manifest["vocab"]["sha256"]:
+    vocab, other_vocab = shards.manifest["vocab"], others.manifest["vocab"]
+    if vocab["sha256"] != other_vocab["sha256"]:
         raise ValueError(
             f"{shards.folder} and {others.folder} have different vocabularies; build both with the same file"
         )
-    for key in keys:
-        found, expected = shards.manifest["config"][key], others.manifest["config"][key]
+    settings = {key: (shards.manifest["config"][key], others.manifest["config"][key]) for key in keys}
+    settings |= {key: (vocab[key], other_vocab[key]) for key in Folding._fields if key in vocab and key in other_vocab}
+    for key, (found, expected) in settings.items():
         if found != expected:
             raise ValueError(
                 f"{shards.folder} has {key}={found}, but {others.folder} has {key}={expected}; build both with the"

@@ -22,7 +22,7 @@ from torch import Tensor
 from data_prep.files import finished_file, sha256_file
 from data_prep.shards import safetensors_header
 from data_prep.text.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
-from data_prep.text.vocab_files import find_vocabularies
+from data_prep.text.vocab_files import SETTINGS_FILE, Folding, find_vocabularies
 from pretrain.checkpoint_reader import CHECKSUMS, find_checkpoint, require_whole, run_folder_of, tensor_reader
 from pretrain.google_checkpoint import CONFIG_FILE, find_google_checkpoint, google_readers
 from pretrain.model_config import ModelConfig, load_model_config
@@ -225,16 +225,30 @@ def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) ->
 
 
 def _check_same_vocabulary(weights: Weights, vocab_file: Path) -> None:
-    """Raise ValueError unless a vocabulary beside the weights is `vocab_file`, that of the shards.
+    """Raise ValueError unless a vocabulary beside the weights is `vocab_file`, that of the shards, with the same case.
 
     A folder without a vocabulary is accepted: the size is compared with the rest of the shape.
     """
     held, digest = find_vocabularies(weights.home), sha256_file(vocab_file)
-    if held and not any(sha256_file(path) == digest or _same_tokens(path, vocab_file) for path in held):
+    same = [path for path in held if sha256_file(path) == digest or _same_tokens(path, vocab_file)]
+    for path in same:
+        if path.suffix != ".txt" or not path.with_name(SETTINGS_FILE).is_file():
+            continue  # other kinds of files say themselves how they fold text; a lone vocab.txt does not say it at all
+        found, expected = load_tokenizer(path).folding, load_tokenizer(vocab_file).folding
+        if found != expected:
+            raise ValueError(
+                f"{path} is read with {_described(found)}, but the shards were built with {_described(expected)}; build"
+                f" them with --vocab {weights.home}"
+            )
+    if held and not same:
         raise ValueError(
             f"{held[0]} is not the vocabulary of the shards, {vocab_file.name} with sha256 {digest[:12]}...: ids"
             f" would mean other words; build the shards with --vocab {weights.home}"
         )
+
+
+def _described(folding: Folding) -> str:
+    return f"lower_case={folding.lower_case} and strip_accents={folding.strip_accents}"
 
 
 def _same_tokens(one: Path, other: Path) -> bool:

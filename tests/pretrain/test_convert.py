@@ -317,6 +317,21 @@ def test_a_vocabulary_is_known_by_its_tokens_where_the_kind_of_file_differs(shar
         start_weights(folder, open_weights(folder).config, vocabulary)
 
 
+def test_weights_that_fold_text_differently_are_refused(tmp_path):
+    """The same vocab.txt, but the shards are uncased and the model is cased."""
+    for folder, lower_case in ((tmp_path / "hf", False), (tmp_path / "shards", True), (tmp_path / "cased", False)):
+        folder.mkdir()
+        tokens = [*SPECIAL_TOKENS, *(f"w{n}" for n in range(SHAPE.vocab_size - len(SPECIAL_TOKENS)))]
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+        settings = {"do_lower_case": lower_case, "strip_accents": lower_case}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    transformers.BertForPreTraining(SHAPE).save_pretrained(tmp_path / "hf")
+    config = open_weights(tmp_path / "hf").config
+    with pytest.raises(ValueError, match="lower_case=False .* shards were built with lower_case=True .* --vocab .*hf"):
+        start_weights(tmp_path / "hf", config, tmp_path / "shards" / "vocab.txt")
+    assert start_weights(tmp_path / "hf", config, tmp_path / "cased" / "vocab.txt").home == tmp_path / "hf"
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint here"):
         convert.main(["--checkpoint", str(tmp_path), "--output", str(tmp_path / "hf")])

@@ -162,6 +162,18 @@ def test_data_sets_of_two_vocabularies_are_not_mixed(shard_folders, config_file,
         prepare(arguments(shard_folders, config_file, tmp_path / "run", *more))
 
 
+def test_data_sets_that_fold_text_differently_are_not_mixed(shard_folders, config_file, tmp_path):  # noqa: F811
+    other = shutil.copytree(shard_folders[1], tmp_path / "other")
+    held = json.loads((other / "manifest.json").read_text())
+    case = held["vocab"]["lower_case"]
+    manifest = make_manifest(held["config"], held["vocab"] | {"lower_case": not case}, held["corpus"], held["shards"])
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"other has lower_case={not case}, but .*/train has lower_case={case}"):
+        prepare(
+            arguments(shard_folders, config_file, tmp_path / "run", "--data", f"{shard_folders[0]}=1", f"{other}=1")
+        )
+
+
 def test_what_is_read_and_in_which_shares_makes_a_run(shard_folders, config_file, tmp_path):  # noqa: F811
     """The scale of the weights does not, nor the name of a lone folder, which may hold a sign of its own."""
 
