@@ -36,8 +36,9 @@ quickstart: venv  ## raw text to scores, the whole road on this machine (12 minu
 smoke: venv  ## a short pretraining on one GPU, or on the CPU where there is none: throughput and MFU
 	.venv/bin/python -m examples.smoke
 
+# Two files of tests at a time: a test of ranks often waits, and one of data preparation needs one core.
 test: venv  ## the tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: venv  ## the slower proofs
 	.venv/bin/python -m pytest -m slow
