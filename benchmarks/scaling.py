@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         "--device", default="a100-80g", choices=DEVICES, help="device to predict for (default a100-80g)"
     )
     args = options.parse_args(argv)
-    args.ranks = args.ranks or [1, 2]  # as argparse's default, --ranks would extend it
+    args.ranks = args.ranks or [1, 2]  # a given --ranks would extend argparse's own default
     title = f"Predicted for {args.device}, 8 per node, sequences of 128, constant batch per replica"
     report("scaling", {**measured(args), title: predicted(args.device)}, args.save)
 

@@ -44,7 +44,7 @@ class Tagging(NamedTuple):
 def find_ner_task(data_dir: Path, train_file: str | None, dev_file: str | None, scheme: str | None) -> Task:
     """The task on a folder's files. The training file determines the types and, if `scheme` is None, the scheme.
 
-    Raises ValueError for missing files, errors that `evaluation.tasks.conll` finds, and training without entities.
+    Raises ValueError for missing files, what `evaluation.tasks.conll` rejects, and a training file without entities.
     """
     train_file = train_file or find_split(data_dir, "train", TRAIN_FILES)
     dev_file = dev_file or find_split(data_dir, "dev", DEV_FILES)

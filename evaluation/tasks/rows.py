@@ -65,8 +65,8 @@ def read_rows(
 def read_utf8(path: Path, endings: Sequence[str] = ()) -> str:
     """The text of a file, without a byte order mark.
 
-    Raises ValueError, with file and line, for bytes that are not UTF-8. For a missing file, it names the files of the
-    folder, and if there are `endings`, only those with one of them.
+    Raises ValueError, with file and line, for bytes that are not UTF-8. For a missing file, the error names the
+    files of the folder, or only those with one of the `endings` if there are any.
     """
     if not path.is_file():
         present = sorted(p.name for p in path.parent.glob("*") if p.is_file() and (not endings or p.suffix in endings))
