@@ -1,1 +1,1 @@
-"""Measurements side by side: one command a topic, ratios of things run in turn, results committed beside them."""
+"""Benchmarks, one command per topic. Competitors run in turn, and results are committed in results/."""

@@ -1,10 +1,10 @@
 """Runs every benchmark, one after another, then generates docs/performance.md from all saved results.
 
-    make bench           what needs no GPU        or    python -m benchmarks.all [TOPIC ...]
-    make bench-gpu       what needs one           or    python -m benchmarks.all --gpu
+    make bench           without a GPU      or    python -m benchmarks.all [TOPIC ...]
+    make bench-gpu       on one GPU         or    python -m benchmarks.all --gpu
 
-The data are shards of the documentation installed on this machine, built once. Nothing else should run meanwhile. A
-topic that fails is named at the end; the others still run.
+The data are shards of the documentation installed on this machine, which are built once. Nothing else should run at the
+same time. If a topic fails, the others still run, and it is named at the end.
 """
 
 import argparse
@@ -38,7 +38,7 @@ GPU_TOPICS = {
               "--against"]],
     "optimizer": [["benchmarks.optimizer", "--model", "large"]],
 }  # fmt: skip
-SMALL = {"large": "tiny", "3.9b": "tiny", 256: 4, 64: 2, 16: 2, "--largest": "--bf16"}  # what --dry replaces it with
+SMALL = {"large": "tiny", "3.9b": "tiny", 256: 4, 64: 2, 16: 2, "--largest": "--bf16"}  # replacements made by --dry
 
 
 def run(*command: object) -> bool:

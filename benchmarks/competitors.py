@@ -1,8 +1,8 @@
-"""The models whose training steps are compared, each in a process of its own, so that its peak memory is its own. They
-wait for their turn, so that never two of them run at once.
+"""The models whose training steps are compared. Each has its own process, so that its peak memory can be measured, and
+they take turns, so that only one of them runs at a time.
 
-Ours and transformers' start from the same weights, which `first_loss` shows. Megatron-core's `BertModel` has other
-weights by construction (LayerNorm before each block, Q, K and V in one matrix): it has the same sizes, no more.
+Ours and transformers' start from the same weights, which `first_loss` shows. Megatron-core's `BertModel` has the same
+sizes but cannot have the same weights: it has a LayerNorm before each block, and Q, K and V in one matrix.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ NUM_KERNELS = 10
 
 @dataclass
 class Job:
-    """What all competitors are given: sizes, batches, the DeepSpeed file's content."""
+    """What all competitors receive: sizes, batches and the content of the DeepSpeed file."""
 
     config: ModelConfig
     batches: list[PretrainingBatch]
     deepspeed: dict
-    length: int  # that sequences have at most
-    recompute: str = "none"  # of ours
+    length: int  # maximum length of a sequence
+    recompute: str = "none"  # for our model only
 
 
 class Workload(NamedTuple):
@@ -48,9 +48,7 @@ class Workload(NamedTuple):
 
 
 def padded(batch: PretrainingBatch, length: int | None = None) -> dict[str, Tensor]:
-    """The same batch as transformers takes it: padded to its longest sequence, or to `length`; labels are -100 where
-    nothing is hidden.
-    """
+    """The batch for transformers, padded to its longest sequence or `length`; labels are -100 without a prediction."""
     sequences = batch.sequences
     lengths = torch.diff(sequences.cu_seqlens)  # [B]
     real = torch.arange(length or sequences.max_seqlen) < lengths[:, None]  # [B, S]
@@ -94,8 +92,8 @@ def transformers_model(job: Job, layout: Layout, length: int | None = None) -> W
 
 
 def megatron_model(job: Job, layout: Layout) -> Workload:
-    """As its class is made: padded, with the masked-language-model head at all positions; the local layer spec, and on
-    a GPU the fusions that Megatron-LM switches on by itself.
+    """Megatron-core's model with its local layer spec, padding, and the masked-language-model head at all positions. On
+    a GPU it uses the fusions that Megatron-LM enables by default.
     """
     from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
     from megatron.core.models.bert.bert_model import BertModel
@@ -134,9 +132,7 @@ def megatron_model(job: Job, layout: Layout) -> Workload:
 
 
 def without_cuda() -> None:
-    """Two questions that Megatron asks CUDA even where there is none: its device, for a buffer, and the state of its
-    generator, around dropout.
-    """
+    """Replace two calls that Megatron makes to CUDA even without a GPU: for a buffer's device, and around dropout."""
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
     torch.cuda.current_device = lambda: "cpu"
@@ -144,7 +140,7 @@ def without_cuda() -> None:
 
 
 class Trainer:
-    """One competitor in its process: what its parent may ask for."""
+    """One competitor in its own process. The parent calls its methods by name."""
 
     def __init__(self, name: str, job: Job) -> None:
         self.layout = init_layout()
@@ -163,7 +159,7 @@ class Trainer:
         self.engine, _ = initialize_engine(module, job.deepspeed, self.layout)
 
     def first_loss(self) -> float:
-        """Before the first step, without dropout."""
+        """The loss before the first step, without dropout."""
         return self.loss
 
     def step(self, batch) -> None:
@@ -171,8 +167,8 @@ class Trainer:
         self.engine.step()
 
     def turn(self) -> float:
-        """Seconds of a step, of one with each batch. On a GPU it leaves its free memory to the others, so that a step
-        to get it back goes before.
+        """Seconds per step, over one step with each batch. On a GPU an untimed step comes first, because the previous
+        turn released its cached memory to the other competitors.
         """
         on_gpu = self.device.type == "cuda"
         if on_gpu:
@@ -189,12 +185,12 @@ class Trainer:
         return seconds
 
     def peak_gib(self) -> float:
-        """The most that it held: tensors on a GPU, the whole process on a CPU."""
+        """Peak memory: of the tensors on a GPU, of the whole process on a CPU."""
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else high_water_mark("self")
         return peak / 2**30
 
     def kernels(self) -> list[dict]:
-        """The operators or kernels that take longest in a step, with their share of all."""
+        """The operators (on a GPU: kernels) that take longest in a step, with their share of the total time."""
         on_gpu = self.device.type == "cuda"
         kinds = [torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=kinds) as profile:
@@ -240,13 +236,13 @@ class Competitor:
 
 
 def serve(pipe, name: str, job: Job) -> None:
-    """A competitor's life: it is built, answers until its parent has no more questions."""
+    """Build a competitor, and answer its parent's calls until the parent closes the pipe."""
     try:
         trainer = Trainer(name, job)
         while True:
             pipe.send((getattr(trainer, pipe.recv())(), None))
     except EOFError:
         return
-    except Exception:  # its parent has to hear of it
+    except Exception:  # reported to the parent
         pipe.recv()
         pipe.send((None, traceback.format_exc()))

@@ -140,8 +140,8 @@ class Bench:
 
 
 def speeds(bench: Bench, raw: Path, split: Path, megabytes: dict[str, float], repeats: int) -> list[dict]:
-    """Speed per core of our stages, by processor time, which other work on the machine does not change. Each figure is
-    the median of `repeats` rounds after one that compiles.
+    """Speed of our stages on one core, in processor time, because other load does not change that. Each figure is the
+    median of `repeats` rounds, after one that compiles.
     """
     rounds = []
     for turn in range(repeats + 1):

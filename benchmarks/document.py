@@ -65,7 +65,7 @@ def draw(name: str, result: dict) -> str:
 
 
 def lines(rows: list[dict], label: str, values: str | tuple[str, ...]) -> list[tuple[str, list[tuple]]]:
-    """Named series of points: one per column if several are named, otherwise one per model."""
+    """Named series of points: one per column if `values` is a tuple, otherwise one per model."""
     if isinstance(values, tuple):
         return [(name, [(row[label], row[name]) for row in rows]) for name in values]
     models = dict.fromkeys(row["model"] for row in rows)

@@ -41,7 +41,7 @@ def row(stage: str, work: str, seconds: float, floor_s: float) -> dict:
 
 
 def data_stages(text: Path, vocab: str, repeats: int, bandwidth: float) -> list[dict]:
-    """Text to corpus to shards of 128 tokens in one process: medians over the rounds after one that compiles."""
+    """Text to corpus to shards of 128 tokens in one process: medians over `repeats` rounds, after one that compiles."""
     with tempfile.TemporaryDirectory() as folder:
         bench, found = Bench(Path(folder), vocab), []
         for _ in range(repeats + 1):

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         options.add_argument(flag, type=kind, nargs="+", action="extend", help=f"default {' '.join(map(str, default))}")
     options.add_argument("--micro-batch", type=int, default=64, help="sequences at once (default 64)")
     args = options.parse_args(argv)
-    for name, default in lists.items():  # not argparse's defaults, which a given option would extend
+    for name, default in lists.items():  # a given option would extend argparse's own default
         setattr(args, name, getattr(args, name) or default)
     if uneven := [size for size in args.batches if args.samples % size]:
         raise ValueError(f"--samples {args.samples} is not a multiple of the batch size {uneven[0]}")

@@ -49,7 +49,7 @@ def rates(shards: Shards, micro_batch: int, repeats: int) -> list[dict]:
 
 
 def step_share(shards: Shards, model: str, micro_batch: int, repeats: int) -> list[dict]:
-    """The time to read a micro-batch beside the time of its forward and backward pass, on all cores of this process."""
+    """Time to read a micro-batch, compared with its forward and backward pass, on all cores of this process."""
     config = load_model_config(model, shards.manifest["vocab"]["size"])
     module = BertForPreTraining(config, init_layout())
     init_weights(module, seed=0)

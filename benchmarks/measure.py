@@ -35,7 +35,7 @@ def in_turn(competitors: dict[str, Callable[[], object]], repeats: int, warm_up:
 
 
 def compared(seconds: dict[str, list[float]], base: str) -> list[dict]:
-    """One row per competitor: its median in milliseconds, the ratio of that to the median of `base`, and its range."""
+    """One row per competitor: its median in milliseconds, its ratio to the median of `base`, and its range."""
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return [
         {

@@ -25,7 +25,7 @@ from pretrain.metrics_file import read_metrics
 from pretrain.model_config import PRESETS, load_model_config
 
 NUM_STEPS = 12
-PUBLISHED = {8: 4_556, 256: 138_294}  # sequences/s at 128; the first from 30.4 times over 32 nodes
+PUBLISHED = {8: 4_556, 256: 138_294}  # sequences/s at 128 tokens; 8 GPUs: by the speed-up of 30.4 on 32 nodes
 CLUSTERS = (  # to predict: model, DeepSpeed file, tensor parallel size, batch per replica
     ("large", "large_lamb_phase1.json", 1, 256),
     ("1.3b", "1.3b_tp_zero2.json", 2, 64),
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         "--device", default="a100-80g", choices=DEVICES, help="device to predict for (default a100-80g)"
     )
     args = options.parse_args(argv)
-    args.ranks = args.ranks or [1, 2]  # argparse would extend a default of its own
+    args.ranks = args.ranks or [1, 2]  # a given --ranks would extend argparse's own default
     title = f"Predicted for {args.device}, 8 per node, sequences of 128, constant batch per replica"
     report("scaling", {**measured(args), title: predicted(args.device)}, args.save)
 

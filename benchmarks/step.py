@@ -27,13 +27,13 @@ from pretrain.model_config import PRESETS, RECOMPUTE, ModelConfig, load_model_co
 from pretrain.parameter_table import num_parameters
 from pretrain.telemetry import peak_flops
 
-OPTIMIZER_BYTES = {"Lamb": 40, "AdamW": 28}  # a parameter, at least: LAMB has to see a whole tensor before it moves
+OPTIMIZER_BYTES = {"Lamb": 40, "AdamW": 28}  # minimum per parameter; LAMB reads a whole tensor before it updates it
 PEERS = {"transformers": PLAIN, "compiled": COMPILED, "megatron": MEGATRON}  # as --against names them
-TOLERANCE = 1e-4  # of the first losses, which are equal to 1e-6
+TOLERANCE = 1e-4  # for the first losses, which agree within 1e-6
 
 
 def full_batch(config: ModelConfig, length: int, size: int, seed: int) -> PretrainingBatch:
-    """Random tokens: `size` sequences of exactly `length`, with 20 predictions for each 128 of it."""
+    """`size` sequences of exactly `length` random tokens, with 20 predictions per 128 tokens."""
     generator = torch.Generator().manual_seed(seed)
     lengths = np.full(size, length)
     token_ids = torch.randint(config.vocab_size, (size * length,), generator=generator)
@@ -70,7 +70,7 @@ def make_job(config: ModelConfig, args) -> Job:
 
 
 def flops_of(job: Job, name: str = OURS) -> float:
-    """Of a step's matrix products, as a model computes them: ours, those that are needed."""
+    """FLOPs of a step's matrix products as the model `name` computes them. Ours computes only those that are needed."""
     found = []
     for batch in job.batches:
         lengths, num_predictions = torch.diff(batch.sequences.cu_seqlens).tolist(), len(batch.masked_lm_labels)
@@ -82,7 +82,7 @@ def flops_of(job: Job, name: str = OURS) -> float:
 
 
 def measure(job: Job, names: list[str], args) -> dict[str, list[dict]]:
-    """The table of the competitors, and with --profile the one of our longest kernels."""
+    """The table of the competitors, and with --profile a table of our slowest kernels."""
     competitors = [Competitor(name, job) for name in names]
     losses = {competitor.name: competitor.ask("first_loss") for competitor in competitors}
     equal = [loss for name, loss in losses.items() if name != MEGATRON]
@@ -122,7 +122,7 @@ def measure(job: Job, names: list[str], args) -> dict[str, list[dict]]:
 
 
 def largest_micro_batch(config: ModelConfig, args) -> list[dict]:
-    """Our sequences/s at ever larger micro-batches until the GPU's memory is full."""
+    """Our sequences/s while the micro-batch is doubled until the GPU's memory is full."""
     args.profile, rows = False, []
     while True:
         args.micro_batch *= 2

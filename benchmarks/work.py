@@ -44,7 +44,7 @@ CONFIG = ModelConfig(
     vocab_size=1024, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512
 )
 LENGTHS = (64, 40, 64, 24)  # of a micro-batch's sequences
-NUM_PREDICTIONS = 9  # of a sequence of 64; of a shorter one as much less
+NUM_PREDICTIONS = 9  # of a sequence of 64 tokens; proportionally fewer of a shorter one
 NUM_MICRO_BATCHES = 2
 SMALL = 1024  # bytes
 
@@ -79,7 +79,7 @@ NO_BYTES = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_stri
 PRODUCTS = {"mm", "addmm", "bmm"} | {
     f"_{kernel}_attention_{way}" for kernel in ("flash", "efficient") for way in ("forward", "backward")
 }
-# Where torch keeps what it computes shapes with.
+# The files with which torch computes the shapes of meta tensors.
 META_OPERATORS = tuple(
     f"{Path(torch.__file__).parent}/{name}"
     for name in ("_meta_registrations", "_decomp", "_refs", "_prims", "_library", "distributed/_tools")
@@ -88,8 +88,8 @@ META_OPERATORS = tuple(
 
 class Counting(TorchDispatchMode):
     """Counts what reaches torch's dispatcher: operators, bytes of new storages, collectives by their group, and the
-    bytes that this rank sends in them on a ring (as `pretrain.costs.communication` counts); in `small` those of
-    SMALL bytes or less, such as a norm.
+    bytes that this rank sends in them on a ring (as in `pretrain.costs.communication`). Of collectives of at most SMALL
+    bytes, such as norms, only the calls are counted.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -107,7 +107,7 @@ class Counting(TorchDispatchMode):
             if largest <= SMALL:
                 self.counts[f"{axis}, small, calls"] += 1
             else:
-                passes = 2 if function._opname == "allreduce_" else 1  # to reduce and to spread
+                passes = 2 if function._opname == "allreduce_" else 1  # one to reduce, one to distribute
                 self.counts[f"{axis}, calls"] += 1
                 self.counts[f"{axis}, bytes"] += passes * largest * (group.size() - 1) // group.size()
             return result
@@ -121,8 +121,8 @@ class Counting(TorchDispatchMode):
 
 
 class CountingPasses(TorchDispatchMode):
-    """Counts how often activations [T, H] go through a GPU's memory outside products and attention: the bytes that
-    operators read and write, in units of one such tensor, by operator. Smaller tensors, such as weights, are left out.
+    """Counts passes over an activation [T, H] in a GPU's memory, outside matrix products and attention: the bytes that
+    each operator reads and writes, divided by those of the activation. Smaller tensors, such as weights, are left out.
     """
 
     def __init__(self, activation: torch.Tensor) -> None:
@@ -150,7 +150,7 @@ class LayerCounts(NamedTuple):
 
 
 class FusedDropout(TorchFunctionMode):
-    """Makes the meta device drop out as a GPU does: in one kernel, with a mask of one byte a value."""
+    """Gives the meta device a GPU's dropout: one kernel, with a mask of one byte per value."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.dropout:
@@ -167,8 +167,8 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def count_python_calls(run) -> int:
-    """Calls of Python functions in `run()`, on this thread; not those by which torch computes an operator for the meta
-    device, because on a GPU a kernel stands there.
+    """Calls of Python functions in `run()` on this thread. The calls with which torch computes an operator for the meta
+    device are left out, because a GPU would run a kernel instead.
     """
     calls = depth = 0  # depth: of calls inside such an operator
 
@@ -205,7 +205,7 @@ def random_batch(config: ModelConfig) -> PretrainingBatch:
 
 
 def num_predictions() -> int:
-    """Of one micro-batch."""
+    """Predictions of one micro-batch."""
     return sum(map(_predictions, LENGTHS))
 
 
@@ -214,12 +214,12 @@ def _predictions(length: int) -> int:
 
 
 def needed_flops(config: ModelConfig) -> int:
-    """Matrix products of one step of one replica, by the formula that MFU counts with."""
+    """FLOPs of the matrix products of one replica's step, by the formula of MFU."""
     return NUM_MICRO_BATCHES * config.training_flops(list(LENGTHS), num_predictions())
 
 
 def deepspeed_config(stage: int, dp_size: int, optimizer: str) -> dict:
-    """Buckets that hold all gradients, no parameter too small to be sharded: every collective is there once."""
+    """Every collective occurs once: the buckets hold all gradients, and no parameter is too small to be sharded."""
     zero = {"stage": stage, "reduce_bucket_size": 2_000_000, "stage3_param_persistence_threshold": 0}
     return {
         "train_batch_size": NUM_MICRO_BATCHES * len(LENGTHS) * dp_size,
@@ -232,7 +232,7 @@ def deepspeed_config(stage: int, dp_size: int, optimizer: str) -> dict:
 
 
 def count_step(case: Case) -> dict[str, int]:
-    """Counts of this rank's third step: nothing is built or compiled any more. Collective."""
+    """Counts of this rank's second step, and Python calls of its third, after all is built and compiled. Collective."""
     layout = init_layout(case.tensor_parallel, case.sequence_parallel)
     deepspeed = deepspeed_config(case.stage, layout.dp_size, case.optimizer)
     module = BertForPreTraining(CONFIG, layout)
@@ -246,7 +246,7 @@ def count_step(case: Case) -> dict[str, int]:
             engine.backward(output.mlm_loss.mean() + output.pair_loss.mean())
             engine.step()
 
-    for _ in range(2):  # the first step of all builds and allocates what stays
+    for _ in range(2):  # the first step builds and allocates what is kept
         with FlopCounterMode(display=False) as flops, Counting(layout) as counting:
             step()
     counts = {"matrix-product FLOPs": flops.get_total_flops(), **dict(sorted(counting.counts.items()))}
@@ -270,7 +270,7 @@ def meta_step(layout: Layout, config: ModelConfig, dtype: torch.dtype, lengths, 
 
 
 def count_on_meta(tensor_parallel: int, sequence_parallel: bool, dtype: torch.dtype) -> LayerCounts:
-    """Counts of a layer of LARGE on a GPU. Collective: the counts of this rank."""
+    """This rank's counts for one layer of LARGE on a GPU: those of two layers minus those of one. Collective."""
     layout = init_layout(tensor_parallel, sequence_parallel)
     size = (LARGE_BATCH * LARGE_LENGTH, LARGE.hidden_size // layout.tp_size)  # [T, H/tp]
     activation = torch.empty(size, dtype=dtype, device="meta")
@@ -286,8 +286,8 @@ def count_on_meta(tensor_parallel: int, sequence_parallel: bool, dtype: torch.dt
 
 
 def planned_bytes(case: Case) -> dict[str, float]:
-    """Bytes that a rank sends in a step along each axis, by the plan; without what comes in collectives of SMALL bytes
-    or less: what is a number a prediction, and LAMB's norms.
+    """Planned bytes that a rank sends per step along each axis. Collectives of at most SMALL bytes are left out: those
+    with one number per prediction, and LAMB's norms.
     """
     run = PlannedRun(
         model=CONFIG,

@@ -1,3 +1,1 @@
-"""From a checkpoint to scores: tasks and their readers, heads, the one fine-tuning loop, predictions and export,
-baselines, metrics and the report.
-"""
+"""From a checkpoint to scores: tasks, the fine-tuning loop, predictions, export, baselines and the report."""

@@ -1,8 +1,7 @@
-"""Predictions without a network, in the same format as those of a model: what a score is worth.
+"""Baselines without a network, which a model should beat. Their predictions have the same format as a model's.
 
-`majority` answers the most frequent class of the training set, or its mean score. `ngram` is a bag of word 1- and
-2-grams, weighted by tf-idf, under logistic regression (ridge regression for scores): it knows no context beyond two
-neighbouring words.
+`majority` predicts the most frequent class of the training set, or its mean score. `ngram` is logistic regression (for
+scores: ridge regression) on tf-idf of word 1- and 2-grams, so its context is at most two neighbouring words.
 """
 
 from collections.abc import Sequence
@@ -29,9 +28,9 @@ def majority(train: Sequence[Example], dev: Sequence[Example], is_regression: bo
 def ngram(train: Sequence[Example], dev: Sequence[Example], is_regression: bool, seed: int) -> np.ndarray:
     """Fit word n-grams on `train` and predict `dev`, [num dev]: int64 class indices, or float64 scores.
 
-    Each sentence of a pair has its own n-grams, and the words that both share are a third set. The regularisation is
-    chosen among `STRENGTHS` by three-fold cross-validation within `train`; the seed decides nothing but the folds. A
-    training set that is too small for that gets the library's default strength.
+    Each sentence of a pair has its own n-grams, and the words that both share form a third set. Three-fold
+    cross-validation within `train` chooses the regularisation from `STRENGTHS`, and the seed determines only the folds.
+    If `train` is too small for that, the library's default is used.
     """
     train_features, dev_features = _features(train, dev)
     labels = np.array([example.label for example in train])

@@ -1,12 +1,10 @@
 """A cache of features, so that a training set is tokenised once and not for each seed, setting and run.
 
-    CACHE/<key>.features    32 bytes: sha256 of the rest; the rest: numpy's .npz of the fields of the task's Features
+    CACHE/<key>.features    the sha256 of the rest (32 bytes), then the fields of the task's Features as numpy's .npz
 
-The key is the sha256 of the JSON of everything that the features depend on: the examples' file, by its sha256, and
-their number, the task's settings, the vocabulary, the sequence length and VERSION.
-
-A file appears whole or not at all, and any number of processes may write the same one. A file whose checksum does not
-match is reported and replaced.
+The key is the sha256 of a JSON object with everything that the features depend on: the sha256 of the examples' file,
+their number, the task's settings, the vocabulary, the sequence length and VERSION. Files are written atomically, so any
+number of processes may write the same one. A file whose checksum does not match is reported and replaced.
 """
 
 import hashlib
@@ -22,14 +20,14 @@ import numpy as np
 from data_prep.files import finished_file
 from evaluation.tasks.features import Features
 
-VERSION = 2  # raise it whenever a task's `encode` gives something else than before
+VERSION = 2  # increase it whenever the result of a task's `encode` changes
 DIGEST_SIZE = 32
 
 
 def cached_features(folder: Path, identity: dict, kind: type[Features], encode: Callable[[], Features]) -> Features:
-    """The result of `encode`, from `folder` if it is there. It depends on `identity` alone, and `kind` is its class.
+    """The result of `encode`, read from `folder` if cached there. `identity` must determine it; `kind` is its class.
 
-    Raises OSError for a folder that cannot be written.
+    Raises OSError if the folder cannot be written.
     """
     text = json.dumps({"version": VERSION, **identity}, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.features"

@@ -3,9 +3,9 @@ task, in addition to the labels of the training examples. For tasks with one lab
 
     loss = (1 - a) * the task's loss + a * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-T^2 keeps the gradients of the second term as large as those of the first, whatever T is (section 2). For a score, the
-second term is a times the squared distance to the teacher's score. The teacher's logits, averaged over the seeds that
-it has kept, are computed once and become part of the labels, so the fine-tuning loop does not have to know about them.
+T^2 keeps the gradients of the second term as large as those of the first for any T (section 2). For a score, the second
+term is a times the squared distance to the teacher's score. The teacher's logits are averaged over its kept seeds. They
+are computed once and stored with the labels, so the fine-tuning loop does not have to know about them.
 """
 
 from dataclasses import replace
@@ -28,9 +28,7 @@ from pretrain.weights import Weights
 
 
 def find_teacher(run: Path, task: Task, tokenizer: Tokenizer, seq_length: int) -> list[Weights]:
-    """The kept weights of a finished run. Raises ValueError if it has another task or vocabulary, or a model with too
-    few positions.
-    """
+    """The kept weights of a run. Raises ValueError for another task or vocabulary, or for too few positions."""
     settings, seeds = find_seeds(run)
     if task.head is not BertForSequenceClassification:
         raise ValueError(f"--teacher: {task.name} does not have one label or score per example; leave it out")
@@ -64,10 +62,7 @@ def distill(
 def distilled_loss(
     task: Task, weight: float, temperature: float, logits: Tensor, labels: Tensor, sequences: Sequences
 ) -> Tensor:
-    """The loss above for each sequence, [B], from logits [B, L] and labels [B, 1+L].
-
-    Labels [B], which the dev set has, give the task's own loss.
-    """
+    """The loss above, [B], from logits [B, L] and labels [B, 1+L]; for the dev set's labels [B], the task's loss."""
     if labels.dim() == 1:
         return task.loss(logits, labels, sequences)
     hard, teacher = labels[:, 0], labels[:, 1:]

@@ -47,7 +47,7 @@ def pool(hidden: Tensor, sequences: Sequences, pooling: str) -> Tensor:
 
 
 class SentenceVectors(nn.Module):
-    """The encoder alone, under the name that checkpoints give it, and a pooling of its last layer."""
+    """The encoder, under its name in checkpoints, followed by a pooling of its last layer."""
 
     def __init__(self, config: ModelConfig, layout: Layout, pooling: str):
         super().__init__()

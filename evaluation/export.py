@@ -23,8 +23,8 @@ from pretrain.parameter_table import is_vocabulary
 def whole_weights(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
     """A float32 copy of all weights by Hugging Face's names, without the rows that pad the vocabulary.
 
-    Collective: {} on all ranks but the first. Under ZeRO 3, a parameter is empty and its values are spread over the
-    ranks in flat parts.
+    Collective; returns {} on all ranks but the first. Under ZeRO 3, the parameters themselves are empty, and each rank
+    holds a flat part of their values.
     """
     weights = {}
     tensors = [*module.named_buffers(), *module.named_parameters()]  # sinusoidal positions are a buffer

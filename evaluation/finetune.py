@@ -56,18 +56,18 @@ class FinetuningRun(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A training or dev set: the task's examples, and the model's input made of them."""
+    """A training or dev set: the task's examples and the model input encoded from them."""
 
     examples: Sequence
     features: Features
 
 
 class TrainedSeed(NamedTuple):
-    """What the training of one seed gives. Predictions and weights exist on the first rank only."""
+    """The result of training one seed. Predictions and weights exist on the first rank only."""
 
     epochs: list[dict]  # per epoch: losses, dev scores, speed
     predictions: object  # on the dev set, after the last epoch
-    weights: dict[str, Tensor]  # of the epoch that is kept; empty if none is
+    weights: dict[str, Tensor]  # of the epoch that is kept; empty if no weights are kept
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -103,7 +103,7 @@ def prepare_run(options: FinetuneOptions) -> FinetuningRun:
         if options.keep_weights != "none":
             try:
                 tokenizer_json(start.tokenizer)
-            except ValueError as error:  # now rather than after the training
+            except ValueError as error:  # fail now rather than after the training
                 raise ValueError(f"{error}; or keep no weights, with --keep-weights none") from error
     settings = resolve_settings(options, task, start, len(train), len(dev))
     if draw:
@@ -171,9 +171,7 @@ def finish_seed(run: FinetuningRun, seed: int, epochs: list[dict], predictions: 
 
 
 def fine_tune(run: FinetuningRun, seeds: list[int], layout: Layout) -> None:
-    """Encode the examples once, then train one seed after another and write its folder; collective. Only the first rank
-    prints and writes.
-    """
+    """Encode the examples once, train each seed and write its folder. Collective; only the first rank writes."""
     options, task, start, is_first = run.options, run.task, run.start, layout.rank == 0
     encoder = read_encoder(start)
     if options.rescale_embeddings:
@@ -217,13 +215,11 @@ def encode(run: FinetuningRun, split: str, name: str) -> Features:
 def train_one_seed(
     run: FinetuningRun, model: nn.Module, layout: Layout, task: Task, train: Split, dev: Split, seed: int, log: IO[str]
 ) -> TrainedSeed:
-    """THE loop: train an epoch, evaluate, keep the weights if they are wanted, stop early if asked to. One row of
-    metrics.jsonl per step and per epoch goes to `log`.
-    """
+    """The loop over epochs: train, evaluate, keep weights, stop early. `log` is the open metrics.jsonl."""
     options, config = run.options, run.settings["deepspeed_config"]
     micro_batch_size = options.micro_batch_size or options.batch_size // layout.dp_size
     engine, optimizer = initialize_engine(model, config | {"train_micro_batch_size_per_gpu": micro_batch_size}, layout)
-    num_steps = options.epochs * -(-len(train.features) // options.batch_size)  # an example may be many windows
+    num_steps = options.epochs * -(-len(train.features) // options.batch_size)  # an example may have several windows
     block = config["scheduler"]
     schedule = block | {"params": block["params"] | {"total_num_steps": num_steps}}
     epochs, step, weights = [], 0, {}
@@ -257,7 +253,7 @@ def train_one_seed(
 
 
 def answer(task: Task, dev: Split, logits: list[Tensor], layout: Layout) -> tuple[object, Scores]:
-    """The dev predictions, on the first rank only, and their scores, which it sends to the others."""
+    """The dev predictions, on the first rank only, and their scores, on all ranks."""
     predictions, scores = None, {}
     if layout.rank == 0:
         predictions = task.decode(dev.examples, dev.features, logits)
@@ -268,13 +264,13 @@ def answer(task: Task, dev: Split, logits: list[Tensor], layout: Layout) -> tupl
 def train_step(
     engine, optimizer, task: Task, train: Features, indices: np.ndarray, rate: float, seed: int, step: int
 ) -> float:
-    """One update on the sequences `indices` [B] of all ranks; returns their mean loss. Raises FloatingPointError on all
-    ranks if it is not finite.
+    """One update on the sequences `indices` [B], which are split over the ranks. Returns the mean loss over all labels.
+    Raises FloatingPointError on all ranks if the loss is not finite.
 
-    The loss is normalised by the step: the sum over everything that has a label, divided by its number over all ranks
-    and micro-steps. DeepSpeed averages gradients over the ranks, hence the factor. The last batch of an epoch may have
-    fewer sequences than it has parts. Since forward and backward are collective, the rank of an empty part computes
-    some sequence and multiplies its loss by zero.
+    The loss is the sum over all labels, divided by their number over all ranks and micro-steps. The factor dp_size
+    undoes DeepSpeed's averaging of gradients over the ranks. The last batch of an epoch may have fewer sequences than
+    parts. All ranks must run forward and backward together, so a rank with an empty part runs any sequence and
+    multiplies its loss by zero.
     """
     layout, losses = engine.mpu, []
     for group in optimizer.param_groups:
@@ -287,7 +283,7 @@ def train_step(
         loss = task.loss(logits, labels.to(layout.device), sequences).sum()
         loss = loss / num_targets if len(parts[number]) else loss * 0
         engine.backward(loss * layout.dp_size, scale_wrt_gas=False)
-        engine.step()  # before the last part it only counts
+        engine.step()  # updates the weights only after the last part
         losses.append(loss.detach())
     loss = layout.sum_over_data_parallel(torch.stack(losses)).sum().item()
     if not math.isfinite(loss):

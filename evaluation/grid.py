@@ -5,7 +5,7 @@
 
 OUTPUT/rate-5e-05_batch-16_epochs-2/ is a run of `evaluation.finetune`, whose seeds may run at the same time. Tokenised
 examples are kept in OUTPUT/cache, unless --cache names another folder. OUTPUT/run.json holds the settings that all runs
-share, so that rates, batch sizes, epochs and seeds may be added later, and any other change is refused by its name.
+share. Rates, batch sizes, epochs and seeds can be added later. Any other change is an error that names the setting.
 """
 
 import itertools
@@ -101,9 +101,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def shared_settings(options: GridOptions) -> dict:
-    """The part of run.json that is the same for all of the grid's runs. Raises ValueError for what any of them would
-    refuse.
-    """
+    """The settings that all of the grid's runs share. Raises ValueError for options that any of them would refuse."""
     for setting in options.settings:
         run = options.finetune_options(setting, options.seeds)
         check_batch_size(run, num_ranks=1)
@@ -115,7 +113,7 @@ def shared_settings(options: GridOptions) -> dict:
 
 
 def fine_tune(options: GridOptions, setting: Setting, seeds: tuple[int, ...], number: int) -> None:
-    """Run one `evaluation.finetune`. Raises ValueError or OSError with the last line that it printed if it fails."""
+    """Run one `evaluation.finetune`. If it fails, raise ValueError or OSError with the last line that it printed."""
     command = [sys.executable, "-m", "evaluation.finetune", *command_line(options.finetune_options(setting, seeds))]
     log = options.output / "logs" / f"{setting.name}_seed-{'-'.join(map(str, seeds))}.log"
     with open(log, "w", encoding="utf-8") as file:
@@ -132,7 +130,7 @@ def fine_tune(options: GridOptions, setting: Setting, seeds: tuple[int, ...], nu
 def collect(options: GridOptions, setting: Setting) -> dict:
     """The results of a setting over the seeds of this command."""
     path = options.output / setting.name / RESULTS_FILE
-    # Of two seeds that end at the same moment, the one that writes last may not have seen the other.
+    # If two seeds end at the same moment, results.json may lack one of them. Running the command again rewrites it.
     if not path.exists() or not set(options.seeds) <= {row["seed"] for row in read_json(path)["seeds"]}:
         fine_tune(options, setting, options.seeds, 0)
     metrics = read_json(path)["metrics"]

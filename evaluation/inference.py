@@ -1,7 +1,4 @@
-"""A model over the features of a file, without dropout; and the weights that a finished fine-tuning run kept.
-
-RUN/seed_0/model/    the weights of a seed, a Hugging Face folder (`evaluation.export`)
-"""
+"""Applies a model to features, without dropout, and finds the weights that a run kept in RUN/seed_0/model/."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +22,9 @@ EVAL_BATCH_SIZE = 64
 def apply_model(
     module: nn.Module, task: Task | None, features: Features, layout: Layout
 ) -> tuple[float | None, list[Tensor]]:
-    """The mean of the task's loss over everything that has a label (None without labels), and the module's output for
-    each sequence, in their order.
+    """The task's loss, averaged over all labels (None without labels), and the module's output for each sequence.
 
-    Collective: the ranks take turns with the batches, and all of them get the whole result.
+    Collective: the batches are distributed over the ranks, and every rank gets the whole result.
     """
     order = np.argsort(features.lengths, kind="stable")  # batches of similar lengths: attention pads less
     batches = np.split(order, range(EVAL_BATCH_SIZE, len(order), EVAL_BATCH_SIZE))
@@ -36,7 +32,7 @@ def apply_model(
     answers = []  # (losses, logits) of this rank's batches
     for number in range(layout.dp_rank, num_rounds * layout.dp_size, layout.dp_size):
         is_own = number < len(batches)
-        # Under ZeRO 3 all ranks have to run forward together. Without a batch in the last round, run the shortest one.
+        # Under ZeRO 3 all ranks must run forward together: a rank without a batch in the last round runs the shortest.
         sequences, labels = gather_batch(features, batches[number if is_own else 0])
         outputs = module(sequences.to(layout.device)).cpu()
         if is_own:
@@ -51,7 +47,7 @@ def apply_model(
 
 
 def mean_logits(weights: list[Weights], task: Task, features: Features, layout: Layout) -> list[Tensor]:
-    """The logits of each sequence, averaged over fine-tuned models; collective."""
+    """The logits of each sequence, averaged over fine-tuned models. Collective."""
     sums: list[Tensor] = []
     for one in weights:
         model = task.head(one.config, layout, task.num_outputs)

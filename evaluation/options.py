@@ -123,7 +123,7 @@ class SharedOptions(CaseOptions):
 
     @property
     def distillation(self) -> dict[str, float]:
-        """The weight and temperature of `evaluation.distill.distill`."""
+        """Keyword arguments of `evaluation.distill.distill`."""
         return {"weight": self.distill_weight or 0.5, "temperature": self.temperature or 2.0}
 
 
@@ -142,13 +142,13 @@ class FinetuneOptions(SharedOptions):
 
 
 def require_distinct(flag: str, values: tuple) -> None:
-    """Raise ValueError if a value of an option with several values is given twice."""
+    """Raise ValueError if a value is given twice."""
     if len(set(values)) < len(values):
         raise ValueError(f"{flag} {' '.join(map(str, values))}: give each value once")
 
 
 def check_batch_size(options: FinetuneOptions, num_ranks: int) -> None:
-    """Raise ValueError unless a batch can be divided evenly over the ranks, and a rank's share into micro-batches."""
+    """Raise ValueError unless a batch splits evenly over the ranks, and each rank's share into micro-batches."""
     part, rest = divmod(options.batch_size, num_ranks)
     if rest or not part:
         near = [size for size in (part * num_ranks, (part + 1) * num_ranks) if size]
@@ -166,7 +166,7 @@ def check_batch_size(options: FinetuneOptions, num_ranks: int) -> None:
 def resolve_settings(options: FinetuneOptions, task: Task, start: Start | None, num_train: int, num_dev: int) -> dict:
     """Everything that determines the results of a seed, as run.json holds it; `start` is None for a baseline.
 
-    Raises ValueError for a sequence length that does not fit the model, and for a wrong DeepSpeed file.
+    Raises ValueError for a sequence length that does not fit the model, and for an invalid DeepSpeed file.
     """
     paths = {"train": options.data_dir / task.train_file, "dev": options.data_dir / task.dev_file}
     settings = {
@@ -198,7 +198,7 @@ def resolve_settings(options: FinetuneOptions, task: Task, start: Start | None, 
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file; for a folder of texts, that of their names and sha256."""
+    """The sha256 of a file; for a folder of texts, the sha256 of the list of their names and hashes."""
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()
@@ -210,8 +210,8 @@ def sha256_of(path: Path) -> str:
 def deepspeed_settings(options: FinetuneOptions) -> dict:
     """The DeepSpeed configuration of a run: precision and ZeRO from the user's file, the rest from the flags.
 
-    It does not contain the micro-batch size, which changes nothing but the dropout masks. Raises ValueError for a key
-    that is unknown or belongs to a flag, for a wrong value, and for fp16 without a GPU.
+    The micro-batch size is left out, because it changes only the dropout masks. Raises ValueError for an unknown key, a
+    key that a flag sets, an invalid value, and fp16 without a GPU.
     """
     name = str(options.deepspeed_config or "--set")
     own = read_with_overrides(options.deepspeed_config, options.overrides)

@@ -1,8 +1,8 @@
-"""CLI: a finished fine-tuning run answers a file.
+"""CLI: predictions of a finished fine-tuning run for the examples of a file.
 
     python -m evaluation.predict --run runs/rte --file glue/RTE/test.tsv
 
-It writes RUN/predictions/NAME/: the task's own files for the file NAME and, for GLUE, the benchmark's own file.
+Predictions for a file NAME go to RUN/predictions/NAME/ in the task's format and, for GLUE, also in the benchmark's.
 """
 
 from dataclasses import dataclass
@@ -43,12 +43,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def predict_file(run: Path, file: Path, seeds: tuple[int, ...] = ()) -> None:
-    """Write the answers of a run to a file. Several seeds are an ensemble, whose logits are the mean of theirs; without
-    `seeds`, the one with the best dev score answers. Scores and thresholds are those of the epoch whose weights were
-    kept.
+    """Write a run's predictions for the examples of `file`. The logits of several seeds are averaged; without `seeds`,
+    the one with the best dev score is used. Scores and thresholds are those of the epoch whose weights were kept.
 
-    Raises ValueError for a folder without a fine-tuned model, for a file that does not fit the task, and if answers of
-    other seeds or to another file of the same name exist.
+    Raises ValueError for a folder without a fine-tuned model, for a file that does not fit the task, and if predictions
+    of other seeds, or for another file of the same name, exist.
     """
     settings, rows = find_seeds(run)
     epoch = settings["keep_weights"]
@@ -74,14 +73,14 @@ def predict_file(run: Path, file: Path, seeds: tuple[int, ...] = ()) -> None:
 
 
 def _mean_scores(rows: list[dict], epoch: str) -> dict[str, float | None]:
-    """The mean of each dev score over the seeds, at their "last" or "best" epoch; an ensemble's threshold is one."""
+    """Each dev score, averaged over the seeds at their "last" or "best" epoch. An ensemble takes its threshold here."""
     scores = [scores_of(row, epoch) for row in rows]
     values = {name: [score.get(name) for score in scores] for name in scores[0]}
     return {name: None if None in values[name] else fmean(values[name]) for name in values}
 
 
 def _answering_seeds(run: Path, kept: list[dict], seeds: tuple[int, ...], epoch: str) -> list[dict]:
-    """The seeds asked for, or the one with the best score at its "last" or "best" epoch; prints their scores."""
+    """The results of `seeds`, or of the seed with the best score at its "last" or "best" epoch. Prints their scores."""
     rows = {row["seed"]: row for row in kept}
     if absent := [seed for seed in seeds if seed not in rows]:
         raise ValueError(

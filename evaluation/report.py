@@ -1,4 +1,4 @@
-"""CLI: runs -> one table over tasks and starts, plots, one self-contained HTML page and its tables as Markdown.
+"""CLI: compares runs in tables and plots, as one self-contained HTML page, with the tables also as Markdown.
 
     python -m evaluation.report runs/pretrain runs/finetune/* runs/shards/train --output report.html
 
@@ -108,7 +108,7 @@ def score_sections(groups: dict[str, list[dict]]) -> list[Section]:
 
 
 def pretraining_section(runs: dict[str, Path], run_tables: Sequence[tables.Table]) -> Section:
-    """The tables, the curves of all runs in common figures, and each run's configuration to unfold."""
+    """The tables, one figure per quantity with the curves of all runs, and each run's collapsed configuration."""
     introduction = (
         "The unigram entropy is the loss of a model that knows how frequent each token is and nothing of its context. "
         "Speeds are medians over the run."
@@ -122,9 +122,7 @@ def pretraining_section(runs: dict[str, Path], run_tables: Sequence[tables.Table
 
 
 def first_numbers(groups: dict[str, list[dict]], facts: Sequence[dict[str, str]]) -> dict[str, str]:
-    """The tiles at the top of the page, {what: value}: scores of the first run of each task, then losses and speeds of
-    the first pretraining run.
-    """
+    """The tiles, {what: value}: scores of the first run of up to four tasks, and facts of the first pretraining run."""
     tiles = {}
     for task, runs in list(groups.items())[:4]:
         metric = runs[0]["metrics"][0]

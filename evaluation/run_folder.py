@@ -28,12 +28,11 @@ RESULTS_FILE = "results.json"
 
 
 def seed_folder(output: Path, seed: int) -> Path:
-    """The folder of one seed."""
     return output / f"seed_{seed}"
 
 
 def seed_result_file(output: Path, seed: int) -> Path:
-    """The file that a seed has when it is finished."""
+    """This file exists once the seed is finished."""
     return seed_folder(output, seed) / FINISHED_FILE
 
 
@@ -48,7 +47,7 @@ def best_epoch(epochs: Sequence[dict], metric: str) -> int:
 
 
 def read_seeds(output: Path) -> list[dict]:
-    """The finished.json of every finished seed of a run folder, in the order of the seeds."""
+    """The content of finished.json of every finished seed, sorted by seed."""
     return sorted((read_json(path) for path in output.glob(f"seed_*/{FINISHED_FILE}")), key=lambda row: row["seed"])
 
 
@@ -61,7 +60,7 @@ def scores_of(seed_result: dict, which: str) -> dict[str, float | None]:
 
 
 def summarize(seeds: Sequence[dict], metrics: Sequence[str]) -> dict:
-    """The part of results.json that is computed: {"last", "best": {metric: its spread over the seeds}, "seeds"}."""
+    """The computed part of results.json: {"last": {metric: spread over seeds}, "best": the same, "seeds": seeds}."""
     summary = {
         which: {metric: spread([scores_of(row, which)[metric] for row in seeds]) for metric in metrics}
         for which in ("last", "best")
@@ -70,9 +69,7 @@ def summarize(seeds: Sequence[dict], metrics: Sequence[str]) -> dict:
 
 
 def confusion_matrix(output: Path) -> dict | None:
-    """{labels, counts: [label][prediction]} of the dev examples after the last epoch, summed over the seeds, from their
-    predictions.tsv; None for a task without classes.
-    """
+    """{labels, counts: [label][prediction]} on the dev set, last epoch, summed over seeds; None without classes."""
     labels, answers = [], []
     for path in sorted(output.glob("seed_*/predictions.tsv")):
         with open(path, encoding="utf-8", newline="") as file:
@@ -96,9 +93,7 @@ def mean_and_spread(summary: dict) -> str:
 
 
 def seed_table(results: dict) -> str:
-    """The table printed at the end of a run, in percent: one row per seed, then mean ± standard deviation; the last and
-    the best epoch have columns of their own.
-    """
+    """The final table, in percent: one row per seed and one for mean ± std; columns for the last and the best epoch."""
     columns = [(which, metric) for which in ("last", "best") for metric in results["metrics"]]
     rows = [
         [row["seed"], *(percent(scores_of(row, which)[metric]) for which, metric in columns), row["best_epoch"]]
@@ -110,8 +105,8 @@ def seed_table(results: dict) -> str:
 
 
 def detail_table(results: dict) -> str:
-    """The scores after the last epoch that have no column in the main table (by entity type, with and without an
-    answer): mean ± standard deviation and each seed, in percent; a threshold as it is. "" if there are none.
+    """Last-epoch scores that the main table leaves out, such as F1 by entity type: mean ± std, then each seed, in
+    percent. Thresholds are raw values. Returns "" if there are no such scores.
     """
     seeds = [scores_of(row, "last") for row in results["seeds"]]
     rows = []

@@ -18,7 +18,7 @@ EMBEDDINGS = tuple(f"bert.embeddings.{kind}_embeddings.weight" for kind in ("wor
 
 @dataclass(frozen=True)
 class Start:
-    """An encoder to start from. Without `weights` it is initialized from each seed."""
+    """The encoder to start from. If `weights` is None, each seed draws its own initial weights."""
 
     weights: Weights | None
     config: ModelConfig
@@ -34,14 +34,9 @@ def find_start(
 ) -> Start:
     """Resolve `--checkpoint`: a run folder, one of its checkpoints, a Hugging Face folder, or "random".
 
-    Args:
-        model: a preset or config.json, for "random" alone
-        vocab: a vocabulary, for "random" and for a folder that has none
-        dropout: replaces the checkpoint's
-        cased: as in `load_tokenizer`
-
-    Raises ValueError for another folder, for a vocabulary that is not the checkpoint's, and for an argument that is
-    missing or superfluous.
+    Only "random" takes a `model`, a preset or config.json. "random" and folders without a vocabulary need `vocab`.
+    `dropout` replaces the model's, and `cased` is passed to `load_tokenizer`. Raises ValueError for any other folder, a
+    vocabulary that is not the checkpoint's, and an argument that is missing or not allowed.
     """
     if checkpoint == "random":
         if model is None or vocab is None:
@@ -63,10 +58,7 @@ def find_start(
 
 
 def read_encoder(start: Start) -> dict[str, Tensor]:
-    """All `bert.*` tensors of the start, whole and float32, by Hugging Face's names; {} for random weights.
-
-    Raises ValueError for a folder that does not hold a BERT.
-    """
+    """Unsharded float32 `bert.*` tensors by Hugging Face name; {} for random weights, ValueError if there are none."""
     if start.weights is None:
         return {}
     encoder = {name: start.weights[name] for name in start.weights if name.startswith("bert.")}
@@ -78,11 +70,11 @@ def read_encoder(start: Start) -> dict[str, Tensor]:
 
 
 def rescale_embeddings(encoder: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The encoder with its three embedding tables multiplied by one factor, which makes the word embeddings as large as
-    freshly initialized ones. It computes the same function, since LayerNorm follows their sum.
+    """Multiply the three embedding tables by one factor that makes the word embeddings as large as freshly initialized
+    ones. The encoder still computes the same function, because a LayerNorm follows the sum of the embeddings.
 
-    A LAMB step is proportional to the weights, so large steps make them grow; AdamW's steps are not, so they would
-    then move them too little. Raises ValueError for a model without that LayerNorm, and for sinusoidal positions.
+    LAMB's steps are proportional to the weights, so large steps make the weights grow. AdamW's steps are not, and would
+    move such weights too little. Raises ValueError for a model without that LayerNorm, and for sinusoidal positions.
     """
     if config.pre_layer_norm:
         raise ValueError("--rescale-embeddings: this model has no LayerNorm after its embeddings; leave it out")
@@ -93,11 +85,11 @@ def rescale_embeddings(encoder: dict[str, Tensor], config: ModelConfig) -> dict[
 
 
 def fill_model(model: nn.Module, encoder: dict[str, Tensor], seed: int) -> list[str]:
-    """Fill a model whose encoder is `model.bert`: with the tensors of `encoder`, and the others from (seed, name).
+    """Load `encoder` into a model whose encoder is `model.bert`, and draw all other tensors from (seed, name).
 
-    Returns the names of the others: the head, the pooler if pretraining had none, everything for random weights. A
-    pooler of `encoder` is ignored if the model has none. Raises ValueError for any other tensor that the model does not
-    have, or has in another shape.
+    Returns the names of the drawn tensors: the head, the pooler if `encoder` has none, or everything for random
+    weights. A pooler that the model lacks is ignored. Raises ValueError for any other tensor that the model lacks or
+    has in another shape.
     """
     init_weights(model, seed)
     parameters = dict(model.named_parameters())

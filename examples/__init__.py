@@ -1,1 +1,1 @@
-"""Programs that drive the command lines as a user would, by subprocess: nothing here is imported by the libraries."""
+"""Programs that run the commands in subprocesses, as a user would. The libraries import nothing from here."""

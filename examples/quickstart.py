@@ -1,12 +1,12 @@
 """The whole road on this machine, with no download, from its own documentation to a report.
 
 Text -> vocabulary -> tokenised corpus -> masked shards -> `tiny` pretrained on several ranks, stopped half-way and
-resumed -> Hugging Face -> fine-tuning beside baselines -> report.
+resumed -> Hugging Face -> fine-tuning and baselines -> report.
 
     make quickstart          or          python -m examples.quickstart [--output runs/quickstart]
 
-Hardware: 2 CPU cores, or the GPUs there are. Time: under 12 minutes on 2 cores. Each stage is a command line of this
-repository that can be run by hand. A complete stage is reused, so after a failure the same command goes on.
+Hardware: 2 CPU cores, or the GPUs of this machine. Time: under 12 minutes on 2 cores. Each stage is a command that can
+also be run by hand. Complete stages are reused, so the same command resumes after a failure.
 """
 
 import argparse
@@ -57,14 +57,14 @@ def prepare_shards(stage, output: Path) -> None:
 
 
 def pretrain(stage, output: Path) -> None:
-    """`tiny` on 2 ranks, tensor parallel 2 (one GPU: 1 rank), stopped after half of its steps and started again."""
+    """Pretrain `tiny` on 2 tensor-parallel ranks (on one GPU: 1 rank). Stop after half of the steps, then resume."""
     num_ranks = 1 if num_gpus() == 1 else 2
     num_steps = json.loads(DS_CONFIG.read_text())["scheduler"]["params"]["total_num_steps"]
     command = launch(
         num_ranks, "pretrain.train", "--model", "tiny", "--data", output / "shards/train",
         "--eval-data", output / "shards/heldout", "--deepspeed_config", DS_CONFIG, "--output", output / "pretrain",
         "--tensor-parallel", num_ranks, "--eval-interval", 400,
-        "--dropout", 0,  # hardly one pass over the text: there is nothing to overfit
+        "--dropout", 0,  # the run makes hardly one pass over the text, so it cannot overfit
     )  # fmt: skip
     stage = partial(stage, num_ranks=num_ranks)
     stage("Pretraining, first half", [*command, "--stop-after", str(num_steps // 2)])
@@ -72,7 +72,7 @@ def pretrain(stage, output: Path) -> None:
 
 
 def finetune(stage, output: Path) -> list[Path]:
-    """The task made of the same documentation, three seeds each: pretrained, from random weights, and two baselines."""
+    """Fine-tune on a task made of the same documentation, with three seeds: pretrained, random and two baselines."""
     runs = []
     for name in ("pretrained", "random", "ngram", "majority"):
         checkpoint = output / "pretrain" if name == "pretrained" else name

@@ -2,8 +2,8 @@
 
     make smoke          or          python -m examples.smoke [--output runs/smoke]
 
-On a GPU: `base` in bf16, 300 steps. Without one: `tiny` in fp32 on the CPU, 20 steps. Both on the quick start's shards,
-which are made first if they are missing. Prints samples/s, real tokens/s and MFU out of the run's own metrics.jsonl.
+On a GPU it runs `base` in bf16 for 300 steps, on a CPU `tiny` in fp32 for 20 steps. The data are the quick start's
+shards, which are made first if they are missing. Prints samples/s, real tokens/s and MFU from the run's metrics.jsonl.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def print_speed(metrics_file: Path) -> None:
-    """Medians over the run's logged rows, and its losses; the first row is left out: it allocates and fills caches."""
+    """Print losses, and medians over the rows after the first, which includes allocation and the filling of caches."""
     rows = [row for row in map(json.loads, metrics_file.read_text().splitlines()) if row["kind"] == "train"]
     steady = rows[1:] or rows
     names = ("samples_per_s", "tokens_per_s", "step_ms", "mfu", "memory_gib")

@@ -1,4 +1,4 @@
-"""A road made of command lines: a stage is announced with the time gone by, run, and stops the road when it fails."""
+"""The stages of a program: commands that are announced with the elapsed time, and end the program if they fail."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 BIN = Path(sys.executable).parent
-# A batch job around the road may have set these; its stages are no ranks of that job.
+# A surrounding batch job may have set these variables, but the stages are not ranks of that job.
 LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 
 
@@ -20,10 +20,7 @@ def module(name: str, *args: object) -> list[str]:
 
 
 def launch(num_ranks: int, name: str, *args: object) -> list[str]:
-    """The command `deepspeed --module name args...` on `num_ranks` ranks of this machine, with this Python's launcher.
-
-    The port is a free one, so that two runs on one machine do not meet.
-    """
+    """The command `deepspeed --module name args...` on `num_ranks` local ranks, on a free port to avoid clashes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -43,10 +40,9 @@ def describe_machine() -> str:
 
 
 def run_stage(started: float, title: str, command: list[str], num_ranks: int = 1) -> None:
-    """Print a headline with the minutes and seconds since `started` (time.monotonic), then run `command`.
+    """Print a headline with the time since `started` (time.monotonic), then run `command` in this terminal.
 
-    Its output goes to this terminal. The cores are shared out among `num_ranks`. A failing command ends the program
-    with the command's exit code.
+    The cores are divided among `num_ranks`. If the command fails, the program ends with the same exit code.
     """
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     print(f"\n=== {minutes:2d}:{seconds:02d}  {title}", flush=True)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Text to masked shards for both phases: five jobs, two of which are arrays over slices. The output has the same bytes as
-# that of one process. Prints the id of the last job. Run again after a failure, it does only what is missing.
+# Text to masked shards for both phases, in five jobs, of which two are arrays over slices. The output has the same
+# bytes as that of one process. After a failure, run it again: it does only what is missing. Prints the last job's id.
 #    SLICES=64 slurm/data_prep.sh [sbatch options of the first job]
 #SBATCH --job-name=data_prep
 #SBATCH --ntasks=1

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034
-# The only file that a site has to edit. Relative paths start at the repository, which all nodes must see. Variables that
-# are already set in the environment take precedence:  NODES=8 TP=2 slurm/pretrain_large.sh
+# The only file that a site has to edit. Relative paths start at the repository, which all nodes must see. Variables
+# that are already set in the environment take precedence:  NODES=8 TP=2 slurm/pretrain_large.sh
 
-# The cluster, in the variables of sbatch itself, so that `. slurm/env.sh; sbatch slurm/pretrain_large.sh` does the same.
+# The cluster. These are sbatch's own variables, so `. slurm/env.sh; sbatch slurm/pretrain_large.sh` works as well.
 # export SBATCH_PARTITION=${SBATCH_PARTITION:-gpu}
 # export SBATCH_ACCOUNT=${SBATCH_ACCOUNT:-project}
 export SBATCH_TIMELIMIT=${SBATCH_TIMELIMIT:-24:00:00} # per job; a run that needs longer is requeued until it is finished

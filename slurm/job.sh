@@ -19,7 +19,7 @@ submit() {
 # ranks MODULE ARGUMENTS: starts one process per GPU of the allocation. Returns the exit code of srun.
 ranks() {
     local head
-    # The first node's address as Slurm knows it: its name may not resolve.
+    # Slurm's address of the first node is used, because the node's name may not resolve.
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     MASTER_ADDR=$(scontrol -o show node "$head" | grep -oP '\bNodeAddr=\K\S+')
     export MASTER_ADDR MASTER_PORT=$((30000 + SLURM_JOB_ID % 2700)) OMP_NUM_THREADS=$CPUS_PER_TASK
@@ -48,9 +48,9 @@ launch() {
     return "$code"
 }
 
-# leave CODE: ends a job whose work is unfinished after its ranks ended with CODE. The exit code is never 0, since
-# `afterok` would take that for success. The job is requeued if Slurm sent the warning signal or if a node is lost, unless
-# Slurm is already ending it.
+# leave CODE: ends a job whose work is unfinished after its ranks ended with CODE. The exit code is never 0, because
+# `afterok` would take that for success. The job is requeued if Slurm sent the warning signal or if a node was lost,
+# unless Slurm is already ending it.
 leave() {
     local why=
     [ "$warned" = 0 ] || why="the time limit or a preemption is near"
@@ -74,8 +74,8 @@ all_nodes_answer() {
     timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true 2>/dev/null
 }
 
-# reason: prints the line of this attempt's log that says why a rank failed: the first error of Python that is not merely
-# a lost connection to another rank, or else the first rank that was killed, or else the first error of srun.
+# reason: prints the line of this attempt's log that says why a rank failed: the first Python error that is not merely a
+# lost connection to another rank. Without one, it is the first rank that was killed, or else the first error of srun.
 reason() {
     local said
     said=$(tail -n "+$first_line" "$log" | tr '\r' '\n')

@@ -7,7 +7,7 @@
 : "${STEPS:=}"                                             # steps of each phase; if empty, as in the configs
 : "${TRAIN_OPTIONS:=}"                                     # further options of pretrain.train: --recompute full
 
-# pretrain MODEL OUTPUT: runs phase 1 in OUTPUT/phase1, then phase 2 from there in OUTPUT/phase2; resumes either.
+# pretrain MODEL OUTPUT: runs phase 1 in OUTPUT/phase1, then continues with phase 2 in OUTPUT/phase2. Resumes either.
 pretrain() {
     local model=$1 output=$2 phase length configs steps options extra
     read -ra length <<<"$LENGTHS"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# BERT-base: phase 1 (sequences of 128), then phase 2 (512), on whole nodes with one rank per GPU. Safe to requeue: it
-# resumes where it stopped.   NODES=8 TP=1 slurm/pretrain_base.sh [sbatch options]   or   sbatch --nodes=8 slurm/pretrain_base.sh
+# BERT-base: phase 1 (128 tokens), then phase 2 (512), on whole nodes with one rank per GPU. A requeued job resumes.
+#    NODES=8 TP=1 slurm/pretrain_base.sh [sbatch options]   or   sbatch --nodes=8 slurm/pretrain_base.sh
 #SBATCH --job-name=pretrain_base
 #SBATCH --nodes=1
 #SBATCH --exclusive

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A short pretraining on one GPU, with data made on the spot. It shows whether this site's env.sh works, and how fast.
+# A short pretraining on one GPU, which makes its own data. It shows whether this site's env.sh works, and the speed.
 #    slurm/smoke_single_gpu.sh [sbatch options]
 #SBATCH --job-name=smoke_single_gpu
 #SBATCH --ntasks=1

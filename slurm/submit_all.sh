@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road in one call: text -> shards -> phase 1 -> phase 2 -> the tables of GLUE and SQuAD, if their files exist.
+# All stages in one call: text -> shards -> phase 1 -> phase 2 -> the tables of GLUE and SQuAD, if their files exist.
 # Each job waits for the one before it and does not run if that failed. Prints the job ids. Run it on a login node.
 #    NODES=8 slurm/submit_all.sh
 # shellcheck source=slurm/job.sh

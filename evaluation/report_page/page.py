@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-# Every file of a report holds it, so that a report replaces an earlier report and never another file.
+# Every file of a report contains this mark, so that a report overwrites an earlier report but no other file.
 MARK = "<!-- made by evaluation.report -->"
 
 
@@ -49,7 +49,6 @@ def render_page(title: str, origin: str, tiles: dict[str, str], sections: list[S
 
 
 def render_section(section: Section) -> str:
-    """The section as HTML."""
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in section.sentences)
     parts = [
         f"<h2>{escape(section.title)}</h2>",
@@ -69,9 +68,9 @@ def render_section(section: Section) -> str:
 
 
 def render_matrix(title: str, labels: list[str], counts: list[list[int]]) -> str:
-    """A confusion matrix, counts [label][prediction], as a table in percent of each label's examples; larger is darker.
+    """A confusion matrix, counts [label][prediction], in percent of each label's examples; larger is darker.
 
-    It is a table rather than a picture so that its letters have the page's size, whatever the number of labels.
+    It is an HTML table rather than a figure, so that its font size does not depend on the number of labels.
     """
     head, rows = "".join(f"<th>{escape(label)}</th>" for label in labels), []
     for label, row in zip(labels, counts, strict=True):

@@ -31,7 +31,7 @@ Curves = dict[str, list[dict]]  # a pretraining run's name -> the rows of its me
 
 
 def _figure(draw: Callable[[Axes], None], height: float = 2.9) -> str:
-    """Let `draw` fill a figure. Returns it as a data URI: the same bytes for the same content."""
+    """A figure filled by `draw`, as a data URI. The same content gives the same bytes."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(WIDTH, height))
         draw(axes)
@@ -52,9 +52,7 @@ def _has(runs: Curves, kind: str, key: str) -> bool:
 
 
 def loss_curves(runs: Curves) -> str:
-    """Masked-LM loss by step, in training and held out, and the held-out unigram entropy: the loss of a model that
-    knows only how frequent each token is.
-    """
+    """Masked-LM loss by step, training and held out, and the unigram entropy: the loss of token frequencies alone."""
 
     def draw(axes: Axes) -> None:
         for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS), strict=False):
@@ -70,7 +68,7 @@ def loss_curves(runs: Curves) -> str:
 
 
 def curves(runs: Curves, kind: str, key: str, title: str) -> str | None:
-    """One quantity of the rows of one kind by step, one line per run; None if no row has it."""
+    """The quantity `key` of the rows of one `kind` by step, one line per run; None if no row has it."""
     if not _has(runs, kind, key):
         return None
 
@@ -87,9 +85,7 @@ def curves(runs: Curves, kind: str, key: str, title: str) -> str | None:
 
 
 def trust_ratios(runs: Curves) -> str | None:
-    """LAMB's trust ratios by step on a logarithmic scale: the median over tensors, and a band from the least to the
-    greatest; None without LAMB.
-    """
+    """LAMB's trust ratios by step: median over tensors, and a band from minimum to maximum; None without LAMB."""
     if not _has(runs, "train", "trust_ratio_median"):
         return None
 
@@ -105,9 +101,7 @@ def trust_ratios(runs: Curves) -> str | None:
 
 
 def scores_by_start(runs: Sequence[dict], metric: str, published: tuple[str, float] | None) -> str:
-    """The last epoch's dev `metric` of each run: one dot per seed, a bar at their mean, and a line at the published
-    score (whose, percent).
-    """
+    """Last-epoch dev `metric` by run: a dot for each seed, a bar at the mean, a line at `published`."""
 
     def draw(axes: Axes) -> None:
         for place, run in enumerate(runs):
@@ -149,9 +143,7 @@ def scores_by_epoch(runs: Sequence[dict], metric: str) -> str | None:
 
 
 def scores_by_type(runs: Sequence[dict], names: Sequence[str]) -> str | None:
-    """Means over seeds of the scores `names` (by question word, by entity type) after the last epoch, as one dot per
-    start; None without names.
-    """
+    """Last-epoch means of the scores `names`, such as F1 by entity type: one dot per start; None without names."""
     if not names:
         return None
 

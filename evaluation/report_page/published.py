@@ -1,10 +1,10 @@
 """Published scores of BERT by size, in percent, which `evaluation.report` shows beside runs of the same size.
 
-Those models saw thousands of times the text of a small run. Scores labelled test are of the benchmark's test set, not
-of the dev set that is used here. Sources: `GLUE test`, the table of google-research/bert's README for its smaller
-models (Turc et al. 2019, arXiv:1908.08962); `dev`, Devlin et al. 2019 (arXiv:1810.04805), tables 2, 3 and 7, for SQuAD
-and CoNLL-2003, and for GLUE Liu et al. 2019 (arXiv:1907.11692), table 5, for large, and the example of
-huggingface/transformers for base (cased).
+Those models saw thousands of times the text of a small run. Scores labelled `GLUE test` are not on the dev set that is
+used here, but on the test set. They are from google-research/bert's README (Turc et al. 2019, arXiv:1908.08962). Those
+labelled `dev` are from Devlin et al. 2019 (arXiv:1810.04805), tables 2, 3 and 7, for SQuAD and CoNLL-2003, from Liu et
+al. 2019 (arXiv:1907.11692), table 5, for GLUE with large, and from huggingface/transformers' example for GLUE with base
+(cased).
 """
 
 COLUMNS = (
@@ -13,7 +13,7 @@ COLUMNS = (
     *(("qnli", "accuracy"), ("rte", "accuracy"), ("wnli", "accuracy")),
     *(("squad1", "f1"), ("squad1", "exact"), ("squad2", "f1"), ("squad2", "exact"), ("ner", "f1")),
 )
-# (layers, hidden size): whose, and one score per column; None where there is none, and at the end nothing.
+# (layers, hidden size): source, and one score per column. A missing score is None, or left out at the end.
 PUBLISHED = {
     (2, 128): ("BERT-Tiny, GLUE test", (0.0, 83.2, 81.1, 71.1, 74.3, 73.6, 62.2, 83.4, 70.2, 70.3, 81.5, 57.2, 62.3)),
     (4, 256): ("BERT-Mini, GLUE test", (0.0, 85.9, 81.1, 71.8, 75.4, 73.3, 66.4, 86.2, 74.8, 74.3, 84.1, 57.9, 62.3)),

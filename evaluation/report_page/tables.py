@@ -41,8 +41,8 @@ class Table(NamedTuple):
 
 
 def task_groups(results: dict[str, dict]) -> dict[str, list[dict]]:
-    """Fine-tuning runs by what can be compared: the same task, training examples and dev file. Each run gets a `label`,
-    and the runs of a group are in the order of STARTS.
+    """Groups of comparable fine-tuning runs, with the same task, training examples and dev file. Each run gets a
+    `label`, and each group is sorted by STARTS.
     """
     groups: dict[tuple, list[dict]] = {}
     for name, run in results.items():
@@ -69,9 +69,7 @@ def _title(run: dict, others: Sequence[dict]) -> str:
 
 
 def score_table(groups: dict[str, list[dict]]) -> Table:
-    """The main table: dev scores in percent, one row per task, metric and start, and one for the published score. The
-    last and the best epoch have columns of their own.
-    """
+    """The main table: dev scores in percent, one row per task, metric and start, and one per published score."""
     headers = ("task", "metric", "start", "last: mean ± std", "median", "each seed", "best: mean ± std", "train", "dev")
     rows = []
     for task, runs in groups.items():
@@ -88,15 +86,13 @@ def score_table(groups: dict[str, list[dict]]) -> Table:
 
 
 def published(runs: Sequence[dict], metric: str) -> tuple[str, float] | None:
-    """(whose, percent) published for the size of the first of these runs for which there is any."""
+    """The published score (whose, percent) for the first of these runs whose size has one."""
     scores = (published_score(run.get("model"), run["task"], metric) for run in runs)
     return next(filter(None, scores), None)
 
 
 def overview(groups: dict[str, list[dict]]) -> Table:
-    """One row per task and one column per start and for the published score: mean and standard deviation over seeds
-    after the last epoch, of each task's first metric.
-    """
+    """The first metric of each task after the last epoch, mean ± std: one column per start and a published score."""
     starts = dict.fromkeys(run["label"] for runs in groups.values() for run in runs)
     rows = []
     for task, runs in groups.items():
@@ -109,9 +105,7 @@ def overview(groups: dict[str, list[dict]]) -> Table:
 
 
 def detail_scores(runs: Sequence[dict]) -> Table:
-    """The scores of one task that are not in the main table (by entity type, by question word), one column per start:
-    means over seeds after the last epoch, in percent. It has no rows for a task without such scores.
-    """
+    """Last-epoch scores that the main table leaves out, such as F1 by entity type: mean ± std, one column per start."""
     seeds = {run["label"]: [scores_of(seed, "last") for seed in run["seeds"]] for run in runs}
     names = [name for scores in seeds.values() for name in scores[0] if name not in runs[0]["metrics"]]
     rows = []
@@ -122,9 +116,7 @@ def detail_scores(runs: Sequence[dict]) -> Table:
 
 
 def verdicts(groups: dict[str, list[dict]]) -> list[str]:
-    """One sentence for each pretrained run and each other start of its group, on the task's first metric after the last
-    epoch.
-    """
+    """One sentence per pretrained run and other start of its group, on the first metric after the last epoch."""
     sentences = []
     for task, runs in groups.items():
         metric = runs[0]["metrics"][0]
@@ -136,7 +128,7 @@ def verdicts(groups: dict[str, list[dict]]) -> list[str]:
 
 
 def _verdict(ours: dict, other: dict, metric: str) -> str:
-    """How far apart the means are, and whether any seed of one is as good as any of the other."""
+    """How far apart the means are, and whether the seeds overlap."""
     our, their = ours["last"][metric], other["last"][metric]
     points = 100 * (our["mean"] - their["mean"])
     amount = f"{abs(points):.1f}" if abs(points) >= 0.05 else "less than 0.1"
@@ -151,8 +143,8 @@ def _verdict(ours: dict, other: dict, metric: str) -> str:
 
 
 def pretraining_facts(name: str, folder: Path) -> dict[str, str]:
-    """What the table says about a pretraining run, by heading. Losses, accuracies and norms are the last ones; speeds
-    are medians, because single rows vary with the load of the machine.
+    """{heading: value} of a pretraining run. Losses, accuracies and norms are the last ones. Speeds are medians,
+    because single rows vary with the load of the machine.
     """
     train, held_out = read_metrics(folder, "train"), read_metrics(folder, "eval")
     last, final = train[-1], held_out[-1] if held_out else {}
@@ -190,7 +182,7 @@ def pretraining_facts(name: str, folder: Path) -> dict[str, str]:
 
 
 def pretraining_table(facts: Sequence[dict[str, str]]) -> Table:
-    """One column per run and one row per fact: runs are few, facts are many."""
+    """One column per run and one row per fact, because there are more facts than runs."""
     rows = [[key, *(fact[key] for fact in facts)] for fact in facts[:1] for key in fact if key != "run"]
     return Table(("run", *(fact["run"] for fact in facts)), rows)
 
@@ -207,7 +199,7 @@ def differing_settings(runs: dict[str, Path]) -> Table:
 
 
 def data_table(manifests: dict[str, dict]) -> Table:
-    """Sizes of corpora and shards; a size that a kind does not have stays empty."""
+    """Sizes of corpora and shards; a size that does not apply stays empty."""
     counts = ("documents", "sentences", "tokens", "sequences", "predictions")
     headers = ("folder", "kind", *counts, "sequence length", "vocabulary")
     rows = []
@@ -223,9 +215,7 @@ def _format(value: float | None, style: str) -> str:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The paths without the part that all have in common: pretrain, finetune/random, shards/train. Raises ValueError
-    for a folder that is named twice.
-    """
+    """The paths without their common parent, such as finetune/random. Raises ValueError for a folder named twice."""
     paths = [folder.resolve() for folder in folders]
     for path in paths:
         if paths.count(path) > 1:

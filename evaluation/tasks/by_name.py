@@ -22,11 +22,9 @@ SQUAD_FLAGS = ("doc_stride", "max_query_length", "max_answer_length")
 
 
 def find_task(options) -> Task:
-    """The task that the options of `evaluation.finetune` name.
-
-    Reads `task`, `checkpoint`, `data_dir`, `train_file`, `dev_file`, `tag_scheme` and the `SQUAD_FLAGS` of the
-    options, and the headers or tags of the files where these define the task. Raises ValueError for an unknown name,
-    an option that does not go with the task, and files that do not define one.
+    """The task that the options of `evaluation.finetune` name. For `ner` and one's own tasks, the headers and labels of
+    the files define it. Raises ValueError for an unknown name, an option that does not go with the task, and files that
+    do not define one.
     """
     name, train_file, dev_file = options.task.lower(), options.train_file, options.dev_file
     if name not in TASKS:
@@ -54,7 +52,7 @@ def find_task(options) -> Task:
 
 
 def restore_task(settings: dict, scores: dict) -> Task:
-    """The task with these `Task.settings`, for a model with these dev scores: SQuAD 2.0 takes its threshold there."""
+    """The task with these `Task.settings`. SQuAD 2.0 takes its threshold from the model's dev `scores`."""
     if settings["name"] in SQUAD_TASKS:
         return squad_task(**settings, null_threshold=scores.get("null_threshold"))
     if settings["name"] == "ner":

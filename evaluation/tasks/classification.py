@@ -1,8 +1,7 @@
-"""Tasks that predict one label or one score for a sentence or a pair of sentences: how such a task is described, and
-the description of a task on one's own files.
+"""Tasks that predict one label or score for a sentence or a pair, among them tasks on one's own files.
 
-`evaluation.tasks.rows` reads the files. Their columns are `sentence` and `label`, or `sentence1`, `sentence2` and
-`label`; other columns are ignored.
+`evaluation.tasks.rows` reads the files. One's own files have the columns `sentence` and `label`, or `sentence1`,
+`sentence2` and `label`. Other columns are ignored.
 """
 
 import math
@@ -26,7 +25,7 @@ from evaluation.tasks.rows import FORMATS, check_text, find_split, read_rows
 from evaluation.tasks.task import Scores, Task
 
 OWN_TASKS = ("classification", "regression", "ranking")
-MISSING_LABELS = ("", "nan", "null", "<na>")  # what tables hold in place of a missing label
+MISSING_LABELS = ("", "nan", "null", "<na>")  # what tables write for a missing label
 LARGEST_SCORE = 1e18  # the square of an error has to fit into float32
 JOINERS = "\u200c\u200d"  # invisible, but some scripts need them inside a word
 
@@ -41,7 +40,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class TextTask:
-    """The description of a task: its files and columns, classes and metrics. `text_task` makes the `Task` of it."""
+    """The description of a task: files, columns, classes and metrics. `text_task` turns it into a `Task`."""
 
     name: str
     text_columns: tuple[str, ...]
@@ -128,9 +127,9 @@ def _parse_label(where: str, value: str, task: TextTask, index_of: dict[str, int
 def decode_texts(
     description: TextTask, examples: Sequence[Example], features: Features, logits: list[Tensor]
 ) -> np.ndarray:
-    """[E, L] Probabilities of the classes, or scores as they are."""
+    """[E, L] Probabilities of the classes, or unchanged scores."""
     outputs = torch.stack(logits)
-    # In float32 all probabilities near 1 are equal, and rankings would have ties that the model does not make.
+    # In float32, probabilities near 1 round to the same value, which would create ties in rankings.
     return (outputs.double().softmax(1) if description.labels else outputs).numpy()
 
 
@@ -160,11 +159,10 @@ def write_texts(description: TextTask, folder: Path, examples: Sequence[Example]
 
 
 def own_task(name: str, data_dir: Path, train_file: str | None = None, dev_file: str | None = None) -> TextTask:
-    """Describe a task on one's own files.
+    """Describe a task on one's own files. `name` is one of OWN_TASKS.
 
-    `name` is one of OWN_TASKS. The header of the training file gives the columns, its distinct labels the classes: in
-    numerical order if all of them are integers (equal ones, such as 01 and 1, in alphabetical order), else in
-    alphabetical order.
+    The header of the training file determines the columns, and its distinct labels are the classes. They are sorted as
+    numbers if all are integers (equal ones, such as 01 and 1, alphabetically), and alphabetically otherwise.
 
     Raises ValueError for missing files or columns, an empty file, a classification with fewer than two classes, and
     labels that stand for a missing value or look like another one.
@@ -200,8 +198,8 @@ def own_task(name: str, data_dir: Path, train_file: str | None = None, dev_file:
 
 
 def _check_class(where: str, label: str) -> None:
-    """Raise ValueError for a label that stands for a missing value, and for one that is not what it looks like: with
-    white space around it, control or other invisible characters, or decomposed accents.
+    """Raise ValueError for a label that stands for a missing value, and for one that looks like another label because
+    of surrounding white space, invisible characters or decomposed accents.
     """
     shown = [char for char in unicodedata.normalize("NFC", label)
              if char.isspace() or char in JOINERS or unicodedata.category(char) not in ("Cc", "Cf")]  # fmt: skip
@@ -218,19 +216,17 @@ def _check_class(where: str, label: str) -> None:
 
 
 def draw_examples(examples: list, number: int | None, labels: Sequence[str]) -> tuple[list, str]:
-    """Draw `number` of the examples at random, and keep their order.
+    """Draw `number` of the examples at random, in their original order.
 
-    Since files may be sorted by label, each class gets its share, and at least one example as long as there is room.
-    Examples without a class (scores, questions, tagged sentences) are drawn from all. The draw is a function of the
-    arguments: all seeds and checkpoints train on the same examples.
-
-    Returns the examples and a sentence about the draw for the user; all of them and "" if there are no more.
+    Each class gets its share, and at least one example if `number` allows. Examples without a class (scores, questions,
+    tagged sentences) are drawn uniformly. The draw depends only on the arguments, so all seeds and checkpoints train on
+    the same examples. Returns them and a sentence about the draw for the user, or all examples and "" without a draw.
     """
     if number is None or number >= len(examples):
         return examples, ""
     has_class = bool(labels) and isinstance(examples[0], Example)
     classes = np.array([example.label if has_class else 0 for example in examples])
-    quantile = np.empty(len(examples))  # the share of its class, from 0 to 1, that comes before an example
+    quantile = np.empty(len(examples))  # the share of its class that precedes each example in `shuffled`
     shuffled = np.random.default_rng(0).permutation(len(examples))
     for index in np.unique(classes):
         members = shuffled[classes[shuffled] == index]

@@ -8,12 +8,12 @@
 Columns are separated by spaces or tabs; -DOCSTART- lines are skipped. A tag is O, or a prefix and a type in one of
 three schemes:
 
-    iob1    I- throughout; B- where an entity follows another one of its type. CoNLL-2003 as published has two more B-
-            in 23,499 entities; they are unambiguous, so B- may begin any entity
+    iob1    I- throughout, and B- where an entity directly follows another one of its type. The published CoNLL-2003
+            has two more B- in 23,499 entities. They are unambiguous, so B- may begin any entity
     iob2    B- begins every entity, I- continues it
     bioes   B- begins and E- ends an entity of several words, I- is between them; S- is an entity of one word
 
-All are read as IOB2, by seqeval's rules, which are those of CoNLL's own evaluation.
+All schemes are converted to IOB2 by seqeval's rules, which are those of CoNLL's official evaluation.
 """
 
 import re
@@ -32,7 +32,7 @@ _TAG = re.compile(r"O|[BIES]-.+")
 
 
 class Word(NamedTuple):
-    """One line of a file: its number from 1, its first column and its last one."""
+    """One line of a file: its number, from 1, and its first and last column."""
 
     line: int
     text: str
@@ -55,7 +55,7 @@ def read_conll(path: Path, labelled: bool, scheme: str) -> list[Sentence]:
 
 
 def read_words(path: Path, labelled: bool) -> list[list[Word]]:
-    """The sentences of a file with its own tags.
+    """The sentences of a file, with their tags as written.
 
     Raises ValueError, with file and line, for bytes that are not UTF-8, a line without a tag or with another number of
     columns than the first one, a carriage return inside a line, an invalid tag, and a file without words.
@@ -89,7 +89,7 @@ def _sentences(path: Path, text: str, labelled: bool) -> Iterator[list[Word]]:
 
 
 def guess_scheme(sentences: Sequence[Sequence[Word]]) -> str:
-    """The scheme of a file: bioes if it has E- or S-, else iob1 or iob2 by what most of its entities begin with."""
+    """The scheme of a file: bioes if it has E- or S-, else iob1 or iob2 by the prefix that begins most entities."""
     tags = [["O", *(word.tag for word in words)] for words in sentences]
     if any(tag[:2] in ("E-", "S-") for sentence in tags for tag in sentence):
         return "bioes"
@@ -103,7 +103,7 @@ def as_iob2(path: Path, words: Sequence[Word], scheme: str) -> tuple[str, ...]:
     iob2 = ["O"] * len(tags)
     for kind, first, last in get_entities(tags):
         iob2[first : last + 1] = [f"B-{kind}", *[f"I-{kind}"] * (last - first)]
-    # The tags are valid if the scheme writes these entities so. In IOB1 both prefixes may begin an entity.
+    # The tags are valid if `scheme` writes these entities with the same tags. In IOB1, I- and B- may begin an entity.
     if scheme == "iob1":
         valid = [tag[0] in "OBI" for tag in tags]
     else:

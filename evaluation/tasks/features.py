@@ -17,16 +17,15 @@ from pretrain.layers import Sequences
 
 @dataclass(frozen=True)
 class Features:
-    """N encoded sequences, concatenated to T tokens, and their labels.
+    """N encoded sequences, concatenated to T tokens, and their labels, which are None if the file has none.
 
-    There is one label per sequence or one per token: class indices (int64) or scores (float32) [N], the first and the
-    last token of an answer inside the sequence [N, 2], or a class index for each token [T], -100 for none. `labels` is
-    None if the file has none.
+    Labels are class indices (int64) or scores (float32) [N], the first and last token of an answer, counted within the
+    sequence [N, 2], or a class index for each token [T], -100 for none.
     """
 
     token_ids: np.ndarray  # [T] int64
     sequence_start: np.ndarray  # [N+1] int64, in tokens
-    segment_b_start: np.ndarray  # [N] int64, inside the sequence; its length where there is no second segment
+    segment_b_start: np.ndarray  # [N] int64, within the sequence; its length if there is no second segment
     labels: np.ndarray | None
     note: str  # for the user: how many texts were cut, how many windows there are
 
@@ -35,7 +34,7 @@ class Features:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence, [N]."""
+        """[N] Number of tokens of each sequence."""
         return np.diff(self.sequence_start)
 
     def token_index(self, indices: np.ndarray) -> np.ndarray:
@@ -52,7 +51,7 @@ class Features:
         return self.labels[self.token_index(indices) if per_token else indices]
 
     def num_targets(self, indices: np.ndarray) -> int:
-        """The number of labels that the sequences `indices` [B] have, over which a loss is averaged."""
+        """The number of labels of the sequences `indices` [B], by which their loss is divided."""
         labels = self.labels_of(indices)
         return len(indices) if len(labels) == len(indices) else int((labels != -100).sum())
 
@@ -63,8 +62,8 @@ def progress(examples: Sequence, name: str) -> Iterable:
 
 
 def encode_examples(tokenizer: Tokenizer, examples: Sequence, seq_length: int, name: str) -> Features:
-    """Encode `evaluation.tasks.classification.Example`s; the ends of texts that need more than `seq_length` tokens are
-    cut off. `name` labels the progress bar. The note counts the cut examples and the texts without a token.
+    """Encode `evaluation.tasks.classification.Example`s, cut to `seq_length` tokens. `name` labels the progress bar.
+    The note counts the examples that were cut and those with a text without tokens.
     """
     sequences, segment_b_start, num_truncated, num_empty = [], [], 0, 0
     for example in progress(examples, name):
@@ -93,8 +92,8 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence, seq_length: int, n
 
 
 def truncate_pair(first: list[int], second: list[int], budget: int) -> tuple[list[int], list[int]]:
-    """Cut a pair to `budget` tokens as `_truncate_seq_pair` in google-research/bert's run_classifier.py does, without
-    its loop: one token at a time from the end of the longer text, or of the second if both are equally long.
+    """Cut a pair to `budget` tokens. The result is that of the loop of `_truncate_seq_pair` in google-research/bert's
+    run_classifier.py, which removes one token at a time from the end of the longer text, or of the second on a tie.
     """
     num_first = min(len(first), max(budget - len(second), (budget + 1) // 2))
     return first[:num_first], second[: budget - num_first]

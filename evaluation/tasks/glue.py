@@ -1,9 +1,8 @@
-"""GLUE (Wang et al., 2018, arXiv:1804.07461): its tasks with their official TSV layouts, labels and metrics, and the
-files that the benchmark takes.
+"""GLUE (Wang et al., 2018, arXiv:1804.07461): its tasks' TSV columns, labels and metrics, and files to submit to it.
 
-The files are irregular. None of them quotes anything: a lone quotation mark is text. MRPC opens with a byte order mark.
-CoLA's train and dev files have no header. A few rows of the published QQP are broken and are skipped, as everyone does.
-Columns are found by name, so files that leave some out are read as well.
+The files are irregular. A quotation mark is ordinary text in all of them. MRPC starts with a byte order mark. CoLA's
+train and dev files have no header. QQP has a few broken rows, which are skipped, as is usual. Columns are found by
+name, so files may leave out columns that are not used.
 """
 
 from pathlib import Path
@@ -36,7 +35,7 @@ GLUE_TASKS = {
     )
 }  # fmt: skip
 
-# The name of the benchmark's file and its number of rows: by the task, for MNLI by the name of its test set.
+# Name and number of rows of the file to submit: by task, and for MNLI by the name of the test set.
 SUBMISSIONS = {"cola": ("CoLA", 1063), "sst-2": ("SST-2", 1821), "mrpc": ("MRPC", 1725), "sts-b": ("STS-B", 1379),
                "qqp": ("QQP", 390965), "qnli": ("QNLI", 5463), "rte": ("RTE", 3000), "wnli": ("WNLI", 146)}  # fmt: skip
 MNLI_SUBMISSIONS = {"test_matched": ("MNLI-m", 9796), "test_mismatched": ("MNLI-mm", 9847), "AX": ("AX", 1104),
@@ -44,13 +43,9 @@ MNLI_SUBMISSIONS = {"test_matched": ("MNLI-m", 9796), "test_mismatched": ("MNLI-
 
 
 def write_submission(folder: Path, task: Task, stem: str, predictions: np.ndarray) -> str:
-    """Write the benchmark's own file of predictions for a test set: index and prediction, labels by their names,
-    similarities from 0 to 5.
+    """Write the file to submit for a test set: an index and the name of a label, or a similarity from 0 to 5, per row.
 
-    Args:
-        stem: name of the test file without its ending, which says which of MNLI's test sets it is
-        predictions: [E, L]
-
+    `stem` is the name of the test file without its ending, which distinguishes MNLI's test sets. predictions: [E, L].
     Returns a note for the user, or "" if the benchmark has no such test set.
     """
     names = MNLI_SUBMISSIONS.get(stem) if task.name.startswith("mnli") else SUBMISSIONS.get(task.name)

@@ -16,7 +16,7 @@ from pretrain.model_config import ModelConfig
 
 
 class BertForSequenceClassification(nn.Module):
-    """A class or a score for a sentence or a pair: dropout and linear on the pooled [CLS] (Devlin et al. 2019, 4.1)."""
+    """A class or score for one or two texts: dropout and linear layer on the pooled [CLS] (Devlin et al. 2019, 4.1)."""
 
     def __init__(self, config: ModelConfig, layout: Layout, num_outputs: int):
         super().__init__()
@@ -32,7 +32,7 @@ class BertForSequenceClassification(nn.Module):
 
 
 class BertForTokenClassification(nn.Module):
-    """A class for each token: dropout and linear on it, without a pooler (Devlin et al. 2019, section 5.3)."""
+    """A class for each token: dropout and linear layer, without a pooler (Devlin et al. 2019, section 5.3)."""
 
     def __init__(self, config: ModelConfig, layout: Layout, num_outputs: int):
         super().__init__()
@@ -48,7 +48,7 @@ class BertForTokenClassification(nn.Module):
 
 
 class BertForQuestionAnswering(nn.Module):
-    """Whether an answer begins or ends at a token: linear on it, without a pooler (Devlin et al. 2019, section 4.2)."""
+    """Start and end logits of an answer: linear layer on each token, without a pooler (Devlin et al. 2019, 4.2)."""
 
     def __init__(self, config: ModelConfig, layout: Layout, num_outputs: int = 2):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Scores of predictions. scikit-learn and scipy compute them, also where the input is degenerate: a correlation with
-constant predictions is undefined, the Matthews coefficient and F1 are 0 there.
+"""Metrics, computed by scikit-learn and scipy. With constant predictions a correlation is undefined and the Matthews
+coefficient is 0. F1 is 0 where it would divide by zero.
 
-The two scores of rankings are written here, since scikit-learn's average precision treats equal scores differently.
+The two ranking metrics are implemented here, because scikit-learn's average precision treats ties differently.
 """
 
 import math
@@ -35,7 +35,7 @@ METRICS = {  # (labels [E], predictions [E]) -> score
 
 
 def score(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
-    """The named metrics of one data set; None if one is undefined. Both arrays: [E] class indices, or scores."""
+    """The named metrics; None for an undefined one. Both arrays: [E] class indices, or scores."""
     values = {name: float(METRICS[name](labels, predictions)) for name in names}
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
@@ -54,8 +54,8 @@ def reciprocal_rank(labels: np.ndarray, scores: np.ndarray) -> float:
 def right_ranks(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The ranks, from 1, of a question's right answers in the order of falling scores.
 
-    Among equal scores the right answers come last, so that neither the order of a file nor a name earns anything: the
-    "realistic" order of Cabanac et al. 2010 (Tie-Breaking Bias, CLEF). labels: [n] of 0 and 1 with a 1, scores: [n].
+    Among equal scores the right answers come last, so that the order of a file cannot improve a score: the "realistic"
+    order of Cabanac et al. 2010 (Tie-Breaking Bias, CLEF). labels: [n] of 0 and 1 with at least one 1, scores: [n].
     """
     return np.flatnonzero(labels[np.lexsort((labels, -scores))]) + 1
 
@@ -63,7 +63,7 @@ def right_ranks(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
     """One score over several seeds: mean, median, sample standard deviation (0 for one seed), minimum and maximum.
 
-    All are None if the score of one seed is undefined: a mean of the others would flatter.
+    All are None if the score of one seed is undefined, because the mean of the others would be too high.
     """
     if None in values:
         return dict.fromkeys(("mean", "median", "std", "min", "max"))

@@ -1,8 +1,7 @@
 """Named entities: a tag for each word (Devlin et al. 2019, section 5.3).
 
-The first token of a word carries its label. A sentence of more tokens than fit is cut between words into windows, one
-after another, so every word gets a tag. Scores are of whole entities: seqeval's, which are those of CoNLL's own
-evaluation.
+The first token of a word carries its label. A sentence that is too long is cut between words into consecutive windows,
+so every word gets a tag. Scores count whole entities; seqeval computes them as CoNLL's official evaluation does.
 """
 
 from collections.abc import Sequence
@@ -29,10 +28,10 @@ DEV_FILES = ("dev.txt", "valid.txt", "dev.conll", "eng.testa")
 
 @dataclass(frozen=True)
 class WordFeatures(Features):
-    """Windows: N of them, each of one sentence; `labels` are [T], -100 except for the first token of each word."""
+    """N windows, each of one sentence. `labels` are [T], and -100 except at the first token of each word."""
 
     sentence_index: np.ndarray  # [N] int64
-    is_word: np.ndarray  # [T] bool: the first token of a word
+    is_word: np.ndarray  # [T] bool: whether a token is the first of its word
 
 
 class Tagging(NamedTuple):
@@ -43,10 +42,9 @@ class Tagging(NamedTuple):
 
 
 def find_ner_task(data_dir: Path, train_file: str | None, dev_file: str | None, scheme: str | None) -> Task:
-    """The task on the files of a folder; the training file gives the types and, unless it is named, the scheme.
+    """The task on a folder's files. The training file determines the types and, if `scheme` is None, the scheme.
 
-    Raises ValueError for missing files, what `evaluation.tasks.conll` finds wrong, and a training file without
-    entities.
+    Raises ValueError for missing files, what `evaluation.tasks.conll` rejects, and a training file without entities.
     """
     train_file = train_file or find_split(data_dir, "train", TRAIN_FILES)
     dev_file = dev_file or find_split(data_dir, "dev", DEV_FILES)
@@ -99,9 +97,7 @@ def read_sentences(path: Path, labelled: bool, scheme: str, labels: Sequence[str
 def encode_words(
     tokenizer: Tokenizer, sentences: Sequence[Sentence], seq_length: int, name: str, labels: Sequence[str]
 ) -> WordFeatures:
-    """[CLS] words [SEP] for each window of each sentence. A word without tokens becomes [UNK]; one longer than a window
-    loses its last tokens.
-    """
+    """[CLS] words [SEP] for each window. A word without tokens becomes [UNK]; one longer than a window is cut to it."""
     budget = seq_length - 2
     index_of = {label: index for index, label in enumerate(labels)}
     sequences, targets, is_word, sentence_index = [], [], [], []
@@ -131,9 +127,7 @@ def encode_words(
 
 
 def cut_between_words(num_tokens: Sequence[int], budget: int) -> list[tuple[int, int]]:
-    """(first word, word after the last) of each window of a sentence, whose words have `num_tokens` tokens each; a
-    window has at most `budget` tokens.
-    """
+    """(first word, word after the last) of each window of at most `budget` tokens; `num_tokens` is for each word."""
     windows, start, room = [], 0, budget
     for index, count in enumerate(num_tokens):
         if count > room:
@@ -168,9 +162,7 @@ def score_tags(sentences: Sequence[Sentence], taggings: Sequence[Tagging]) -> Sc
 
 
 def write_tags(folder: Path, sentences: Sequence[Sentence], taggings: Sequence[Tagging]) -> None:
-    """predictions.txt: word, tag (if the file has tags), predicted tag and its probability, separated by tabs; a blank
-    line after each sentence.
-    """
+    """predictions.txt: tab-separated word, tag (if known), prediction, probability; a blank line after a sentence."""
     with finished_file(folder / "predictions.txt", "w") as file:
         for sentence, tagging in zip(sentences, taggings, strict=True):
             columns = [sentence.words, *([sentence.tags] if sentence.tags else []), tagging.tags]

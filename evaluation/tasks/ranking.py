@@ -1,9 +1,9 @@
 """Ranking: candidate answers to a question, ordered by the probability that each is right. The scores are mean average
 precision (MAP) and mean reciprocal rank (MRR) over questions, as for WikiQA (Yang, Yih and Meek 2015).
 
-All rows are trained on. Questions without a right answer are not scored, as in that paper, nor are questions without a
-wrong one, which every model ranks perfectly (the "clean" setting of Rao, He and Lin 2016). Rows with the same question,
-up to white space, belong together.
+Training uses all rows. Scores leave out questions without a right answer, as in that paper, and questions without a
+wrong one, which every model ranks perfectly (the "clean" setting of Rao, He and Lin 2016). Questions that differ only
+in white space are the same question.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def candidates(examples: Sequence[Example]) -> dict[str, list[int]]:
 
 
 def encode_candidates(tokenizer: Tokenizer, examples: Sequence[Example], seq_length: int, name: str) -> Features:
-    """The pairs; the note counts the questions that are not scored."""
+    """Encode the pairs. The note counts the questions that are not scored."""
     features = encode_examples(tokenizer, examples, seq_length, name)
     if features.labels is None:
         return features

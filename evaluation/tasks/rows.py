@@ -1,7 +1,6 @@
-"""Rows of the files that hold a task's examples, in UTF-8: tables as TSV, CSV or JSONL, by their ending, and folders of
-text files, one folder per label (the layout of IMDb).
+"""Reads a task's examples: UTF-8 tables (TSV, CSV or JSONL, by their ending), or one folder of texts per label (IMDb).
 
-In a TSV a quotation mark is an ordinary character, as in GLUE's files. In a CSV it quotes, also over several lines.
+In a TSV a quotation mark is an ordinary character, as in GLUE's files. In a CSV, a quoted text may span several lines.
 """
 
 import csv
@@ -21,18 +20,18 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def read_rows(
     path: Path, headerless_columns: Sequence[str] = (), skip_broken_rows: bool = False
 ) -> Iterator[tuple[int | str, dict[str, object]]]:
-    """Yield (line number from 1, {column: value}) for each row of a table, except blank lines; for each text of a
-    folder (its path in the folder, {"sentence": the text, "label": the subfolder}), sorted by path.
+    """Yield (line number from 1, {column: value}) for each row of a table except blank lines. For each text of a
+    folder, sorted by path, yield (its path in the folder, {"sentence": the text, "label": the subfolder}).
 
-    Values are texts. JSON's numbers and true and false are taken as they are written; its other values are passed on
-    as they are, since the column may not be needed (see `check_text`).
+    Values are texts. JSON's numbers, true and false become texts in JSON's notation. Its other values are unchanged,
+    because the column may not be needed; `check_text` rejects them.
 
     Args:
-        headerless_columns: the columns of a TSV whose first line is a row already
-        skip_broken_rows: leave out rows whose number of fields differs from the header's instead of raising
+        headerless_columns: the columns of a TSV without a header
+        skip_broken_rows: skip rows whose number of fields differs from the header's instead of raising
 
     Raises ValueError, with file and line, for another ending or separator, bytes that are not UTF-8, a column that
-    occurs twice, a broken row, JSON other than objects, and what `text_files` refuses.
+    occurs twice, a broken row, JSON other than objects, and what `text_files` rejects.
     """
     if path.is_dir():
         for file in text_files(path):
@@ -66,8 +65,8 @@ def read_rows(
 def read_utf8(path: Path, endings: Sequence[str] = ()) -> str:
     """The text of a file, without a byte order mark.
 
-    Raises ValueError with file and line for bytes that are not UTF-8, and for a missing file with the names of those
-    that the folder has, of all or of these `endings`.
+    Raises ValueError, with file and line, for bytes that are not UTF-8. For a missing file, the error names the
+    files of the folder, or only those with one of the `endings` if there are any.
     """
     if not path.is_file():
         present = sorted(p.name for p in path.parent.glob("*") if p.is_file() and (not endings or p.suffix in endings))
@@ -97,10 +96,7 @@ def check_text(where: str, name: str, value: object) -> str:
 
 
 def find_split(data_dir: Path, split: str, names: Sequence[str]) -> str:
-    """The one of the `names` that `data_dir` holds for a split ("train" or "dev"); a name that ends in / is a folder's.
-
-    Raises ValueError unless exactly one is there.
-    """
+    """The one of `names` that `data_dir` holds, ValueError unless it is exactly one. Names of folders end in "/"."""
     found = [name for name in names if ((data_dir / name).is_dir() if name[-1] == "/" else (data_dir / name).is_file())]
     if len(found) != 1:
         problem = f"holds {' and '.join(found)}" if found else f"holds none of {', '.join(names)}"
@@ -109,11 +105,11 @@ def find_split(data_dir: Path, split: str, names: Sequence[str]) -> str:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """The .txt files (also .TXT) of each subfolder, at any depth, sorted; the subfolder's name is their label. IMDb's
-    unlabelled texts (unsup), files beside the subfolders and hidden files are left out.
+    """The .txt and .TXT files of each subfolder, at any depth, sorted. The subfolder's name is their label. IMDb's
+    unlabelled texts (unsup), files outside the subfolders and hidden files are left out.
 
     Raises ValueError for a folder without subfolders, a subfolder without a text, files with other endings and links
-    to folders, and OSError for what cannot be read: no text is left out silently.
+    to folders, and OSError for anything unreadable, so that no text is left out silently.
     """
 
     def fail(error: OSError) -> None:
@@ -141,7 +137,7 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def _check_separator(path: Path, text: str) -> None:
-    """Raise ValueError if the header's columns are separated by another character than the ending promises."""
+    """Raise ValueError if the header uses another separator than the file's ending implies."""
     expected = "," if path.suffix == ".csv" else "\t"
     header = re.sub('"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
     found = [separator for separator in ";\t|," if separator in header]

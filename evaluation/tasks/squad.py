@@ -6,9 +6,9 @@
 `answer_start` counts characters. No question is left out silently: an answer that is not at its `answer_start`, and in
 SQuAD 1.1 a question without an answer, are errors that name the question.
 
-A passage that does not fit is read in overlapping windows, by default as in google-research/bert's run_squad.py: 384
-tokens, a new window every 128, questions of at most 64. The label of a window without the answer is no answer: its
-first and last token are [CLS].
+A passage that is too long is read in overlapping windows, by default as in google-research/bert's run_squad.py:
+sequences of 384 tokens, a new window every 128 tokens, and questions of at most 64 tokens. In a window without the
+answer, [CLS] is labelled as the answer's first and last token, which means that there is no answer.
 """
 
 import json
@@ -35,8 +35,8 @@ SHAPE = '{"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answe
 
 
 class Question(NamedTuple):
-    """One question on a passage. `answers` are all right answers, () if there is none, None in a file without them;
-    `answer_start` is where the first one begins in `context`.
+    """One question on a passage. `answers` are all right answers: () if there is none, None in a file without answers.
+    The first one begins at the character `answer_start` of `context`.
     """
 
     id: str
@@ -48,10 +48,10 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class SpanFeatures(Features):
-    """Windows: N of them, each of one question; `labels` are [N, 2], 0 and 0 for no answer."""
+    """N windows, each of one question. `labels` are [N, 2], and (0, 0) for no answer."""
 
     question_index: np.ndarray  # [N] int64
-    spans: np.ndarray  # [T, 2] int64, the characters of the passage that a token stands for; -1 outside the passage
+    spans: np.ndarray  # [T, 2] int64, first character of a token in the passage and the next after it; -1 outside
     may_begin: np.ndarray  # [T] bool: an answer may begin here, since no other window has more context around the token
 
 
@@ -64,7 +64,7 @@ def squad_task(
     max_answer_length: int = 30,
     null_threshold: float | None = None,
 ) -> Task:
-    """SQuAD by its name. Without a `null_threshold` SQuAD 2.0's is tuned on the questions that are scored."""
+    """SQuAD 1.1 or 2.0. If `null_threshold` is None, SQuAD 2.0 tunes it on the questions that are scored."""
     version = SQUAD_TASKS[name]
     files = {"train_file": train_file or FILES[version][0], "dev_file": dev_file or FILES[version][1]}
     lengths = {"doc_stride": doc_stride, "max_query_length": max_query_length, "max_answer_length": max_answer_length}
@@ -166,8 +166,8 @@ def window_starts(num_tokens: int, budget: int, stride: int) -> list[tuple[int, 
 
 
 def widest_context(windows: Sequence[tuple[int, int]], num_tokens: int) -> np.ndarray:
-    """[num_tokens] The window in which the smaller of a token's two sides has most tokens, the longer window on a tie,
-    as in `_check_is_max_context` of google-research/bert's run_squad.py.
+    """[num_tokens] The window with the most context of each token: the fewer of the tokens before it and after it.
+    On a tie the longer window wins, as in `_check_is_max_context` of google-research/bert's run_squad.py.
     """
     tokens, context = np.arange(num_tokens), np.full((len(windows), num_tokens), -1.0)
     for number, (start, length) in enumerate(windows):
@@ -190,7 +190,7 @@ def encode_windows(
     sequences, segment_b_start, labels, question_index, spans, may_begin = [], [], [], [], [], []
     passage, ids, offsets, unreachable, num_cut = None, [], None, Counter(), 0
     for index, question in enumerate(progress(questions, name)):
-        if question.context is not passage:  # questions on one passage stand together
+        if question.context is not passage:  # questions on one passage are adjacent
             passage = question.context
             ids, characters = tokenizer.encode_with_offsets(passage)
             offsets = np.array(characters, np.int64).reshape(-1, 2)

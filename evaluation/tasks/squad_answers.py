@@ -5,8 +5,8 @@
     null_odds.json           {id: score of no answer minus score of the best answer}, SQuAD 2.0 only
 
 As in google-research/bert's run_squad.py, the score of a span is the sum of its two logits. A span begins in the window
-that has the widest context around its first token, and has at most `max_answer_length` tokens. The score of no answer
-is that of [CLS], the lowest of all windows.
+with the most context around its first token, and has at most `max_answer_length` tokens. The score of no answer is the
+lowest score of [CLS] over all windows.
 
 `questions` are `evaluation.tasks.squad.Question`s, and E is their number.
 """
@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The prediction for one question: the best spans, at most N_BEST, and the score of no answer minus the best."""
+    """The prediction for one question: the best spans, and the score of no answer minus that of the best span."""
 
     n_best: list[Span]
     null_odds: float
@@ -70,9 +70,7 @@ def decode_answers(
 def window_spans(
     scores: np.ndarray, offsets: np.ndarray, may_begin: np.ndarray, context: str, max_answer_length: int
 ) -> list[Span]:
-    """The N_BEST spans of a window, from its N_BEST best first and last tokens. scores, offsets: [S, 2], may_begin:
-    [S].
-    """
+    """The N_BEST spans from a window's N_BEST best first and last tokens. scores, offsets: [S, 2]; may_begin: [S]."""
     begins, ends = np.flatnonzero(may_begin), np.flatnonzero(offsets[:, 0] >= 0)
     begins = begins[np.argsort(-scores[begins, 0], kind="stable")[:N_BEST]]
     ends = ends[np.argsort(-scores[ends, 1], kind="stable")[:N_BEST]]
@@ -87,7 +85,7 @@ def window_spans(
 
 
 def _answer(spans: list[Span], null: Span, with_null: bool) -> Answer:
-    """The best spans of all windows, each text once, and no answer among them `with_null`."""
+    """The best spans of all windows, each text once. `with_null` adds no answer as a candidate."""
     best_of: dict[str, Span] = {}
     for span in sorted(spans, key=lambda span: -span.score):
         if span.text:
@@ -104,9 +102,9 @@ def score_answers(
 ) -> Scores:
     """Exact match and F1, over all questions and by their first question word.
 
-    For SQuAD 2.0 at `null_threshold`, or else at the threshold with the best F1 on these very questions, and further:
-    the scores of questions with and without an answer, those at threshold 0, which is not tuned, the threshold, and
-    best_exact, at a threshold that is tuned for exact match alone, as in the official evaluation.
+    For SQuAD 2.0 they are at `null_threshold` or, if it is None, at the threshold with the best F1 on these questions.
+    Further scores are those of questions with and without an answer, those at the untuned threshold 0, the threshold
+    itself, and best_exact, at a threshold tuned for exact match, as in the official evaluation.
     """
     answered = _question_scores(questions, [answer.text for answer in answers], version)
     parts, thresholds = {"": answered}, {}
@@ -137,7 +135,7 @@ def _question_scores(questions: Sequence, texts: Sequence[str], version: int) ->
 
 
 def question_word(question: str) -> str:
-    """The first of QUESTION_WORDS in a question, whose forms (whom, whose) count as who; "other" if there is none."""
+    """The first of QUESTION_WORDS in a question, or "other". Whom and whose count as who."""
     words = (word.strip(".,?!'\"").replace("whom", "who").replace("whose", "who") for word in question.lower().split())
     return next((word for word in words if word in QUESTION_WORDS), "other")
 
@@ -145,7 +143,7 @@ def question_word(question: str) -> str:
 def write_answers(
     folder: Path, questions: Sequence, answers: Sequence[Answer], version: int, null_threshold: float | None = None
 ) -> None:
-    """The official files. The threshold is that of `score_answers`."""
+    """Write the official files, with the threshold of `score_answers`."""
     ids, texts = [question.id for question in questions], [answer.text for answer in answers]
     if version == 2:
         if null_threshold is None:

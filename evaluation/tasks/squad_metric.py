@@ -1,9 +1,9 @@
-"""SQuAD's metric from its published definition (Rajpurkar et al. 2016, section 6.1; 2018, section 4.1): exact match and
-F1 of words between the plain forms of two answers; the maximum over all right answers.
+"""SQuAD's metric, as published (Rajpurkar et al. 2016, section 6.1; 2018, section 4.1): exact match and word F1 between
+the plain forms of two answers, each the maximum over all right answers.
 
 The plain form is lower case, without ASCII punctuation, without the articles a, an and the, and with single spaces.
-Punctuation outside ASCII stays, as in the official evaluation. The right answer to a question that has none is the
-empty string.
+Punctuation outside ASCII stays, as in the official evaluation. For a question without an answer, the empty string is
+right.
 """
 
 import re
@@ -23,9 +23,7 @@ def normalize_answer(text: str) -> str:
 
 
 def answer_scores(prediction: str, answers: Sequence[str], version: int) -> tuple[float, float]:
-    """(exact match, F1) of one question. In SQuAD 2.0 right answers with an empty plain form do not count; if none is
-    left, as for a question without an answer, the empty string is right.
-    """
+    """(exact match, F1) of one question. SQuAD 2.0 drops answers with plain form ""; if none is left, "" is right."""
     predicted, right = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
     if version == 2:
         right = [answer for answer in right if answer] or [""]
@@ -33,7 +31,7 @@ def answer_scores(prediction: str, answers: Sequence[str], version: int) -> tupl
 
 
 def _word_f1(predicted: list[str], right: list[str], version: int) -> float:
-    """F1 of the words that both have, counted as often as they occur. Two empty answers match in SQuAD 2.0 only."""
+    """Word F1, where repeated words count repeatedly. Two empty answers match in SQuAD 2.0 only."""
     if not predicted or not right:
         return float(version == 2 and predicted == right)
     num_same = (Counter(predicted) & Counter(right)).total()
@@ -44,13 +42,13 @@ def _word_f1(predicted: list[str], right: list[str], version: int) -> float:
 
 
 def best_threshold(null_odds: np.ndarray, answered: np.ndarray, unanswered: np.ndarray) -> float:
-    """The threshold with the highest mean score, if questions whose odds for no answer are above it are not answered.
+    """The threshold with the highest mean score. Questions whose odds for no answer exceed it are left unanswered.
 
-    All arguments are [E]; the last two are the scores of each question with and without its answer. Of equally good
-    thresholds the lowest is taken. If it is best to answer no question, the threshold is below all odds.
+    All arguments are [E]; the last two are each question's score if it is answered and if it is not. On a tie the
+    lowest threshold wins. If it is best to answer no question, the threshold is below all odds.
     """
     order = np.argsort(null_odds, kind="stable")
-    odds, gain = null_odds[order], np.cumsum((answered - unanswered)[order])  # of answering all questions up to this
+    odds, gain = null_odds[order], np.cumsum((answered - unanswered)[order])  # of answering the questions up to this
     is_last_of_equals = np.append(odds[1:] != odds[:-1], True)
     gain = np.where(is_last_of_equals, gain, -np.inf)
     best = int(np.argmax(gain))

@@ -31,7 +31,7 @@ Scores = dict[str, float | None]  # None: the score is undefined, such as a corr
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task: what it is called, what its files and outputs are, and its seven functions.
+    """A task: its name, files, outputs and seven functions.
 
     L is `num_outputs`. `read` raises ValueError, with file and line, for a file that does not fit the task.
     """
