@@ -1,4 +1,4 @@
-"""Speed and memory of data preparation, stage by stage and beside peers, on any text.
+"""Speed and memory of data preparation, by stage and compared with a peer, on any text.
 
     python -m benchmarks.data_prep --input TEXT... --vocab bert-base-uncased-vocab.txt --memory 65 650
 

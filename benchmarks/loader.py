@@ -1,5 +1,5 @@
-"""The loader alone: how many sequences per second one core turns from shards into micro-batches, with stored and with
-dynamic masks, and what share of a training step that would take if it did not overlap with it.
+"""The loader alone: how many sequences per second one core reads from shards into micro-batches, with stored and with
+dynamic masks, and what share of a training step that would take without overlap.
 
     python -m benchmarks.loader --data SHARDS --model mini
 

@@ -1,5 +1,5 @@
-"""One optimizer step on the tensors of a model: LAMB beside torch's AdamW, in turn; on a GPU also FusedLamb, which
-DeepSpeed compiles with nvcc.
+"""One optimizer step on the tensors of a model: LAMB against torch's AdamW and, on a GPU, DeepSpeed's FusedLamb, which
+is compiled with nvcc.
 
     python -m benchmarks.optimizer --model base
 

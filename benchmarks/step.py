@@ -6,10 +6,10 @@ and compiled, and of megatron-core's `BertModel`. Same sizes, batches, DeepSpeed
     python -m benchmarks.step --full 128 --model large --micro-batch 256 --bf16 --profile   full sequences, and kernels
 
 MFU counts the matrix products that real tokens and masked positions need (`ModelConfig.training_flops`), against the
-data sheet's peak of a GPU or the measured speed of a large product on a CPU. "Own floor" is the time of what a model
-itself computes, padding and all positions' predictions with it: its products at that peak, then the optimizer's bytes
-at the measured speed of a copy. Batches are padded to their longest sequence, for the compiled model to the longest of
-the shards, so that it sees one shape.
+data sheet's peak of a GPU or the measured speed of a large product on a CPU. "Own floor" is the least time for what a
+model itself computes, including padding and predictions at all positions: its products at that peak, then the optimizer's
+bytes at the measured speed of a copy. Batches are padded to their longest sequence. For the compiled model they are
+padded to the longest of the shards, so that it sees one shape.
 """
 
 from pathlib import Path
@@ -142,11 +142,11 @@ def main(argv: list[str] | None = None) -> None:
     data.add_argument("--full", type=int, metavar="LENGTH", help="random sequences of exactly this length instead")
     options.add_argument("--model", default="base", choices=PRESETS, help="default: base")
     options.add_argument("--layers", type=int, help="fewer layers than the model has, where memory is short")
-    options.add_argument("--micro-batch", type=int, default=8, help="sequences a step (default 8)")
-    options.add_argument("--steps", type=int, default=2, help="steps a turn, each with its own batch (default 2)")
+    options.add_argument("--micro-batch", type=int, default=8, help="sequences per step (default 8)")
+    options.add_argument("--steps", type=int, default=2, help="steps per turn, each with its own batch (default 2)")
     options.add_argument("--zero", type=int, default=1, choices=range(4), help="stage (default 1)")
     options.add_argument("--optimizer", default="Lamb", choices=("Lamb", "AdamW"), help="default Lamb")
-    options.add_argument("--recompute", default="none", choices=RECOMPUTE, help="of ours")
+    options.add_argument("--recompute", default="none", choices=RECOMPUTE, help="recomputation in our model")
     options.add_argument("--bf16", action="store_true")
     options.add_argument("--against", nargs="*", action="extend", choices=PEERS, help="peers (default: all)")
     options.add_argument("--profile", action="store_true", help="what takes longest in our step")
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     tables = measure(job, [OURS, *(PEERS[name] for name in (PEERS if args.against is None else args.against))], args)
     tables = {f"{name}: {title}": rows for name, rows in tables.items()}
     if args.largest:
-        tables[f"Larger and larger: {title}"] = largest_micro_batch(config, args)
+        tables[f"Doubled micro-batches: {title}"] = largest_micro_batch(config, args)
     report(f"step-{args.model}-{'full-' if args.full else ''}{job.length}", tables, args.save)
 
 

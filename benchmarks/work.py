@@ -1,17 +1,17 @@
-"""The work of a training step in counts that no machine changes: floating-point operations, operators, new bytes,
-values that Python waits for, collectives and what they carry, Python calls.
+"""The work of a training step in counts that are the same on every machine: floating-point operations, operators, new
+bytes, values that Python waits for, collectives and their bytes, and Python calls.
 
     python -m benchmarks.work                                                                   one rank, and two:
     python -m torch.distributed.run --standalone --nproc-per-node 2 --module benchmarks.work
 
-The bytes that the collectives of a step carried stand beside those that `pretrain.plan` knows before it.
+The bytes that a step's collectives carry are compared with those that `pretrain.plan` predicts.
 
-A time says little on a busy machine and nothing on another one; a change that adds work shows here
-(tests/benchmarks/test_work.py holds these counts). The model is small and the batch made of random tokens: the counts
-grow with both, the ratio to what is needed does not.
+A time says little on a busy machine and nothing about another one, but a change that adds work shows in these counts
+(tests/benchmarks/test_work.py checks them). The model is small and the tokens are random. The counts grow with model
+and batch, but their ratio to what is needed does not.
 
-What a GPU would do is counted on the meta device, whose tensors have shapes and no values: it takes the GPU's paths,
-runs no kernel, and needs no GPU.
+What a GPU would do is counted on the meta device, whose tensors have shapes and no values: the code takes a GPU's
+paths, but runs no kernel and needs no GPU.
 """
 
 import dataclasses

@@ -22,15 +22,15 @@ from pretrain.layout import init_lone_layout
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Answer a file with the model that a finished fine-tuning run kept. Labels in the file are ignored.
+    """Predict the examples of a file with the model that a finished fine-tuning run kept.
 
-    The answers go to RUN/predictions/NAME/, where NAME is the file's name.
+    Labels in the file are ignored.
     """
 
     run: Path = option("the --output folder of a finished fine-tuning run", metavar="DIR")
     file: Path = option("file of the run's task, with or without labels", metavar="FILE")
     seeds: tuple[int, ...] = option(
-        "seeds that answer, several of them together by their mean logits (default: the one with the best dev score)",
+        "seeds to predict with; the logits of several are averaged (default: the one with the best dev score)",
         default=(),
         type=at_least(0),
         metavar="N",
@@ -69,7 +69,7 @@ def predict_file(run: Path, file: Path, seeds: tuple[int, ...] = ()) -> None:
         print(note)
     layout.close()
     mark_finished(output, num_examples=len(examples))
-    print(f"{file}: {len(examples):,} examples ({features.note}), answered by seed {answering}: {output}")
+    print(f"{file}: {len(examples):,} examples ({features.note}), predicted by seed {answering}: {output}")
 
 
 def _mean_scores(rows: list[dict], epoch: str) -> dict[str, float | None]:

@@ -34,7 +34,7 @@ CURVES = (  # kind of row, key, title; a quantity that no run has is left out
 class ReportOptions:
     """Compare runs: dev scores over tasks and starts, pretraining curves, sizes and speeds.
 
-    The report is one HTML page without outside links, the same tables as Markdown beside it, and in the terminal.
+    The report is one HTML page without external links. The same tables are written as Markdown and printed.
     """
 
     runs: tuple[Path, ...] = option(
@@ -67,7 +67,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
         else:
             raise ValueError(
                 f"{folder} has no results of a fine-tuning ({RESULTS_FILE}), no step of a pretraining (metrics.jsonl) "
-                "and is not a corpus or shards (manifest.json); name the folder of a run that has got so far"
+                "and is not a corpus or shards (manifest.json); name the folder of a run that has results"
             )
     return runs
 

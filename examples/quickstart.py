@@ -1,4 +1,4 @@
-"""The whole road on this machine, with no download, from its own documentation to a report.
+"""All stages from raw text to a report, on this machine's own documentation and without a download.
 
 Text -> vocabulary -> tokenised corpus -> masked shards -> `tiny` pretrained on several ranks, stopped half-way and
 resumed -> Hugging Face -> fine-tuning and baselines -> report.

@@ -52,7 +52,7 @@ def run_stage(started: float, title: str, command: list[str], num_ranks: int = 1
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
     result = subprocess.run(command, env={**environment, "PATH": path, "OMP_NUM_THREADS": str(num_threads)})
     if result.returncode:
-        print(f"error: the stage {title!r} failed; the reason stands above. The command was:", file=sys.stderr)
+        print(f"error: the stage {title!r} failed; see the error above. The command was:", file=sys.stderr)
         print(" ".join(command), file=sys.stderr)
-        print("Run the same again to go on: stages that are complete are reused.", file=sys.stderr)
+        print("Run the same command again to resume: complete stages are reused.", file=sys.stderr)
         sys.exit(result.returncode)

@@ -90,7 +90,7 @@ def check_text(where: str, name: str, value: object) -> str:
         raise ValueError(f"{where}: '{name}' is {json.dumps(value)[:60]} instead of a text; correct or remove the row")
     if half := _SURROGATE.search(value):
         raise ValueError(
-            f"{where}: '{name}' has {ascii(half[0])}, half of a character, perhaps since the text was cut; remove it"
+            f"{where}: '{name}' has {ascii(half[0])}, half of a character, perhaps because the text was cut; remove it"
         )
     return value
 

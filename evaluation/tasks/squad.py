@@ -214,7 +214,7 @@ def encode_windows(
     note = [f"{len(questions):,} questions in {len(sequences):,} windows"]
     if num_cut:
         note.append(f"{num_cut:,} questions cut to {max_query_length} tokens")
-    note += [f"{count:,} answers {reason}, so out of reach" for reason, count in unreachable.items() if reason]
+    note += [f"{count:,} answers {reason}, so not predictable" for reason, count in unreachable.items() if reason]
     return SpanFeatures(
         token_ids=np.concatenate(sequences),
         sequence_start=np.cumsum([0, *map(len, sequences)]),

@@ -35,8 +35,8 @@ def test_classification_gives_the_pipelines_answers(task, capsys):
     path.write_text("sentence\n" + "\n".join(SENTENCES) + "\n", encoding="utf-8")
     rows = table(predict(task / "run", path) / "predictions.tsv")
     printed = capsys.readouterr().out
-    assert "4 examples (0 of 4 cut to 16 tokens), answered by seed" in printed
-    seed = printed.split("answered by seed ")[1][0]
+    assert "4 examples (0 of 4 cut to 16 tokens), predicted by seed" in printed
+    seed = printed.split("predicted by seed ")[1][0]
     pipeline = transformers.pipeline("text-classification", model=str(task / f"run/seed_{seed}/model"), top_k=None)
     for row, theirs in zip(rows, pipeline(SENTENCES), strict=True):
         assert row["prediction"] == theirs[0]["label"]
@@ -68,7 +68,7 @@ def test_several_seeds_answer_together(task, capsys):
         path.write_text("sentence\n" + "\n".join(SENTENCES) + "\n", encoding="utf-8")
         rows = table(predict(task / "run", path, "--seeds", *seeds) / "predictions.tsv")
         log_odds.append([np.log(float(row["p(red)"]) / float(row["p(green)"])) for row in rows])
-    assert "answered by seed 0, 2" in capsys.readouterr().out
+    assert "predicted by seed 0, 2" in capsys.readouterr().out
     assert log_odds[2] == pytest.approx(np.mean(log_odds[:2], axis=0), abs=1e-3)
     assert log_odds[0] != pytest.approx(log_odds[1], abs=1e-2)
 

@@ -80,7 +80,7 @@ def test_an_answer_is_found_in_its_window_and_too_long_ones_are_not(tmp_path, to
     questions = task.read(write(tmp_path, entry(), entry("q2", "Café de Flore, in", 4)), True)
     features = task.encode(tokenizer, questions, 11, "test")  # 6 tokens of 14 in each window
     assert features.note == (
-        "2 questions in 8 windows, 2 questions cut to 2 tokens, 1 answers of more than 3 tokens, so out of reach"
+        "2 questions in 8 windows, 2 questions cut to 2 tokens, 1 answers of more than 3 tokens, so not predictable"
     )
     assert features.segment_b_start.tolist() == [4] * 8
     assert [tuple(row) for row in features.labels[:4]] == [(0, 0), (7, 7), (4, 4), (0, 0)]
@@ -250,7 +250,7 @@ def test_gold_spans_give_every_answer_of_the_dev_set_back(file, num_questions, n
     features = task.encode(load_tokenizer(vocab), questions, 384, "dev")
     print(features.note)
     for reason, count in num_unreachable.items():
-        assert f"{reason}, so out of reach" in features.note and f" {count} answers" in features.note
+        assert f"{reason}, so not predictable" in features.note and f" {count} answers" in features.note
     found = task.decode(questions, features, gold_logits(features))
     texts = [answer.text if answer.null_odds <= 0 else "" for answer in found]
     right = [text == (question.answers or ("",))[0] for question, text in zip(questions, texts, strict=True)]
