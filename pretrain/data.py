@@ -1,9 +1,9 @@
 """Masked shards -> batches. The global batch is a function of (seed, step), and each rank takes its slice.
 
-So there is no state to save: a resumed run needs only the number of its next step, and every layout sees the same
-samples in the same step. Samples were shuffled when the shards were built. An epoch permutes only blocks of neighbours,
-so that reads are mostly sequential. Masks are those stored in the shards or, if dynamic (Liu et al. 2019, section 4.1),
-new ones per epoch from the same function, which drew the stored ones for epoch 0.
+A resumed run therefore needs only the number of its next step, and every layout sees the same samples in the same step.
+Samples were shuffled when the shards were built. An epoch permutes only blocks of neighbours, so that reads are mostly
+sequential. Masks are those stored in the shards or, if dynamic (Liu et al. 2019, section 4.1), new ones per epoch from
+the same function, which drew the stored ones for epoch 0.
 
 Several data sets are mixed by weight. How many of the first k samples come from each set depends on k alone
 (`num_drawn`), and each set's samples follow its own sequence of epochs. With weights 3 and 1 and batches of 6:

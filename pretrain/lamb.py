@@ -11,7 +11,7 @@ ratios of the whole tensors:
     flat partition of rank 1   [ ... query 0 | key 0 | value 0 | ... | padding ]
 
 This file needs only torch and works in any DeepSpeed project: build `Lamb` as a client optimizer with
-"zero_allow_untested_optimizer": true, call `deepspeed.initialize`, `optimizer.bind(engine)`, then
+"zero_allow_untested_optimizer": true, then call `deepspeed.initialize`, `optimizer.bind(engine)` and
 `engine.load_checkpoint`.
 """
 

@@ -130,7 +130,7 @@ def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabPar
 
 
 class ColumnLinear(nn.Module):
-    """Column-parallel linear layer (Shoeybi et al. 2019, section 3): weight [out/tp, in], bias [out/tp], not filled."""
+    """Uninitialised column-parallel layer (Shoeybi et al. 2019, section 3): weight [out/tp, in], bias [out/tp]."""
 
     def __init__(self, in_size: int, out_size: int, layout: Layout):
         super().__init__()
@@ -146,7 +146,7 @@ class ColumnLinear(nn.Module):
 
 
 class RowLinear(nn.Module):
-    """Row-parallel linear layer: weight [out, in/tp] and, whole on every rank, bias [out], not filled."""
+    """Uninitialised row-parallel layer: weight [out, in/tp]; bias [out], which is whole on every rank."""
 
     def __init__(self, in_size: int, out_size: int, layout: Layout):
         super().__init__()

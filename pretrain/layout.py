@@ -133,8 +133,7 @@ def is_about_another_rank(error: RuntimeError) -> bool:
 def rank_environment() -> dict[str, int]:
     """RANK, WORLD_SIZE and LOCAL_RANK from `deepspeed`, `torchrun` or srun (one task per rank), or of a single process.
 
-    Also sets the variables that torch.distributed and DeepSpeed read. ValueError if srun lacks MASTER_ADDR or
-    MASTER_PORT.
+    Sets the variables that torch.distributed and DeepSpeed read. ValueError if srun lacks MASTER_ADDR or MASTER_PORT.
     """
     env = os.environ
     if "RANK" not in env and int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
