@@ -1,13 +1,14 @@
-"""Scaled dot-product attention inside each sequence of a micro-batch, on one of two paths (`self_attention`):
+"""Scaled dot-product attention within each sequence of a micro-batch. `self_attention` takes one of two paths:
 
-    unpadded_attention    GPU   torch's variable-length kernels: flash in bf16 and fp16, memory-efficient in float32
-    padded_attention      CPU   the rectangle [B, S] with a mask, for this call only; any device and precision
+    unpadded_attention    torch's variable-length GPU kernels: flash in bf16 and fp16, otherwise memory-efficient
+    padded_attention      pads to [B, S] and masks the padding: on CPUs, and on GPUs where the kernels do not apply
 
-Both have dropout. Shapes follow the legend in model.py.
+Both support dropout. Shapes follow the legend in model.py.
 
-The kernels are private operators of torch. There are two public ways to call them. `torch.nn.attention.varlen` has no
-dropout. Jagged tensors take four fifths of the host's time in a step and cannot be recomputed, because every call makes
-a new ragged size. An operator whose arguments differ in another version of torch is not called (`has_kernel`).
+The kernels are called as private operators of torch because both public interfaces fall short.
+`torch.nn.attention.varlen` has no dropout. Jagged tensors take 80 % of the host's time per step and rule out
+recomputation, because every call creates a new ragged size. An operator whose arguments have changed in another version
+of torch is not called (`find_operator`).
 """
 
 import warnings
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from pretrain.layers import Sequences, add_rows, first_rows, seed_dropout
 
-MAX_HEAD_SIZE = 256  # of flash attention, which also needs a multiple of 8
+MAX_HEAD_SIZE = 256  # limit of flash attention, which also needs a multiple of 8
 
 
 def find_operator(name: str, arguments: str):
-    """The operator `torch.ops.aten.<name>`; None if this torch has none with these positional arguments."""
+    """`torch.ops.aten.<name>`, or None if this torch has no such operator with these positional arguments."""
     operator = getattr(getattr(torch.ops.aten, name, None), "default", None)
     if operator is None:
         return None
@@ -42,13 +43,13 @@ MEMORY_EFFICIENT = find_operator(
 
 
 def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probability: float, seed: tuple | None) -> Tensor:
-    """Scaled dot-product attention inside each sequence (Vaswani et al. 2017, section 3.2.1).
+    """Scaled dot-product attention within each sequence (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        qkv: [T, 3 * N/tp * D], queries, keys and values side by side
+        qkv: [T, 3 * N/tp * D], queries, keys and values concatenated
         num_heads: N/tp
         probability: dropout of the attention weights
-        seed: of the dropout; it must include the tp rank, since heads are split over tp. None switches dropout off.
+        seed: of the dropout, including the tp rank because heads are split over tp; None switches dropout off
 
     Returns [T, N/tp * D].
     """
@@ -64,7 +65,7 @@ def self_attention(qkv: Tensor, num_heads: int, sequences: Sequences, probabilit
 
 
 def padded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
-    """Attention over the rectangle [B, S] with its padding masked: [T, 3, N/tp, D] -> [T, N/tp, D]."""
+    """Attention over the rectangle [B, S] with masked padding: [T, 3, N/tp, D] -> [T, N/tp, D]."""
     index = sequences.padded_index
     batch, longest = sequences.num_sequences, sequences.max_seqlen
     mask = None
@@ -81,7 +82,7 @@ def padded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> T
 def has_kernel(qkv: Tensor) -> bool:
     """Whether a variable-length kernel can compute the attention of qkv [T, 3, N/tp, D].
 
-    A GPU for which there is none also computes the padding, and a warning gives the reason.
+    On a GPU where none can, a warning gives the reason.
     """
     if qkv.device.type == "cpu":
         return False
@@ -97,23 +98,23 @@ def has_kernel(qkv: Tensor) -> bool:
 
 
 def runs_flash(qkv: Tensor) -> bool:
-    """Whether flash attention computes qkv: 16 bits, on a GPU of compute capability 8.0 (A100) or newer."""
+    """Whether flash attention computes qkv: in 16 bits, on a GPU of compute capability 8.0 (A100) or higher."""
     if qkv.dtype not in (torch.bfloat16, torch.float16):
         return False
     if not (qkv.is_cuda and torch.cuda.is_initialized()):
-        return True  # the meta device and fake tensors stand for such a GPU
+        return True  # assume such a GPU for the meta device and fake tensors
     is_new = torch.cuda.get_device_capability(qkv.device) >= (8, 0)
     return is_new and torch.backends.cuda.is_flash_attention_available()
 
 
 def unpadded_attention(qkv: Tensor, sequences: Sequences, probability: float) -> Tensor:
-    """Attention by torch's variable-length kernels, without padding, on GPUs: [T, 3, N/tp, D] -> [T, N/tp, D]."""
+    """Attention without padding, by torch's variable-length GPU kernels: [T, 3, N/tp, D] -> [T, N/tp, D]."""
     starts, longest = sequences.cu_seqlens, sequences.max_seqlen
-    query, key, value = qkv.unbind(1)  # each [T, N/tp, D], not copied
+    query, key, value = qkv.unbind(1)  # views, each [T, N/tp, D]
     if runs_flash(qkv):
         return FLASH(query, key, value, starts, starts, longest, longest, probability, False, False)[0]
     query, key, value = query[None], key[None], value[None]  # [1, T, N/tp, D]
-    no_mask, keeps_sums = 0, qkv.requires_grad  # the backward pass needs the logarithms of the softmax's sums
+    no_mask, keeps_sums = 0, qkv.requires_grad  # the backward pass needs the softmax's log-sum-exp
     context = MEMORY_EFFICIENT(
         query, key, value, None, starts, starts, longest, longest, probability, no_mask, keeps_sums
     )[0]

@@ -1,20 +1,19 @@
-"""Checkpoints: DeepSpeed's own files in a folder that appears whole or not at all, and readable tensor by tensor
-without DeepSpeed.
+"""Checkpoints in DeepSpeed's own format, written atomically and readable tensor by tensor without DeepSpeed.
 
     checkpoints/step_00000500/   mp_rank_*_model_states.pt, zero_pp_rank_*_optim_states.pt     DeepSpeed's
-                                 checkpoint.json        step, mean loss, layout, ZeRO stage, whole shapes
+                                 checkpoint.json            step, mean loss, layout, ZeRO stage, shapes of the tp slices
                                  fragments_dp_*_tp_*.json   which part of which tensor lies where on that rank
-                                 SHA256SUMS                 of all these files, as `sha256sum -c` reads it
+                                 SHA256SUMS                 of all these files, in the format of `sha256sum -c`
     checkpoints/latest           the name of the newest finished one
 
-A save goes to a `.tmp` folder, is synced, and is renamed; then `latest` is written. So a run that is killed at any
-moment leaves its older checkpoints intact. A resume compares the checksums and takes the newest checkpoint that is
-whole. No code from a checkpoint is run: pickles are read by torch's restricted unpickler.
+A save writes to a `.tmp` folder, syncs it, renames it and then updates `latest`, so a kill at any moment leaves older
+checkpoints intact. A resume verifies the checksums and takes the newest intact checkpoint. torch's restricted unpickler
+reads the pickles, so no code from a checkpoint runs.
 
-A resume at the layout of the save is DeepSpeed's own, bit for bit. At another layout (data parallel, tensor parallel,
-ZeRO stage, how ZeRO cuts its groups, in a new phase also the precision) every tensor, weight and moments, is assembled,
-sliced for the new layout and copied into the new partitions, through the map that LAMB is bound by. DeepSpeed's
-universal checkpoint cannot cross ZeRO stages.
+At the layout of the save, DeepSpeed itself resumes, bit for bit. At another layout (data or tensor parallelism, ZeRO
+stage, ZeRO's partitioning and, in a new phase, precision) every weight and moment is assembled, sliced for the new
+layout and copied into the new partitions, which `lamb.fragments_by_partition` locates. DeepSpeed's universal
+checkpoints are not used because they cannot cross ZeRO stages.
 """
 
 import dataclasses
@@ -55,10 +54,10 @@ def save_checkpoint(
     keep_every: int | None = None,
     mean_loss: float | None = None,
 ) -> Path:
-    """Save weights, moments, the step and the running mean of the loss. Collective.
+    """Save weights, moments, step and mean loss; return the finished folder. Collective.
 
-    Keeps the newest `keep` checkpoints and those of every `keep_every`-th step, and removes the others. Returns the
-    finished folder. Raises OSError, naming the folder, if it cannot be written.
+    Keeps the newest `keep` checkpoints and those of every `keep_every`-th step, and removes the others. Raises OSError
+    if the checkpoint cannot be written.
     """
     parent = run_folder / "checkpoints"
     name = f"step_{step:08d}"
@@ -81,7 +80,7 @@ def save_checkpoint(
                 file.write(name)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise  # that text is how torch reports a full disk
+            raise  # torch reports a full disk with that text
         free = shutil.disk_usage(run_folder).free
         raise OSError(
             f"{finished} could not be written ({describe_error(error).splitlines()[0]}); {free:,} bytes are free there,"
@@ -96,19 +95,19 @@ def save_checkpoint(
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint if it exists. It is renamed first, so a kill cannot leave half of it under its name."""
+    """Remove a checkpoint if it exists. It is renamed first, so that a kill cannot leave half of it under its name."""
     if checkpoint.exists():
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.tmp")))
 
 
 def remove_partial_checkpoints(run_folder: Path) -> None:
-    """Remove what killed saves left. The caller makes sure that no other process is at work there."""
+    """Remove what killed saves left behind. The caller ensures that no other process writes there."""
     for unfinished in (run_folder / "checkpoints").glob("step_*.tmp"):
         shutil.rmtree(unfinished)
 
 
 def _files_of_rank(folder: Path, layout: Layout) -> list[Path]:
-    """The files that this rank has written, found by DeepSpeed's names for them and ours."""
+    """The files that this rank has written, found by their names."""
     dp_rank, tp_rank = layout.dp_rank, layout.tp_rank
     patterns = [f"*pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_*", fragments_file(folder, dp_rank, tp_rank).name]
     if dp_rank == 0:
@@ -117,14 +116,14 @@ def _files_of_rank(folder: Path, layout: Layout) -> list[Path]:
 
 
 def _synced_sha256(path: Path) -> str:
-    """Sync a file to disk and return its checksum. What a later rename exposes must not be lost by a crash."""
+    """Sync a file to disk, so that a crash after the rename cannot lose it, and return its checksum."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return sha256_file(path)
 
 
 def _write_checksums(folder: Path, checksums: dict[str, str]) -> None:
-    """Write CHECKSUMS of all files of a folder. checkpoint.json comes last, so a file without it was cut short."""
+    """Write CHECKSUMS of all files in a folder. checkpoint.json comes last, so a list without it was cut short."""
     others = [path for path in folder.iterdir() if path.name not in checksums]
     checksums |= {path.name: _synced_sha256(path) for path in others}
     names = sorted(checksums, key=lambda name: (name == "checkpoint.json", name))
@@ -133,7 +132,7 @@ def _write_checksums(folder: Path, checksums: dict[str, str]) -> None:
 
 
 class Resumed(NamedTuple):
-    """Where a run continues."""
+    """The point from which a run continues."""
 
     step: int  # the last completed one; 0 if there is no checkpoint
     mean_loss: float | None  # running mean of the loss
@@ -141,9 +140,9 @@ class Resumed(NamedTuple):
 
 
 def resume(engine, layout: Layout, run_folder: Path) -> Resumed:
-    """Restore a run's newest checkpoint that is whole, and rename damaged newer ones to `*.damaged`. Collective.
+    """Restore a run's newest intact checkpoint and rename damaged newer ones to `*.damaged`. Collective.
 
-    Raises ValueError if there are checkpoints but none is whole.
+    Raises ValueError if there are checkpoints but none is intact.
     """
     damaged = {}
     for folder in reversed(list_checkpoints(run_folder)):
@@ -168,7 +167,7 @@ def resume(engine, layout: Layout, run_folder: Path) -> Resumed:
 
 
 def _layout_of(engine, layout: Layout) -> dict:
-    """What has to be the same, besides the fragments, for DeepSpeed to load its own files."""
+    """What must match, besides the fragments, for DeepSpeed to load its own files."""
     return {
         "dp_size": layout.dp_size,
         "tp_size": layout.tp_size,
@@ -186,22 +185,20 @@ def _description(engine, layout: Layout, step: int, mean_loss: float | None) -> 
 
 
 def _fragments(engine) -> list[list[dict]]:
-    """For each partition of this rank, in the order of the optimizer's state: the parts of tensors in it."""
+    """The fragments in each partition of this rank, in the order of the optimizer's state."""
     fragments = fragments_by_partition(engine)
     flats = [flat for group in engine.basic_optimizer.param_groups for flat in group["params"]] or fragments
     return [[dataclasses.asdict(part) for part in fragments[flat] if part.numel] for flat in flats]
 
 
 def load_checkpoint(engine, layout: Layout, folder: Path) -> dict:
-    """Restore weights, moments and DeepSpeed's counters from a checkpoint of any layout. Collective. Returns its
-    checkpoint.json.
-    """
+    """Restore weights, moments and counters from a checkpoint of any layout; return its checkpoint.json. Collective."""
     description = read_json(folder / "checkpoint.json")
     here = _layout_of(engine, layout)
     is_same = all(description.get(key) == value for key, value in here.items())
     if is_same and read_json(fragments_file(folder, layout.dp_rank, layout.tp_rank)) == _fragments(engine):
         classes = [pkgutil.resolve_name(name) for name in DEEPSPEED_CLASSES]
-        engine.checkpoint_engine.load = partial(load_file, classes=classes)  # its own would unpickle anything
+        engine.checkpoint_engine.load = partial(load_file, classes=classes)  # DeepSpeed's own would unpickle anything
         engine.load_checkpoint(str(folder.parent), tag=folder.name)
     else:
         load_tensors(engine, layout, folder)
@@ -210,11 +207,9 @@ def load_checkpoint(engine, layout: Layout, folder: Path) -> dict:
 
 @torch.no_grad()
 def load_tensors(engine, layout: Layout, folder: Path) -> None:
-    """Fill this rank's partitions, weights and moments, from the whole tensors of a checkpoint of any layout, with one
-    tensor in memory at a time.
+    """Copy weights and moments from a checkpoint of any layout into this rank's partitions, one tensor at a time.
 
-    The settings of the optimizer stay the engine's own. The number of updates, by which Adam and LAMB correct the bias
-    of the moments, is the checkpoint's.
+    The optimizer keeps its own settings but takes over the number of updates, on which bias correction depends.
     """
     _, read = tensor_reader(folder)
     optimizer, stage = engine.basic_optimizer, engine.zero_optimization_stage()
@@ -245,7 +240,7 @@ def load_tensors(engine, layout: Layout, folder: Path) -> None:
 
 
 def _refresh_partitioned_weights(optimizer) -> None:
-    """Update the copies of its fp32 partitions that ZeRO 3 computes with, as its own loader does."""
+    """Copy ZeRO 3's fp32 partitions into those that it computes with, as its own loader does."""
     groups = zip(
         optimizer.fp32_partitioned_groups_flat,
         optimizer.fp16_partitioned_groups_flat,

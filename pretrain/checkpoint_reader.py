@@ -1,4 +1,4 @@
-"""Reading a checkpoint with torch alone: finding it, verifying it, and reading it tensor by tensor."""
+"""Find, verify and read checkpoints tensor by tensor, with torch alone."""
 
 import pickle
 import re
@@ -27,7 +27,7 @@ DEEPSPEED_CLASSES = (
 
 
 class _Unread:
-    """Takes the place of DEEPSPEED_CLASSES: their objects are not needed to read tensors."""
+    """Replaces DEEPSPEED_CLASSES, whose objects are not needed to read tensors."""
 
     def __init__(self, *_: object):
         pass
@@ -37,9 +37,7 @@ STAND_INS = tuple((_Unread, name) for name in DEEPSPEED_CLASSES)
 
 
 def damaged_files(folder: Path, layout: "Layout | None" = None) -> list[str]:
-    """What is wrong with a checkpoint's files, one line per problem. With a layout the ranks share the work, and the
-    call is collective.
-    """
+    """The problems of a checkpoint's files, one line each. With a layout the ranks share the work: collective."""
     path = folder / CHECKSUMS
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     lines = [line.partition("  ") for line in text.splitlines()]
@@ -61,13 +59,13 @@ def damaged_files(folder: Path, layout: "Layout | None" = None) -> list[str]:
 
 
 def require_whole(folder: Path, layout: "Layout | None" = None) -> None:
-    """Raises ValueError for a damaged checkpoint, naming its files. Collective if a layout is given."""
+    """Raise ValueError, naming the files, if a checkpoint is damaged. Collective if a layout is given."""
     if problems := damaged_files(folder, layout):
         raise ValueError(f"{folder} is damaged: {', '.join(problems)}; name another checkpoint, or restore it")
 
 
 def fragments_file(folder: Path, dp_rank: int, tp_rank: int) -> Path:
-    """The file that says which parts of which tensors lie where in the partitions of one rank."""
+    """The file that locates the fragments of tensors in the partitions of one rank."""
     return folder / f"fragments_dp_{dp_rank}_tp_{tp_rank}.json"
 
 
@@ -78,7 +76,7 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint folder itself, or the newest checkpoint of a run folder. Raises ValueError if there is none."""
+    """`path` itself if it is a checkpoint, else the newest checkpoint of a run folder. ValueError if there is none."""
     path = Path(path)
     if (path / "checkpoint.json").is_file():
         return path
@@ -91,15 +89,14 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint folder belongs to. It holds the model's config.json and the vocabulary."""
+    """The run folder of a checkpoint. It holds the model's config.json and the vocabulary."""
     return checkpoint.resolve().parent.parent
 
 
 def tensor_reader(folder: Path) -> tuple[list[str], Callable[..., Tensor]]:
-    """The names of a checkpoint's tensors, and a function (name, kind="weight") -> whole float32 tensor, for any layout
-    and ZeRO stage. The other kinds are MOMENTS.
+    """The names of a checkpoint's tensors, and a function (name, kind) -> whole float32 tensor, for any layout.
 
-    Slices are merged over tensor-parallel ranks; the rows that pad the vocabulary are kept.
+    `kind` is "weight", the default, or one of MOMENTS. The slices are merged over tp; vocabulary padding is kept.
     """
     description = read_json(folder / "checkpoint.json")
     readers = [_rank_reader(folder, description, tp_rank) for tp_rank in range(description["tp_size"])]
@@ -114,7 +111,7 @@ def tensor_reader(folder: Path) -> tuple[list[str], Callable[..., Tensor]]:
 
 
 def _rank_reader(folder: Path, description: dict, tp_rank: int) -> Callable[[str, str], Tensor]:
-    """A function (name, kind) -> this tensor-parallel rank's float32 slice, over memory-mapped files."""
+    """A function (name, kind) -> this tensor-parallel rank's float32 slice, read from memory-mapped files."""
     places: dict[str, list[tuple[dict, dict]]] = {}  # tensor -> (partition, fragment) of each of its parts
     for dp_rank in range(description["dp_size"] if description["zero_stage"] else 1):
         fragments = read_json(fragments_file(folder, dp_rank, tp_rank))
@@ -135,7 +132,7 @@ def _rank_reader(folder: Path, description: dict, tp_rank: int) -> Callable[[str
 
 
 def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragments: list) -> list[dict]:
-    """For each partition of one rank's optimizer: its "weight" and, after the first step, its MOMENTS."""
+    """The "weight" and, after the first step, the MOMENTS of each partition of one rank's optimizer."""
     if zero_stage:
         (path,) = folder.glob(f"*zero_pp_rank_{dp_rank}_mp_rank_{tp_rank:02d}_optim_states.pt")
         saved = load_file(path, mmap=True)["optimizer_state_dict"]
@@ -156,9 +153,9 @@ def _partitions(folder: Path, zero_stage: int, dp_rank: int, tp_rank: int, fragm
 def load_file(
     path: str | Path, map_location: object = "cpu", mmap: bool = False, classes: Sequence = STAND_INS
 ) -> dict:
-    """The content of a file of DeepSpeed's. If it is memory-mapped, its tensors are read from disk when they are used.
+    """The content of a DeepSpeed file. With `mmap`, tensors are read from disk when they are used.
 
-    Raises ValueError for a pickle with any class other than `classes` and torch's own, because it could run code.
+    Raises ValueError for a pickle with classes other than `classes` and torch's own, because it could run code.
     """
     try:
         with torch.serialization.safe_globals(list(classes)):

@@ -1,6 +1,4 @@
-"""Checkpoint -> Hugging Face folder. The other direction needs no conversion: `pretrain.train --init-from` reads such a
-folder as it is.
-"""
+"""Checkpoint -> Hugging Face folder. The reverse needs no conversion: `pretrain.train --init-from` reads the folder."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from pretrain.model import BertForPreTraining, load_weights
 from pretrain.parameter_table import HEADS, tensor_table
 from pretrain.weights import check_whole, missing_heads, open_weights, tokenizer_of, write_safetensors
 
-TOLERANCE = 1e-4  # largest difference in the check; float32 and another order of sums give about 1e-5
+TOLERANCE = 1e-4  # largest accepted difference; float32 sums in another order give about 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +41,7 @@ class ConvertOptions(CaseOptions):
 
 @torch.no_grad()
 def largest_difference(folder: Path) -> float:
-    """The largest difference between the outputs of a folder as transformers loads it and of our model, on random ids:
-    hidden states, and the logits of the heads that the folder has.
-    """
+    """Largest difference between transformers and our model on random ids, in hidden states and the folder's heads."""
     from transformers import AutoModelForPreTraining
 
     weights = open_weights(folder)
@@ -82,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         identity["cased"] = options.cased
     if claim_output(options.output, "pretrain.convert", identity) == "done":
         return
-    unchecked = options.output / "unchecked"  # files get their final names after every check
+    unchecked = options.output / "unchecked"  # files move to the output after all checks
     unchecked.mkdir(exist_ok=True)
     remove_leftovers(unchecked)
     write_json(unchecked / "config.json", weights.config.to_json() | {"pad_token_id": tokenizer.pad_id})

@@ -1,11 +1,9 @@
-"""What a run costs, by arithmetic alone: memory, communication and time of one device, from the shape of the model, the
-layout and the DeepSpeed file. Nothing here imports torch or starts anything; `pretrain.plan` prints it.
+"""The cost of a run per device: memory, communication and time, calculated from the model, the layout and the DeepSpeed
+file. Nothing here imports torch or starts anything; `pretrain.plan` prints it.
 
-Memory is counted as DeepSpeed 0.19 and torch allocate it; tests/pretrain/test_plan.py holds it within 10 % of real
-engines. Times are the sum of compute, communication and optimizer without any overlap, from the data sheets in DEVICES
-and one measured efficiency per device; the same tests compare them with published runs.
-
-Letters as in model.py: T tokens, H hidden, F feed-forward, N heads, S sequence, P predictions, V vocabulary.
+Memory follows the allocations of DeepSpeed 0.19 and torch; tests/pretrain/test_plan.py holds it within 10 % of real
+engines. Times are sums of compute, communication and optimizer without overlap, from the data sheets in DEVICES and one
+measured efficiency per device; the same tests compare them with published runs. Letters follow the legend in model.py.
 """
 
 import dataclasses
@@ -18,33 +16,33 @@ from pretrain.parameter_table import rank_shape, tensor_table
 
 # Share of a link's data-sheet rate that large collectives reach. An assumption, close to what nccl-tests shows.
 LINK_EFFICIENCY = 0.8
-# Bytes moved per parameter in one optimizer step: reads and writes of the passes in lamb.py, 4 bytes each.
+# Bytes of memory traffic per parameter and optimizer step: reads and writes of the passes in lamb.py, 4 bytes each.
 OPTIMIZER_TRAFFIC = {"Lamb": 56, "AdamW": 28}
-# New float32 values per parameter during the optimizer step: AdamW's roots.
+# Temporary float32 values per parameter in the optimizer step: AdamW's square roots.
 OPTIMIZER_TEMPORARIES = {"Lamb": 0, "AdamW": 1}
 
 
 @dataclass(frozen=True)
 class Device:
-    """One device by its data sheet; rates in FLOP/s and bytes/s, links in one direction."""
+    """One device by its data sheet: rates in FLOP/s and bytes/s, links per direction."""
 
-    name: str  # as torch.cuda.get_device_name has it, without the vendor's name
+    name: str  # from torch.cuda.get_device_name, without the vendor
     memory: float  # bytes
     peak_16_bit: float  # dense tensor-core FLOP/s
     peak_fp32: float
     bandwidth: float  # of its memory
-    node_link: float  # to the other devices of a node
-    network: float  # to other nodes, this device's share
-    efficiency: float  # share of the peak that BERT reached, forward and backward: measured, by the source named
+    node_link: float  # to the other devices of its node
+    network: float  # to other nodes, per device
+    efficiency: float  # measured share of the peak in BERT's forward and backward pass
 
 
 # Sources: NVIDIA's data sheets of V100, A100, H100 and H200 (SXM): memory, dense peaks, memory bandwidth, NVLink (half
 # of the bidirectional sum). Network: the InfiniBand of DGX-1 (4 x 100 Gbit/s for 8 GPUs), DGX A100 (8 x 200), DGX H100
-# and H200 (8 x 400). Efficiency: sequences/s of BERT-large x `ModelConfig.training_flops` / peak, from
-# - V100: 224/s at 128 on one GPU, A100: 580/s (NVIDIA, DeepLearningExamples BERT for PyTorch, containers of 2021);
-# - H100: 975/s and H200: 996/s of packed 512 per GPU (MLPerf training 3.0 and 4.0, NVIDIA's own code: hard to reach).
-# The CPU is one core with AVX2: two FMA units x 8 values x 2 operations x 3 GHz; its efficiency was measured by `make
-# smoke` (docs/results.md); its bandwidths are round numbers for a shared desktop or cloud memory.
+# and H200 (8 x 400). Efficiency is measured sequences/s of BERT-large x `ModelConfig.training_flops` / peak, from
+# - V100: 224/s at length 128 on one GPU, A100: 580/s (NVIDIA DeepLearningExamples, BERT for PyTorch, 2021 containers);
+# - H100: 975/s, H200: 996/s per GPU, packed to 512 (MLPerf training 3.0 and 4.0, NVIDIA's tuned code: hard to match).
+# The CPU is one core with AVX2: two FMA units x 8 values x 2 operations x 3 GHz. `make smoke` measured its efficiency
+# (docs/results.md). Its bandwidths are round numbers for shared desktop or cloud memory.
 DEVICES = {
     "v100-16g": Device("Tesla V100-SXM2-16GB", 16e9, 125e12, 15.7e12, 900e9, 150e9, 6.25e9, 0.43),
     "v100-32g": Device("Tesla V100-SXM2-32GB", 32e9, 125e12, 15.7e12, 900e9, 150e9, 6.25e9, 0.43),
@@ -57,9 +55,9 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device | None:
-    """The device that torch.cuda.get_device_name calls `name`; None for any that is not in DEVICES.
+    """The device named `name` by torch.cuda.get_device_name; None if it is not in DEVICES.
 
-    The whole name counts: a PCIe card is slower than the SXM module of the same chip.
+    Only the whole name matches, because a PCIe card is slower than the SXM module of the same chip.
     """
     return next((device for device in DEVICES.values() if device.name == name.removeprefix("NVIDIA ")), None)
 
@@ -103,7 +101,7 @@ class PlannedRun:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of a weight, a gradient, an activation."""
+        """Bytes per weight, gradient and activation."""
         return 2 if self.is_16_bit else 4
 
     @property
@@ -120,15 +118,13 @@ class PlannedRun:
 
 
 def held_parameters(run: PlannedRun) -> int:
-    """Number of parameters of one rank's model, including the rows that pad the vocabulary."""
+    """Number of parameters on one rank, including the rows that pad the vocabulary."""
     shapes = (rank_shape(name, whole, run.model, run.tp_size) for name, whole in tensor_table(run.model).items())
     return sum(map(math.prod, shapes))
 
 
 def memory(run: PlannedRun) -> dict[str, float]:
-    """Bytes of one device by purpose. "peak" is the most that is allocated at once, in the backward pass or in the
-    optimizer's step.
-    """
+    """Bytes per device by purpose; "peak" is the most allocated at once, in the backward pass or the optimizer step."""
     held, value, accumulates = held_parameters(run), run.value_bytes, run.num_micro_batches > 1
     sharded = held / run.dp_size
     states = held if run.stage == 0 else sharded  # float32 weights and moments on this device
@@ -148,20 +144,18 @@ def memory(run: PlannedRun) -> dict[str, float]:
     }
     resident = weights + masters + parts["moments"] + parts["LAMB's updates"]
     passing = parts["activations"] + parts["gathered weights"]
-    if run.stage == 3:  # its bucket stays
+    if run.stage == 3:  # ZeRO 3 keeps its bucket
         resident += parts["reduction buckets"]
     else:
         passing += parts["reduction buckets"]
-    if accumulates or run.stage == 3:  # else the backward pass begins without gradients
+    if accumulates or run.stage == 3:  # otherwise the backward pass starts without gradients
         passing += parts["gradients"]
     stepping = parts["optimizer step"] + value * states
     return parts | {"peak": resident + max(passing, stepping)}
 
 
 def _gathered_parameters(run: PlannedRun) -> float:
-    """ZeRO 3: weights that are held whole at once, which stay for their next use up to a limit, and, over several
-    ranks, the buffer into which the next ones are gathered before they are put together.
-    """
+    """Weights that ZeRO 3 holds whole at once: those kept for reuse, up to a limit, and a prefetch buffer if dp > 1."""
     if run.stage < 3:
         return 0
     held = held_parameters(run)
@@ -170,24 +164,22 @@ def _gathered_parameters(run: PlannedRun) -> float:
 
 
 def activation_bytes(run: PlannedRun, recompute: str) -> float:
-    """Bytes that the backward pass of one micro-batch needs, including the logits (after Korthikanti et al. 2022,
-    section 4, counted for this model).
-    """
+    """Activation bytes of one micro-batch's backward pass with logits, after Korthikanti et al. 2022, section 4."""
     config, value, tp = run.model, run.value_bytes, run.tp_size
     tokens, hidden = run.micro_batch * run.mean_length, config.hidden_size
     rows = tokens / tp if run.sequence_parallel else tokens
-    mask = 0 if not config.hidden_dropout_prob else 1 if run.on_gpu else value  # bytes of one value's dropout mask
+    mask = 0 if not config.hidden_dropout_prob else 1 if run.on_gpu else value  # bytes per value of a dropout mask
     core = _attention_bytes(run)
-    kept = rows * hidden * (4 * value + 2 * mask)  # inputs of products and LayerNorms; two dropout masks
+    kept = rows * hidden * (4 * value + 2 * mask)  # inputs of products and LayerNorms, and two dropout masks
     split = tokens * hidden * value / tp  # one [T, H/tp]
-    kept += split  # attention's result
+    kept += split  # attention's output
     kept += 2 * tokens * config.intermediate_size * value / tp  # before and after GELU
     kept += 3 * hidden**2 * value / tp  # Q, K and V concatenated
     layer = kept + (3 * split if recompute == "selective" else core)
     layers = config.num_hidden_layers * layer
-    if recompute == "full":  # besides the layer that is computed again, gradients before and after its GELU
+    if recompute == "full":  # one recomputed layer, and gradients before and after its GELU
         again = layer + 2 * tokens * config.intermediate_size * value / tp
-        if run.sequence_parallel:  # a product's gathered input, and its gradient before and after it is scattered
+        if run.sequence_parallel:  # a product's gathered input, and its gradient before and after scattering
             again += 3 * tokens * hidden * value
         layers = config.num_hidden_layers * rows * hidden * value + again
     elif recompute == "selective":
@@ -195,16 +187,16 @@ def activation_bytes(run: PlannedRun, recompute: str) -> float:
     embeddings = rows * hidden * (value + mask)
     predictions = run.micro_batch * run.max_predictions
     vocab = config.padded_vocab_size(tp) // tp
-    heads = predictions * (4 * hidden * value + 8 * vocab)  # logits, and their float32 copy or the unmasked ones
+    heads = predictions * (4 * hidden * value + 8 * vocab)  # logits, and their float32 copy or unmasked original
     heads += vocab * hidden * value  # the decoder's gradient, which is computed first
     return layers + embeddings + heads
 
 
 def _attention_bytes(run: PlannedRun) -> float:
-    """Between the QKV product and attention's result: queries, keys, values and the context from a fused kernel.
+    """Bytes kept by the attention core. A fused kernel keeps queries, keys, values and the context.
 
-    The CPU's fused kernel has no dropout. With dropout, queries, keys, values, scores after softmax, their mask and
-    their product are kept in float32; where lengths differ, so are Q, K and V before they are padded.
+    The CPU's fused kernel has no dropout. With dropout, the padded queries, keys and values, the scores after softmax,
+    their mask and their product are kept in float32. If lengths differ, the unpadded inputs are kept too.
     """
     config = run.model
     tokens = run.micro_batch * run.mean_length
@@ -220,14 +212,14 @@ def _attention_bytes(run: PlannedRun) -> float:
 
 
 def training_flops(run: PlannedRun) -> float:
-    """Floating-point operations of one step over all devices, without recomputation, as MFU counts them."""
+    """Floating-point operations per step over all devices, without recomputation, as MFU counts them."""
     one = run.model.training_flops([round(run.mean_length)], run.max_predictions)
     return run.deepspeed["train_batch_size"] * one
 
 
 def communication(run: PlannedRun) -> dict[str, float]:
-    """Bytes that one device sends in a step, by axis and purpose, on rings: an all-reduce of n bytes over r ranks sends
-    2 n (r - 1) / r, a gather or a reduce-scatter half of it.
+    """Bytes that one device sends per step, by axis and purpose. On a ring, an all-reduce of n bytes over r ranks sends
+    2 n (r - 1) / r per rank; a gather or a reduce-scatter sends half of that.
     """
     config, value = run.model, run.value_bytes
     tp, dp = (run.tp_size - 1) / run.tp_size, (run.dp_size - 1) / run.dp_size
@@ -236,13 +228,13 @@ def communication(run: PlannedRun) -> dict[str, float]:
     forward = 4 * config.num_hidden_layers * hidden_bytes  # two all-reduces per layer
     again = forward if run.recompute == "full" else 0
     backward = forward
-    if run.sequence_parallel:  # inputs are gathered again for the weights' gradients; embeddings' and heads' gradients
+    if run.sequence_parallel:  # inputs gathered again for weight gradients; gradients of embeddings and heads
         backward += forward / 2 + 2 * hidden_bytes
     held = held_parameters(run)
     weights = held * value
-    reductions = run.num_micro_batches if run.stage >= 2 else 1  # ZeRO 2 and 3 keep no whole gradients to add to
+    reductions = run.num_micro_batches if run.stage >= 2 else 1  # ZeRO 2 and 3 reduce gradients after every micro-batch
     gathers = min(run.stage, 1)
-    if run.stage == 3:  # once per micro-batch if the weights may stay from forward to backward, else twice
+    if run.stage == 3:  # once per micro-batch if weights stay from forward to backward, else twice
         gathers = run.num_micro_batches * (1 if held <= run.zero("stage3_max_live_parameters", 1e9) else 2)
     norms = 16 * len(tensor_table(config)) if run.optimizer == "Lamb" else 0
     return {
@@ -255,13 +247,13 @@ def communication(run: PlannedRun) -> dict[str, float]:
 
 
 def step_seconds(run: PlannedRun) -> dict[str, float]:
-    """Predicted seconds of one step by purpose, and their sum, "step"."""
+    """Predicted seconds per step by purpose, and their sum as "step"."""
     device, sent = run.device, communication(run)
     peak = device.peak_16_bit if run.is_16_bit else device.peak_fp32
-    recomputed = 4 / 3 if run.recompute == "full" else 1.0  # forward once more
+    recomputed = 4 / 3 if run.recompute == "full" else 1.0  # one more forward pass
     across_tp = sum(size for name, size in sent.items() if name.startswith("tensor"))
     across_dp = sum(size for name, size in sent.items() if name.startswith("data"))
-    # The members of a data-parallel group in one node share the way to the next: each has its own adapter.
+    # Each member of a data-parallel group in a node adds its own network adapter to the link between nodes.
     members = max(1, run.gpus_per_node // run.tp_size)
     dp_link = device.node_link if run.num_nodes == 1 else min(device.node_link, device.network * members)
     updated = held_parameters(run) / (run.dp_size if run.stage else 1)
@@ -275,9 +267,7 @@ def step_seconds(run: PlannedRun) -> dict[str, float]:
 
 
 def layouts(run: PlannedRun) -> list[PlannedRun]:
-    """The same work at every layout that the model, the batch and the machine allow: tensor parallel inside a node,
-    each ZeRO stage, with and without recomputation. 16 bits without ZeRO are refused by the trainer.
-    """
+    """The run at each possible tensor-parallel size within a node, ZeRO stage and recomputation; 16 bits need ZeRO."""
     found = []
     for tp_size in range(1, run.gpus_per_node + 1):
         try:
@@ -298,5 +288,5 @@ def layouts(run: PlannedRun) -> list[PlannedRun]:
 
 
 def fits(run: PlannedRun) -> bool:
-    """Whether the peak leaves a tenth of the memory to the runtime, the collectives' buffers and fragmentation."""
+    """Whether the peak leaves a tenth of the memory for the runtime, collective buffers and fragmentation."""
     return memory(run)["peak"] <= 0.9 * run.device.memory

@@ -1,13 +1,12 @@
-"""Masked shards -> batches: the global batch is a function of (seed, data step), and a rank takes its slice of it.
+"""Masked shards -> batches. The global batch is a function of (seed, step), and each rank takes its slice.
 
-Nothing here has state to save. A resumed run needs only the number of the next step, and every layout sees the same
-samples in the same step. Samples were shuffled when the shards were built; an epoch permutes blocks of neighbours, so
-that reads are mostly sequential. Masks are those stored in the shards or, if dynamic (Liu et al. 2019, section 4.1),
-drawn for each epoch by the function that drew the stored ones, which are those of epoch 0.
+A resumed run therefore needs only the number of its next step, and every layout sees the same samples in the same step.
+Samples were shuffled when the shards were built. An epoch permutes only blocks of neighbours, so that reads are mostly
+sequential. Masks are those stored in the shards or, if dynamic (Liu et al. 2019, section 4.1), new ones per epoch from
+the same function, which drew the stored ones for epoch 0.
 
-Several data sets are mixed by weights. How many of the first k samples come from each is a function of k alone. The
-batch from place k to k + B takes from each data set as many samples as this number grows by: the next ones of the data
-set's own sequence of epochs. With weights 3 and 1 and batches of 6:
+Several data sets are mixed by weight. How many of the first k samples come from each set depends on k alone
+(`num_drawn`), and each set's samples follow its own sequence of epochs. With weights 3 and 1 and batches of 6:
 
     step      0          1            2
     books     0 1 2 3    4 5 6 7 8    9 10 11 12
@@ -36,7 +35,7 @@ MASKING_SETTINGS = ("masked_lm_prob", "max_predictions", "whole_word", "max_ngra
 
 @dataclass
 class StepBatch:
-    """One step's micro-batches of this rank, and the counts of the whole step over all ranks."""
+    """This rank's micro-batches of one step, and the counts of the whole step over all ranks."""
 
     micro_batches: list[PretrainingBatch]
     samples: list[np.ndarray]  # per micro-batch, as `draw_samples` returns them
@@ -48,8 +47,8 @@ class StepBatch:
 def num_drawn(place: int, weights: Sequence[Fraction]) -> list[int]:
     """How many of the first `place` samples come from each data set: its share, with an error below the number of sets.
 
-    The first set gets its share of them all, rounded down, the second its share of the rest, and so on. No count falls
-    when `place` grows, and all are exact because the weights are fractions.
+    The first set gets its share of all samples, rounded down, the second its share of the rest, and so on. Counts never
+    fall as `place` grows, and they are exact because the weights are fractions.
     """
     counts, left, weight_left = [], place, sum(weights)
     for weight in weights:
@@ -59,9 +58,7 @@ def num_drawn(place: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def draw_samples(seed: int, start: int, count: int, sizes: Sequence[int], weights: Sequence[Fraction]) -> np.ndarray:
-    """[3, count] int64: data set, sample in it and its epoch, at places start, start + 1, ... of the endless sequence
-    over data sets of these sizes. Samples of one data set are next to each other.
-    """
+    """[3, count] int64: data set, sample, epoch at places start, start + 1, ... of the mixture, grouped by data set."""
     runs = []
     ranges = zip(num_drawn(start, weights), num_drawn(start + count, weights), sizes, strict=True)
     for data_set, (first, end, size) in enumerate(ranges):
@@ -73,7 +70,7 @@ def draw_samples(seed: int, start: int, count: int, sizes: Sequence[int], weight
 def samples_at(seed: int, start: int, count: int, num_samples: int) -> np.ndarray:
     """[count] int64: the samples at places start, start + 1, ... of one data set's endless sequence of epochs.
 
-    Each epoch visits every sample once, its blocks of `BLOCK_SIZE` in an order that is a function of (seed, epoch).
+    Each epoch visits every sample once, in blocks of `BLOCK_SIZE` whose order is a function of (seed, epoch).
     """
     parts = [np.empty(0, np.int64)]
     while count > 0:
@@ -85,19 +82,17 @@ def samples_at(seed: int, start: int, count: int, num_samples: int) -> np.ndarra
 
 
 def _samples_of_epoch(seed: int, epoch: int, places: np.ndarray, num_samples: int) -> np.ndarray:
-    """The samples at `places` of an epoch. Only blocks are permuted, so the order of all samples is never in memory."""
+    """The samples at `places` of an epoch. Only the order of blocks is in memory, not that of all samples."""
     num_blocks = -(-num_samples // BLOCK_SIZE)
     blocks = np.random.default_rng((seed, epoch)).permutation(num_blocks)
-    num_missing = num_blocks * BLOCK_SIZE - num_samples  # in the last block: what follows it moves up
+    num_missing = num_blocks * BLOCK_SIZE - num_samples  # the last block is shorter, so later places shift
     end_of_last = (np.flatnonzero(blocks == num_blocks - 1)[0] + 1) * BLOCK_SIZE - num_missing
     places = np.where(places < end_of_last, places, places + num_missing)
     return blocks[places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE
 
 
 def pack_sequences(token_ids: np.ndarray, lengths: np.ndarray, segment_b_start: np.ndarray) -> Sequences:
-    """B concatenated sequences as the encoder reads them, from token_ids [T], lengths [B] and where segment B begins in
-    each sequence [B].
-    """
+    """Sequences for the encoder from concatenated token_ids [T], lengths [B] and the start of segment B in each [B]."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
     position_ids = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
     segment_ids = (position_ids >= np.repeat(segment_b_start, lengths)).astype(np.int64)
@@ -111,7 +106,7 @@ def pack_sequences(token_ids: np.ndarray, lengths: np.ndarray, segment_b_start: 
 
 
 def make_batch(records: Records) -> PretrainingBatch:
-    """Records as a micro-batch of tensors."""
+    """A micro-batch of tensors from records."""
     return PretrainingBatch(
         sequences=pack_sequences(records.token_ids, records.lengths, records.segment_b_start),
         masked_lm_rows=torch.from_numpy(records.masked_lm_rows()),
@@ -123,7 +118,7 @@ def make_batch(records: Records) -> PretrainingBatch:
 def read_records(
     shards: Shards, samples: np.ndarray, epochs: np.ndarray | None = None, rule: MaskingRule | None = None
 ) -> Records:
-    """The checked records of `samples` [B] of one data set. With a rule, they are masked for the `epochs` [B]."""
+    """Read and check the records of `samples` [B] of one data set. A rule masks them for their `epochs` [B]."""
     records = shards.gather(samples)
     check_ids(records, samples, shards)
     if rule is not None:
@@ -139,9 +134,7 @@ def rule_of_shards(shards: Shards) -> MaskingRule:
 
 
 def check_ids(records: Records, samples: np.ndarray, shards: Shards) -> None:
-    """Raise ValueError, which names the first such sample, for an id that is not in the vocabulary. A split embedding
-    would silently return zeros for it.
-    """
+    """Raise ValueError for an id outside the vocabulary; a split embedding would silently return zeros for it."""
     vocab_size = shards.manifest["vocab"]["size"]
     for ids, counts in ((records.token_ids, records.lengths), (records.masked_lm_labels, records.num_predictions)):
         if ids.max(initial=0) < vocab_size:
@@ -156,10 +149,7 @@ def check_ids(records: Records, samples: np.ndarray, shards: Shards) -> None:
 
 
 def require_undamaged(data_sets: Sequence[Shards], layout: Layout) -> None:
-    """Compare every byte of the shards with the manifests' checksums. Collective: the ranks share the work.
-
-    Raises ValueError on all ranks that names the damaged files.
-    """
+    """Raise ValueError on all ranks if shards do not match their checksums. Collective: the ranks share the work."""
     files = {
         shards.folder / entry["file"]: entry["sha256"] for shards in data_sets for entry in shards.manifest["shards"]
     }
@@ -187,9 +177,9 @@ def training_batches(
     steps: range,
     dynamic_masks: bool = False,
 ) -> Iterator[StepBatch]:
-    """The batches of `steps` from data sets and their weights. While the caller computes, the next one is read.
+    """The batches of `steps`. A thread reads the next one while the caller computes.
 
-    With dynamic masks the ranks sum their numbers of predictions, a collective of one number per step.
+    With dynamic masks every step is collective: the ranks sum their numbers of predictions.
     """
     data_sets, weights = zip(*data, strict=True)
     sizes = [shards.num_sequences for shards in data_sets]
@@ -233,8 +223,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[PretrainingBatch, bool]]:
     """All samples of a held-out set, spread over the data-parallel ranks: (batch, whether it counts).
 
-    All ranks get the same number of batches, because the ranks of ZeRO 3 gather weights together. A rank that has run
-    out repeats the first samples, which do not count.
+    All ranks get the same number of batches, because ZeRO 3 gathers weights collectively. A rank that runs out repeats
+    the first samples, which do not count.
     """
     starts = range(0, shards.num_sequences, micro_batch_size)
     for first in range(0, len(starts), layout.dp_size):

@@ -1,8 +1,7 @@
-"""How a model is trained: batch, precision, ZeRO, optimizer and schedule, all in one DeepSpeed JSON file.
+"""The DeepSpeed JSON file of a run: batch, precision, ZeRO, optimizer and schedule.
 
-The file is checked before any rank starts to train: every key by its name, every value by its kind and range, also
-those that only DeepSpeed reads. Nothing here edits what the user wrote: a wrong value raises a ValueError that names
-it, the rule and the way out.
+Every key and value is checked before training starts, including those that only DeepSpeed reads. Nothing is corrected:
+a wrong value raises a ValueError that names it, the rule and the fix.
 """
 
 import json
@@ -30,7 +29,7 @@ OPTIMIZER_DEFAULTS = {
 REQUIRED_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "optimizer", "scheduler")
 PRECISIONS = ("fp32", "fp16", "bf16")
 DEVICES = ("none", "cpu", "nvme")
-# What DeepSpeed's settings of the two precisions are if the file does not state them, beside "enabled".
+# DeepSpeed's defaults for the settings of each precision, besides "enabled".
 PRECISION_DEFAULTS = {
     "bf16": {"immediate_grad_update": False, "check_grad_overflow": True},
     "fp16": {
@@ -56,9 +55,9 @@ ZERO_SIZES = """
     stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_module_granularity_threshold
     stage3_max_live_parameters stage3_max_reuse_distance
 """
-# What may stand in the file beside the required keys, and what each value must be: a tuple lists the choices, an int is
-# the lowest value of a whole number, a float that of any number, and a dict is a block of further keys. Left out are
-# deprecated keys, those that need one of DeepSpeed's optimizers, and `compute_grad_norm`.
+# Optional keys and the rules for their values: a tuple lists the choices, an int is the minimum of an integer, a float
+# the minimum of any number, a type stands for itself, and a dict is a nested block. Deprecated keys, keys that need one
+# of DeepSpeed's own optimizers, and `compute_grad_norm` are left out.
 ENGINE_SETTINGS = {
     "gradient_accumulation_steps": 1,
     "gradient_clipping": 0.0,
@@ -112,7 +111,7 @@ KINDS = {bool: "true or false", str: "a text", list: "a list"}
 def load_deepspeed_config(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     """The checked content of a phase's DeepSpeed file, with overrides `a.b=value` from the command line.
 
-    Raises ValueError for a missing key, an unknown one (naming the nearest), and a value of the wrong kind or range.
+    Raises ValueError for a missing or unknown key and for a value of the wrong kind or range.
     """
     config = read_with_overrides(path, overrides)
     check_deepspeed_config(config, str(path))
@@ -120,7 +119,7 @@ def load_deepspeed_config(path: str | Path, overrides: Sequence[str] = ()) -> di
 
 
 def read_with_overrides(path: str | Path | None, overrides: Sequence[str]) -> dict:
-    """The unchecked content of a DeepSpeed file, or of an empty one for None, with overrides `a.b=value`."""
+    """The unchecked content of a DeepSpeed file ({} for None) with overrides `a.b=value`."""
     config = {} if path is None else read_json(path, dict)
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -137,7 +136,7 @@ def read_with_overrides(path: str | Path | None, overrides: Sequence[str]) -> di
 
 
 def _json_or_text(text: str) -> Any:
-    """The value of a JSON text; a text that is not JSON is itself the value."""
+    """The value of a JSON text; other text unchanged."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -145,7 +144,7 @@ def _json_or_text(text: str) -> Any:
 
 
 def check_deepspeed_config(config: dict, path: str) -> None:
-    """Raise ValueError for what DeepSpeed would silently accept or refuse late."""
+    """Raise ValueError for what DeepSpeed would silently accept or reject only later."""
     check_keys(config, (*REQUIRED_KEYS, *ENGINE_SETTINGS), path)
     for key in REQUIRED_KEYS:
         if key not in config:
@@ -162,9 +161,7 @@ def check_deepspeed_config(config: dict, path: str) -> None:
 
 
 def check_engine_settings(config: dict, path: str) -> None:
-    """Raise ValueError for a setting of DeepSpeed that is unknown or not what ENGINE_SETTINGS says of it, and for
-    settings that do not fit together.
-    """
+    """Raise ValueError for unknown keys, values that ENGINE_SETTINGS does not allow, and settings that conflict."""
     check_keys(config, ENGINE_SETTINGS, path)
     for key, value in config.items():
         _check_setting(value, ENGINE_SETTINGS[key], f"{path}: {key}")
@@ -199,7 +196,7 @@ def precision_of(config: dict) -> str:
 
 
 def _check_setting(value: Any, rule: Any, name: str) -> None:
-    """Raise ValueError unless a value is what ENGINE_SETTINGS says of it. A whole number may be written as 5e8."""
+    """Raise ValueError unless `value` fits its rule in ENGINE_SETTINGS. An integer may be written as 5e8."""
     if isinstance(rule, dict):
         if not isinstance(value, dict):
             raise ValueError(f"{name}={value!r} must be an object with keys of its own: {', '.join(rule)}")
@@ -219,7 +216,7 @@ def _check_setting(value: Any, rule: Any, name: str) -> None:
 
 
 def _check_optimizer(params: dict, where: str) -> None:
-    """Raise ValueError for the first value with which LAMB or AdamW would go wrong."""
+    """Raise ValueError for the first invalid value of LAMB or AdamW."""
     check_number(params["lr"], f"{where}.lr")
     check_number(params["eps"], f"{where}.eps", exclude=0)
     check_number(params["weight_decay"], f"{where}.weight_decay")
@@ -266,7 +263,7 @@ def num_accumulation_steps(config: dict, dp_size: int) -> int:
 
 
 def engine_config(config: dict) -> dict:
-    """What DeepSpeed is given: the file without optimizer and schedule, plus the keys that a client optimizer needs."""
+    """DeepSpeed's config: the file without optimizer and scheduler, plus the keys that a client optimizer needs."""
     derived = {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
     return {
         "steps_per_print": 10**9,
@@ -277,10 +274,9 @@ def engine_config(config: dict) -> dict:
 
 
 def settings_of_results(config: dict) -> dict:
-    """The part of a checked file that decides the numbers a run computes, beyond rounding, with all defaults filled in:
-    batch, optimizer, schedule, clipping and precision.
+    """The settings that determine a run's results, with defaults filled in.
 
-    The rest decides where and how the same numbers are computed: ZeRO's stage and buffers, offload, micro-batches.
+    All others (ZeRO, offload, micro-batches) decide where and how the same numbers are computed, up to rounding.
     """
     optimizer, scheduler, precision = config["optimizer"], config["scheduler"], precision_of(config)
     schedule = {**COMMON_KEYS, **SCHEDULES[scheduler["type"]], **scheduler["params"]}

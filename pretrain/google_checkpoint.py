@@ -1,4 +1,4 @@
-"""Google's TensorFlow checkpoints of BERT (google-research/bert), read tensor by tensor by Hugging Face's names.
+"""Google's TensorFlow checkpoints of BERT (google-research/bert), read tensor by tensor under Hugging Face's names.
 
 A released folder holds bert_config.json, vocab.txt and `bert_model.ckpt.{index,data-00000-of-00001,meta}`. Only this
 module needs TensorFlow: `pip install -e '.[tensorflow]'`. The optimizer's moments (adam_m, adam_v) are not read.
@@ -25,7 +25,7 @@ GOOGLE_NAMES = {  # applied in this order
 
 
 def find_google_checkpoint(path: Path) -> Path | None:
-    """The prefix of a checkpoint, such as DIR/bert_model.ckpt, from itself or its folder; None if there is none.
+    """The prefix of a checkpoint, such as DIR/bert_model.ckpt, given the prefix or its folder; None if there is none.
 
     Raises ValueError for a folder with several checkpoints or without bert_config.json.
     """
@@ -41,7 +41,7 @@ def find_google_checkpoint(path: Path) -> Path | None:
 
 
 def google_readers(prefix: Path, names: list[str]) -> dict[str, Callable[[], Tensor]]:
-    """Readers of the tensors that the checkpoint holds, among `names` (Hugging Face's)."""
+    """Readers of those tensors among `names` (Hugging Face's) that the checkpoint holds."""
     try:
         import tensorflow
     except ImportError:
@@ -61,7 +61,7 @@ def _read(checkpoint, name: str) -> Tensor:
 def google_name(name: str) -> str:
     """Google's name of a tensor: bert.encoder.layer.0.output.dense.weight -> bert/encoder/layer_0/output/dense/kernel.
 
-    Embeddings are variables without a suffix, and the last weights of the two heads are named in their own scope.
+    Embeddings have no suffix, and the output layers of the two heads have names of their own.
     """
     for pattern, replacement in GOOGLE_NAMES.items():
         name = re.sub(pattern, replacement, name)

@@ -1,4 +1,4 @@
-"""Checks of keys and numbers in the JSON files that a user writes: one wording for every file."""
+"""Checks of keys and numbers in JSON files that users write, with the same wording for every file."""
 
 import difflib
 import math
@@ -21,9 +21,9 @@ def check_number(
     exclude: float | None = None,
     whole: bool = False,
 ) -> None:
-    """Raise ValueError, whose message begins with `name`, unless a value is a finite number from `low` to `high`.
+    """Raise ValueError unless `value` is a finite number from `low` to `high`. The message begins with `name`.
 
-    `exclude` is a bound that is itself not allowed; `whole` asks for an integer. JSON's true is not a number.
+    `exclude` is a bound that is not allowed itself; `whole` requires an integer. JSON's true is not a number.
     """
     is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and low <= value <= high and value != exclude):

@@ -1,17 +1,17 @@
-"""LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning", algorithm 2), exact under ZeRO 0-3 x tensor
+"""LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning", algorithm 2), exact under ZeRO 0-3 and tensor
 parallelism.
 
-LAMB scales each tensor's update by its trust ratio |w| / |update|. ZeRO hands the optimizer one flat partition of all
-tensors, which may begin and end inside a tensor, and tensor parallelism a slice of each. The norms of what a rank holds
-are then not the norms of the tensors, and a LAMB that takes them is silently wrong. `Lamb.bind(engine)` learns which
-part of which tensor lies where in each flat partition. A step sums the squared norms of each tensor over the ranks, in
-one small all-reduce per parameter group, and every rank scales its part by the ratio of the whole tensor:
+LAMB scales each tensor's update by its trust ratio |w| / |update|. ZeRO gives the optimizer flat partitions that may
+begin and end inside a tensor, and tensor parallelism gives it slices. Trust ratios of these pieces would be silently
+wrong. So `Lamb.bind(engine)` records where each tensor lies in the partitions. A step sums the squared norms of each
+tensor over the ranks, in one or two small all-reduces per parameter group, and every rank scales its parts by the
+ratios of the whole tensors:
 
     flat partition of rank 0   [ word embedding .................. | query 0 ... ]
     flat partition of rank 1   [ ... query 0 | key 0 | value 0 | ... | padding ]
 
-This file needs torch alone and can be used in any DeepSpeed project: build `Lamb` as a client optimizer with
-"zero_allow_untested_optimizer": true, call `deepspeed.initialize`, then `optimizer.bind(engine)`, before
+This file needs only torch and works in any DeepSpeed project: build `Lamb` as a client optimizer with
+"zero_allow_untested_optimizer": true, then call `deepspeed.initialize`, `optimizer.bind(engine)` and
 `engine.load_checkpoint`.
 """
 
@@ -25,23 +25,23 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Fragment:
-    """The part of one tensor inside one flat partition: `flat[start : start + numel]`, nothing when numel is 0."""
+    """The part of one tensor in one flat partition, `flat[start : start + numel]`; empty if `numel` is 0."""
 
     name: str
     start: int
     numel: int
     tensor_start: int  # where the part begins in this tensor-parallel rank's slice of the tensor, flattened
-    is_split: bool  # over tensor-parallel ranks, so that its norm is a sum over them
+    is_split: bool  # over tensor-parallel ranks, so its squared norm is a sum over them
 
     def of(self, flat: Tensor) -> Tensor:
-        """The part itself, a view of its partition."""
+        """This part as a view of its partition."""
         return flat.view(-1)[self.start : self.start + self.numel]
 
 
 def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """All parameters in two groups: those with two or more dimensions are decayed, vectors and scalars are not.
+    """Two parameter groups: matrices with weight decay, vectors and scalars without.
 
-    In BERT the latter are biases and LayerNorm (google-research/bert, `exclude_from_weight_decay`).
+    In BERT, the second holds biases and LayerNorm (google-research/bert, `exclude_from_weight_decay`).
     """
     decayed, plain = [], []
     for parameter in module.parameters():
@@ -51,11 +51,10 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def fragments_by_partition(engine) -> dict[Tensor, list[Fragment]]:
-    """For each flat partition that the engine's optimizer updates: the fragments of all tensors of its group, in the
-    same order on all ranks.
+    """The fragments of a group's tensors in each flat partition of the optimizer, in the same order on all ranks.
 
-    Without ZeRO a tensor is its own partition. ZeRO 1 and 2 cut a group's concatenated tensors into equal partitions.
-    ZeRO 3 cuts each tensor by itself and pads the last rank's part.
+    Without ZeRO each tensor is a partition. ZeRO 1 and 2 cut a group's concatenated tensors into equal partitions. ZeRO
+    3 cuts each tensor separately and pads the last rank's part.
     """
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     optimizer = engine.optimizer
@@ -77,15 +76,14 @@ def fragments_by_partition(engine) -> dict[Tensor, list[Fragment]]:
 
 
 def _is_split(tensor: Tensor) -> bool:
-    """Megatron's mark, which DeepSpeed's gradient norm reads too."""
+    """Whether Megatron's attribute, which DeepSpeed's gradient norm reads too, marks the tensor as split over tp."""
     return getattr(tensor, "tensor_model_parallel", False)
 
 
 def _stage12_fragments(optimizer, group: int, size: int, names: dict) -> list[Fragment]:
     """The fragments of a group under ZeRO 1 and 2, from each tensor's offset in the concatenated group.
 
-    `round_robin_gradients` changes the order of the tensors. The offsets follow it; the addresses that DeepSpeed links
-    to the tensors do not.
+    The offsets follow the order of `round_robin_gradients`; the addresses that DeepSpeed links to the tensors do not.
     """
     start = dist.get_rank(optimizer.real_dp_process_group[group]) * size
     tensors, offsets = optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group]
@@ -98,7 +96,7 @@ def _stage12_fragments(optimizer, group: int, size: int, names: dict) -> list[Fr
 
 
 def _linked_fragment(tensor: Tensor, name: str) -> Fragment:
-    """DeepSpeed's bf16 optimizer links each tensor to its place in this rank's partition, if it has one there."""
+    """The fragment that DeepSpeed's bf16 optimizer links to a tensor; empty if this rank holds no part of it."""
     link = tensor._hp_mapping
     if link is None:
         return Fragment(name, 0, 0, 0, _is_split(tensor))
@@ -107,7 +105,7 @@ def _linked_fragment(tensor: Tensor, name: str) -> Fragment:
 
 
 def _stage3_fragments(tensors: Iterable[Tensor], names: dict, engine) -> list[Fragment]:
-    """ZeRO 3 concatenates the parts of a group's tensors; the last rank's part of a tensor ends in padding."""
+    """The fragments of a group under ZeRO 3, which concatenates one padded part per tensor."""
     rank = dist.get_rank(engine.optimizer.dp_process_group)
     fragments, start = [], 0
     for tensor in tensors:
@@ -119,18 +117,18 @@ def _stage3_fragments(tensors: Iterable[Tensor], names: dict, engine) -> list[Fr
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB whose trust ratios are those of whole tensors, however a DeepSpeed engine has partitioned them.
+    """LAMB with the trust ratios of whole tensors, however a DeepSpeed engine has partitioned them.
 
     Args:
         params: parameters or groups of them, such as `param_groups(module, weight_decay)`
         lr, betas, eps, weight_decay: as in the paper
         bias_correction: of both moments (on in NVIDIA's recipe, off in DeepSpeed's)
-        use_nvlamb: scale groups without weight decay (biases and LayerNorm) by trust ratios too. By default they are
-            not, as in the authors' code (`exclude_from_layer_adaptation`) and in NVIDIA's.
+        use_nvlamb: also scale groups without weight decay (biases and LayerNorm) by trust ratios; off in the authors'
+            code (`exclude_from_layer_adaptation`) and in NVIDIA's
         min_trust_ratio, max_trust_ratio: limits of the ratio (none in the paper, 0.01 and 0.3 in DeepSpeed's recipe)
 
-    A tensor whose weight or update is all zero has ratio 1. `weight_norms`, `update_norms` and `trust_ratios` hold the
-    values of the last step by tensor name, the same on all ranks.
+    The ratio is 1 if the weight or the update is zero. `weight_norms`, `update_norms` and `trust_ratios` hold the last
+    step's values by tensor name, the same on all ranks.
     """
 
     def __init__(
@@ -149,7 +147,7 @@ class Lamb(torch.optim.Optimizer):
         self.bias_correction = bias_correction
         self.use_nvlamb = use_nvlamb
         self.min_trust_ratio, self.max_trust_ratio = min_trust_ratio, max_trust_ratio
-        # Allocated once: on a CPU the pages of a new tensor cost more than the whole step.
+        # Reused, because on a CPU the page faults of new tensors cost more than the whole step.
         self._updates: dict[Tensor, Tensor] = {}
         self.weight_norms: dict[str, Tensor] = {}
         self.update_norms: dict[str, Tensor] = {}
@@ -162,9 +160,7 @@ class Lamb(torch.optim.Optimizer):
         self.partition_group = self.split_group = None
 
     def bind(self, engine) -> None:
-        """Learn from a DeepSpeed engine where each tensor lies. Call it once, after `deepspeed.initialize` and before
-        `load_checkpoint`.
-        """
+        """Record where each tensor lies. Call it once, after `deepspeed.initialize` and before `load_checkpoint`."""
         self.fragments = fragments_by_partition(engine)
         self._updates.clear()
         self.partition_group = getattr(engine.optimizer, "dp_process_group", None)
@@ -172,7 +168,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """Update the parameters that have gradients; collective. RuntimeError if a tensor's partition is unknown."""
+        """Update the parameters that have gradients. Collective. RuntimeError if a tensor's partition is unknown."""
         assert closure is None, "LAMB does not re-evaluate the loss"
         for group in self.param_groups:
             self._step_group(group)
@@ -181,7 +177,7 @@ class Lamb(torch.optim.Optimizer):
         flats = [tensor for tensor in group["params"] if tensor.grad is not None]
         if any(flat not in self.fragments for flat in flats):
             if not any(flat.grad.any() for flat in flats):
-                return  # without ZeRO, DeepSpeed's 16-bit optimizer takes a step of zeros inside initialize
+                return  # without ZeRO, DeepSpeed's 16-bit optimizer takes a step with zero gradients in initialize
             raise RuntimeError(
                 "LAMB is not bound to the tensors it is asked to update: ZeRO or tensor parallelism cut them, and trust"
                 " ratios of the pieces would be silently wrong. Call optimizer.bind(engine) after deepspeed.initialize,"
@@ -196,17 +192,17 @@ class Lamb(torch.optim.Optimizer):
             torch._foreach_add_(flats, updates, alpha=-group["lr"])
 
     def _updates_of(self, flats: list[Tensor], group: dict) -> list[Tensor]:
-        """r + lambda w of algorithm 2 for each flat tensor w, where r is the bias-corrected first moment over the root
-        of the second. Updates the moments.
+        """Update the moments and return algorithm 2's r + lambda w for each flat tensor w. r is the bias-corrected
+        first moment over the root of the second.
 
-        torch's fused AdamW reads and writes everything once. It computes p (1 - lr d) - lr r. With lr = -1 and
-        d = lambda - 1, applied to a copy of w, that is lambda w + r.
+        torch's fused AdamW makes one pass over memory and computes p (1 - lr d) - lr r. On a copy p of w, with lr = -1
+        and d = lambda - 1, the result is lambda w + r.
         """
         for flat in flats:
             if not self.state[flat]:
                 zeros = {name: torch.zeros_like(flat) for name in ("exp_avg", "exp_avg_sq")}
                 self.state[flat].update(step=torch.zeros(()), **zeros)
-            self.state[flat]["step"] = self.state[flat]["step"].to(flat.device)  # a checkpoint's is on the CPU
+            self.state[flat]["step"] = self.state[flat]["step"].to(flat.device)  # on the CPU after loading a checkpoint
             if flat not in self._updates:
                 self._updates[flat] = torch.empty_like(flat)
         states = [self.state[flat] for flat in flats]
@@ -234,7 +230,7 @@ class Lamb(torch.optim.Optimizer):
         return updates
 
     def _move_by_trust_ratios(self, flats: list[Tensor], updates: list[Tensor], lr: float) -> None:
-        """Move each part of a tensor by its update, scaled by the trust ratio of the whole tensor."""
+        """Update each part of a tensor, scaled by the trust ratio of the whole tensor."""
         fragments, weights, steps = [], [], []
         for flat, update in zip(flats, updates, strict=True):
             for fragment in self.fragments[flat]:
@@ -245,7 +241,7 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_addcmul_(weights, steps, list(ratios.unbind()), value=-lr)
 
     def _trust_ratios(self, fragments: list[Fragment], weights: list[Tensor], steps: list[Tensor]) -> Tensor:
-        """[n] The ratio |w| / |update| of each of the n whole tensors, from this rank's parts of them."""
+        """[n] The trust ratios |w| / |update| of n whole tensors, from this rank's parts of them. Collective."""
         norms = [torch.stack(torch._foreach_norm(parts)) for parts in (weights, steps)]  # [n] each
         squares = torch.stack(norms).double() ** 2  # [2, n]
         if self.partition_group is not None:

@@ -1,15 +1,14 @@
-"""The layers that are split over tensor-parallel ranks, and dropout that needs no generator state.
+"""Layers that are split over tensor-parallel ranks, and dropout that needs no generator state.
 
-Shapes follow the legend in model.py. Activations are flat: [T, H], the T real tokens of a micro-batch, one sequence
-after another, so padding is never computed.
+Shapes follow the legend in model.py. Activations are flat, [T, H]: the T real tokens of a micro-batch without padding.
 
-Megatron-core supplies the vocabulary-parallel embedding and cross entropy and the collectives of tensor parallelism.
-Its sequence parallelism needs CUDA; the one in this module runs on every device.
+Megatron-core supplies the vocabulary-parallel embedding and cross entropy and the tensor-parallel collectives. Its
+sequence parallelism needs CUDA; the one in this module runs on every device.
 
-Dropout masks are functions of a seed. The masks of hidden states are the same at every tensor-parallel size. Under
-sequence parallelism, over attention heads and over data-parallel ranks they differ, because each rank draws them for
-what it holds. Masks that no layout changes would have to be drawn by sample and head and handed to attention: that
-rules out its fused kernels, which number their random bits within a call, and costs B * N * S * S bytes per layer.
+Dropout masks are functions of a seed. Those of hidden states are the same at every tensor-parallel size. Those of
+attention heads, of data-parallel ranks and under sequence parallelism depend on the layout, because each rank draws
+masks for what it holds. To be independent of it, attention masks would have to be drawn per sample and head and passed
+to attention. That would cost B * N * S * S bytes per layer and rule out the fused kernels, which draw their own.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.layout import Layout  # before megatron-core: it silences that import
+from pretrain.layout import Layout  # before megatron-core, whose import warnings it silences
 
 # isort: split
 from megatron.core.model_parallel_config import ModelParallelConfig
@@ -32,7 +31,7 @@ from megatron.core.tensor_parallel import (
     vocab_parallel_cross_entropy,
 )
 
-# torch 2.13 gave these collectives new names and warns about the old ones.
+# torch 2.13 renamed these collectives and warns about the old names.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -53,7 +52,7 @@ class Sequences:
 
     @property
     def padded_index(self) -> Tensor | None:
-        """[T] The row of each token in the padded [B * S]; None when no sequence is shorter than S."""
+        """[T] Each token's row in the padded [B * S]; None if every sequence has length S."""
         if len(self.token_ids) == self.num_sequences * self.max_seqlen:
             return None
         starts = self.cu_seqlens[:-1].long()
@@ -71,20 +70,19 @@ class Sequences:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of all parts and does not depend on what ran before."""
+    """A 63-bit seed that depends on `parts` alone."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def sub_seed(seed: tuple | None, *place: int | str) -> tuple | None:
-    """The dropout seed of a `place`, such as a layer, within what `seed` belongs to; None (no dropout) stays None."""
+    """The dropout seed of a `place`, such as a layer, within the scope of `seed`; None (no dropout) stays None."""
     return None if seed is None else (*seed, *place)
 
 
 def seed_dropout(seed: tuple, device: torch.device) -> None:
     """Make the next dropout mask on `device` a function of `seed`.
 
-    Only this device's generator is seeded: `torch.manual_seed` goes through all backends, which took most of the host's
-    time in a step on a GPU.
+    `torch.manual_seed` would seed all backends, which took most of the host's time per step on a GPU.
     """
     on_gpu = device.type == "cuda" and torch.cuda.is_initialized()
     generator = torch.cuda.default_generators[device.index] if on_gpu else torch.default_generator
@@ -100,13 +98,13 @@ def dropout(x: Tensor, probability: float, seed: tuple | None) -> Tensor:
 
 
 def mark_split(parameter: nn.Parameter, dim: int) -> None:
-    """Mark a parameter, as Megatron does, as a slice along `dim`. DeepSpeed's gradient norm reads the mark too."""
+    """Mark a parameter as a slice along `dim` by Megatron's attributes; DeepSpeed's gradient norm reads the first."""
     parameter.tensor_model_parallel = True
     parameter.partition_dim = dim
 
 
 def is_split(parameter: Tensor) -> bool:
-    """Whether the parameter is a slice of a tensor that is split over tp."""
+    """Whether the parameter is a slice of a tensor split over tp."""
     return getattr(parameter, "tensor_model_parallel", False)
 
 
@@ -116,7 +114,7 @@ def local_shape(parameter: Tensor) -> list[int]:
 
 
 def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabParallelEmbedding:
-    """A table [V, H] split by rows, [V/tp, H] per rank, not initialised; V must be divisible by tp."""
+    """An uninitialised embedding [V, H] split by rows, [V/tp, H] per rank; V must be divisible by tp."""
     config = ModelParallelConfig(
         tensor_model_parallel_size=layout.tp_size,
         use_cpu_initialization=True,
@@ -132,9 +130,7 @@ def embedding(num_embeddings: int, hidden_size: int, layout: Layout) -> VocabPar
 
 
 class ColumnLinear(nn.Module):
-    """A linear layer into a tensor-parallel region (Shoeybi et al. 2019, section 3): weight [out/tp, in] and bias
-    [out/tp] are this rank's rows. Not initialised: model.init_weights fills them.
-    """
+    """Uninitialised column-parallel layer (Shoeybi et al. 2019, section 3): weight [out/tp, in], bias [out/tp]."""
 
     def __init__(self, in_size: int, out_size: int, layout: Layout):
         super().__init__()
@@ -150,9 +146,7 @@ class ColumnLinear(nn.Module):
 
 
 class RowLinear(nn.Module):
-    """A linear layer out of a tensor-parallel region: weight [out, in/tp] is this rank's columns; every rank has the
-    whole bias [out]. Not initialised: model.init_weights fills them.
-    """
+    """Uninitialised row-parallel layer: weight [out, in/tp]; bias [out], which is whole on every rank."""
 
     def __init__(self, in_size: int, out_size: int, layout: Layout):
         super().__init__()
@@ -172,7 +166,7 @@ class RowLinear(nn.Module):
 
 
 def joined_linear(x: Tensor, layers: Sequence[ColumnLinear]) -> Tensor:
-    """The outputs of several column-parallel layers for one input, side by side: [T, in] -> [T, sum of their out/tp].
+    """The concatenated outputs of several column-parallel layers for one input: [T, in] -> [T, sum of their out/tp].
 
     One product is faster than several, and the input's gradient is summed over tp only once.
     """
@@ -182,19 +176,18 @@ def joined_linear(x: Tensor, layers: Sequence[ColumnLinear]) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, is_split: bool = False) -> Tensor:
-    """x [T, in] times weight [out/tp, in] plus bias [out/tp] -> [T, out/tp], with Megatron's f: the gradient of x is
-    summed over tp (Shoeybi et al. 2019, section 3). If `is_split`, x is this rank's rows [T/tp, in].
+    """x [T, in], weight [out/tp, in], bias [out/tp] -> [T, out/tp]. The gradient of x is summed over tp, as in
+    Megatron's f (Shoeybi et al. 2019, section 3). If `is_split`, x is this rank's rows [T/tp, in].
     """
     return Linear.apply(x, weight, bias, layout, is_split)
 
 
 class Linear(torch.autograd.Function):
-    """`linear`, with communication that overlaps products: the gradient of x is summed while that of the weight is
-    computed, and rows that were gathered are not kept but gathered again in the backward pass, during the product for
-    the gradient of x (Korthikanti et al. 2022, section 4.2.2).
+    """`linear` with communication that overlaps the matrix products (Korthikanti et al. 2022, section 4.2.2).
 
-    The backward pass keeps the weight itself, not a view of it: under ZeRO 3 a view would hold the gathered weight in
-    memory until then.
+    The gradient of x is summed while that of the weight is computed. Gathered rows are not kept: the backward pass
+    gathers them again while it computes the gradient of x. The weight itself is saved rather than a view, which under
+    ZeRO 3 would hold the gathered weight in memory.
     """
 
     @staticmethod
@@ -203,7 +196,7 @@ class Linear(torch.autograd.Function):
         ctx.layout, ctx.is_split = layout, is_split
         if is_split:
             x = gather_rows(x, layout.tp_group)
-        elif x.device.type == "cpu":  # not slower than below, whose last bit differs from that of earlier runs
+        elif x.device.type == "cpu":  # as fast as below, and bit-identical to earlier runs
             return F.linear(x, weight) + bias
         return F.linear(x, weight, bias)  # on a GPU the bias is added inside the product
 
@@ -222,24 +215,24 @@ class Linear(torch.autograd.Function):
         return x_gradient, weight_gradient, gradient.sum(0), None, None
 
 
-# Sequence parallelism (Korthikanti et al. 2022, section 4.2.2). Megatron's mappings allocate memory with
+# Sequence parallelism (Korthikanti et al. 2022, section 4.2.2). Megatron's mappings allocate on
 # `torch.cuda.current_device()`; these run on every device.
 
 
 def start_gather(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
-    """Begin to gather the ranks' [T/tp, ...] into [T, ...]; `finished` waits for the result."""
+    """Start the all-gather of the ranks' [T/tp, ...] into [T, ...]; `finished` waits for the result."""
     whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
     return whole, all_gather_single(whole, x.contiguous(), group=group, async_op=True)
 
 
 def start_sum(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
-    """Begin to sum [T, ...] over tp, of which each rank receives its [T/tp, ...]; `finished` waits for the result."""
+    """Start the reduce-scatter of [T, ...] into this rank's [T/tp, ...] of the sum; `finished` waits for the result."""
     rows = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
     return rows, reduce_scatter_single(rows, x.contiguous(), group=group, async_op=True)
 
 
 def finished(started: tuple[Tensor, dist.Work]) -> Tensor:
-    """The result of a collective, after waiting for it."""
+    """Wait for a collective and return its result."""
     tensor, work = started
     work.wait()
     return tensor
@@ -256,12 +249,12 @@ def sum_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def own_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[T, H] -> [T/tp, H], this rank's rows of what all ranks have."""
+    """[T, H] -> [T/tp, H], this rank's rows of a tensor that all ranks have."""
     return x.chunk(group.size())[group.rank()].clone()
 
 
 class Exchange(torch.autograd.Function):
-    """Moves rows between ranks by one of the three functions above, and their gradient back by another."""
+    """Moves rows between ranks by one of the three functions above, and their gradient by another."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: dist.ProcessGroup, move: Callable, move_back: Callable) -> Tensor:
@@ -279,12 +272,12 @@ def add_rows(x: Tensor, count: int) -> Tensor:
 
 
 def first_rows(x: Tensor, count: int) -> Tensor:
-    """The first `count` rows of x [T, H]; x itself if it has no more, so that its gradient is not copied either."""
+    """The first `count` rows of x [T, H]; x itself if it has no more, which avoids a copy of its gradient too."""
     return x[:count] if len(x) > count else x
 
 
 def split_tokens(hidden: Tensor, layout: Layout) -> Tensor:
-    """[T, H] -> [T/tp, H] under sequence parallelism, with rows of zeros so that tp divides T; else unchanged."""
+    """[T, H] -> [T/tp, H] under sequence parallelism, after adding zero rows so that tp divides T; else unchanged."""
     if not layout.sequence_parallel:
         return hidden
     padded = add_rows(hidden, -len(hidden) % layout.tp_size)
@@ -294,7 +287,7 @@ def split_tokens(hidden: Tensor, layout: Layout) -> Tensor:
 def join_tokens(hidden: Tensor, num_tokens: int, layout: Layout) -> Tensor:
     """[T/tp, H] -> [T, H] under sequence parallelism, without the rows that `split_tokens` added; else unchanged.
 
-    What follows is computed on all ranks, so each has the whole gradient and keeps its own rows of it.
+    All ranks compute what follows, so each has the whole gradient and keeps its own rows.
     """
     if not layout.sequence_parallel:
         return hidden
@@ -302,8 +295,8 @@ def join_tokens(hidden: Tensor, num_tokens: int, layout: Layout) -> Tensor:
 
 
 def shared(parameter: Tensor, layout: Layout) -> Tensor:
-    """A whole parameter that is applied to split tokens. Under sequence parallelism each rank has the gradient of its
-    own rows, and autograd sums these over tp before ZeRO partitions them, which DeepSpeed would not do.
+    """A replicated parameter that is applied to split tokens. Under sequence parallelism each rank has the gradient of
+    its own rows; autograd sums these over tp because DeepSpeed would not.
     """
     if not layout.sequence_parallel:
         return parameter
@@ -323,11 +316,8 @@ class LayerNorm(nn.LayerNorm):
 
 
 def prediction_loss(logits: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Cross entropy in nats [P], and whether the label has the highest logit [P]; logits: this rank's [P, V/tp].
-
-    Accuracy is computed first because Megatron's cross entropy overwrites the logits.
-    """
-    correct = is_highest(logits, labels, layout)
+    """Cross entropy in nats [P], and whether the label has the highest logit [P]; logits: this rank's [P, V/tp]."""
+    correct = is_highest(logits, labels, layout)  # first, because Megatron's cross entropy overwrites the logits
     return vocab_parallel_cross_entropy(logits, labels), correct
 
 

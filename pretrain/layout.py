@@ -1,7 +1,7 @@
 """The dp x tp grid of ranks: process groups, the device, DeepSpeed's `mpu`, and the launcher's environment.
 
 Ranks are numbered as Megatron numbers them: `torch.arange(world).view(dp, tp)`. A row is one tensor-parallel group
-(neighbours, so on one node); a column is one data-parallel group.
+(neighbouring ranks, so on one node); a column is one data-parallel group.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-with warnings.catch_warnings():  # it warns about every optional package that is not installed; none is needed here
+with warnings.catch_warnings():  # megatron-core warns about missing optional packages; none is needed
     warnings.simplefilter("ignore")
     from megatron.core import parallel_state
 
@@ -24,12 +24,12 @@ ANSWER_S = 5  # how long `silent_ranks` waits for an answer
 LONE_RANK = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 LAUNCHERS_VARIABLES = (*LONE_RANK, "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
-LONGEST_BUILD = 600  # seconds: an older lock of torch's compiler was left by a process that was killed
+LONGEST_BUILD = 600  # seconds; an older lock of torch's compiler was left by a killed process
 
 
 @dataclass(frozen=True)
 class Layout:
-    """This rank's place in the grid. It is also the `mpu` that DeepSpeed asks for its groups, by the names it calls."""
+    """This rank's place in the grid, and the `mpu` whose methods DeepSpeed calls for its groups."""
 
     dp_size: int
     tp_size: int
@@ -86,7 +86,7 @@ class Layout:
         return total
 
     def gather(self, value: object) -> list:
-        """A picklable value of every rank, in the order of the ranks. With one rank it is not copied."""
+        """The values of all ranks, in the order of ranks. `value` must be picklable; a single rank does not copy it."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
@@ -97,10 +97,10 @@ class Layout:
         dist.barrier()
 
     def silent_ranks(self) -> list[int]:
-        """The ranks that no longer answer, after a collective failed.
+        """The ranks that no longer answer after a collective has failed.
 
-        Every rank that can still run calls this: it leaves a mark in the group's store and, after a while, reads which
-        ranks did not. Rank 0 holds the store, so if the store does not answer, rank 0 is the silent one.
+        Every surviving rank calls this. It sets a key in the group's store, waits, and looks for the other ranks' keys.
+        Rank 0 hosts the store, so if the store does not answer, rank 0 is the silent one.
         """
         store, silent = dist.distributed_c10d._get_default_store(), [0]
 
@@ -116,25 +116,24 @@ class Layout:
         asking.start()
         asking.join(2 * ANSWER_S)
         if self.rank == 0:
-            time.sleep(ANSWER_S)  # keeps the store open while the others read
+            time.sleep(ANSWER_S)  # keep the store open while the others read
         return list(silent)
 
     def close(self) -> None:
-        """Leave the process groups, so that the rank exits without a warning."""
+        """Leave the process groups, so that the rank exits without a warning. Collective."""
         dist.barrier()
         dist.destroy_process_group()
 
 
 def is_about_another_rank(error: RuntimeError) -> bool:
-    """Whether an error comes from a failed collective. Only NCCL's have a class; gloo's are known by their text."""
+    """Whether a collective failed. NCCL's errors have a class; gloo's are recognised by their text."""
     return isinstance(error, dist.DistBackendError) or "gloo" in str(error)
 
 
 def rank_environment() -> dict[str, int]:
-    """RANK, WORLD_SIZE and LOCAL_RANK, as set by `deepspeed`, `torchrun` or srun with one task per rank, or of a single
-    process.
+    """RANK, WORLD_SIZE and LOCAL_RANK from `deepspeed`, `torchrun` or srun (one task per rank), or of a single process.
 
-    Also sets the variables that torch.distributed and DeepSpeed read. Nothing else here reads the environment.
+    Sets the variables that torch.distributed and DeepSpeed read. ValueError if srun lacks MASTER_ADDR or MASTER_PORT.
     """
     env = os.environ
     if "RANK" not in env and int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
@@ -145,7 +144,7 @@ def rank_environment() -> dict[str, int]:
                 f"under srun {' and '.join(missing)} must be exported: the address of the first node and a free port"
             )
     if "RANK" not in env:
-        # With port 0 the kernel chooses a free port as it is opened, so no other process can take it first.
+        # With port 0 the kernel chooses a free port when it opens it, so no other process can take the port first.
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     # Megatron's all-reduces must start before the products that they overlap with.
     env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
@@ -154,10 +153,10 @@ def rank_environment() -> dict[str, int]:
 
 
 def _separate_compiled_operators() -> None:
-    """Let each Python environment compile DeepSpeed's operators in a folder and with a ninja of its own.
+    """Give each Python environment its own folder and its own ninja for DeepSpeed's compiled operators.
 
     Otherwise two environments overwrite each other's operators, and another version of ninja compiles all of them
-    again. Removes locks that killed builds left, for which torch would wait without end.
+    again. Also removes locks of killed builds, on which torch would wait forever.
     """
     programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
     if Path(programs, "ninja").exists() and path.split(os.pathsep)[0] != programs:
@@ -173,8 +172,8 @@ def _separate_compiled_operators() -> None:
 
 
 def environment_side_by_side(index: int, count: int) -> dict[str, str]:
-    """The environment of one of `count` independent processes on this machine: a share of the cores, one of the GPUs,
-    and no launcher's variables, since these processes are not ranks of the job around them.
+    """The environment of one of `count` independent processes on this machine: a share of the cores, one GPU, and none
+    of the launcher's variables, because the process is not a rank of the surrounding job.
     """
     own = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
     own["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
@@ -199,16 +198,13 @@ def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool 
 
 
 def check_device_precision(precision: str) -> None:
-    """Raise ValueError for fp16 without a GPU, since a CPU does not compute in it."""
+    """Raise ValueError for fp16 without a GPU, because CPUs do not support it."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("fp16.enabled=true needs a GPU, and there is none here; choose bf16, or neither of them")
 
 
 def make_deterministic() -> None:
-    """Make a GPU repeat its results bit for bit, at some cost in speed. Call it before the first matrix product.
-
-    A CPU does so without this.
-    """
+    """Make a GPU as reproducible as a CPU, at some cost in speed. Call it before the first matrix product."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS with one fixed workspace
     torch.use_deterministic_algorithms(True)
 
@@ -216,8 +212,7 @@ def make_deterministic() -> None:
 def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False, timeout_min: float = 10) -> Layout:
     """Join the process group (gloo on CPUs, NCCL on GPUs) and build the grid.
 
-    May be called again for another grid of the same ranks. A rank that waits for the others longer than `timeout_min`
-    minutes raises RuntimeError.
+    Can be called again for another grid of the same ranks. A wait of more than `timeout_min` minutes is a RuntimeError.
     """
     ranks = rank_environment()
     check_layout(ranks["WORLD_SIZE"], tensor_parallel)
@@ -229,7 +224,7 @@ def init_layout(tensor_parallel: int = 1, sequence_parallel: bool = False, timeo
 
 
 def init_lone_layout() -> Layout:
-    """The layout of a tool that runs as one process, whatever variables a launcher or a batch job has set."""
+    """The layout of a single-process tool, whatever variables a launcher or a batch job has set."""
     return _build_grid(LONE_RANK, store=dist.TCPStore("127.0.0.1", 0, is_master=True))
 
 
@@ -261,7 +256,7 @@ def _build_grid(
 
 
 def _leave_grid() -> None:
-    """Destroy Megatron's groups, which it only forgets: each grid would leave 50 threads and sockets under gloo."""
+    """Destroy Megatron's groups. Megatron only drops them, which under gloo leaks 50 threads and sockets per grid."""
     if dist.is_initialized():
         for group in dict.fromkeys(parallel_state._global_process_group_list):
             if group is not None:  # None stands for the default group, which is kept

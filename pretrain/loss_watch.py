@@ -1,4 +1,4 @@
-"""Judging each step by its loss: not finite, a spike, or repeated overflow in fp16."""
+"""Checks of each step's loss: not finite, a spike, or repeated overflow in fp16."""
 
 import math
 
@@ -7,9 +7,9 @@ DEFAULT_SCALE_POWER = 16  # DeepSpeed's initial fp16 loss scale is 2 to this pow
 
 
 class LossWatch:
-    """Judges every step by its loss, and by whether fp16 skipped its update because a gradient overflowed.
+    """Checks every step's loss, and whether fp16 skipped its update because a gradient overflowed.
 
-    `mean` is the running mean of the loss from the checkpoint that the run resumes from, if there is one.
+    `mean` is the running mean of the loss from the checkpoint, if the run resumes from one.
     """
 
     def __init__(self, fp16: dict, spike_factor: float | None, mean: float | None = None):
@@ -17,13 +17,12 @@ class LossWatch:
         self.min_scale = fp16.get("min_loss_scale", 1)
         self.spike_factor = spike_factor
         self.mean = mean
-        self.num_overflows = 0  # in a row
+        self.num_overflows = 0  # consecutive
 
     def fault(self, loss: float, overflowed: bool, loss_scale: float) -> str | None:
         """Why the run cannot continue; None if it can.
 
-        Each overflow halves the loss scale. Once the scale has fallen from its initial value to 1, or to its minimum,
-        a smaller one would not help.
+        Each overflow halves the loss scale. Once it has fallen to 1 or to its minimum, a smaller one would not help.
         """
         self.num_overflows = self.num_overflows + 1 if overflowed else 0
         if not math.isfinite(loss):
@@ -33,10 +32,9 @@ class LossWatch:
         return None
 
     def spike(self, loss: float) -> float | None:
-        """Update the running mean with `loss`. Returns the mean before it if `loss` exceeds `spike_factor` times that
-        mean, else None.
+        """Update the running mean. Returns the previous mean if `loss` exceeds `spike_factor` times it, else None.
 
-        Spikes count in the mean too, so a loss that stays high is a spike for only about a hundred steps.
+        Spikes count in the mean too, so a loss that stays high counts as a spike for only about a hundred steps.
         """
         before = self.mean
         self.mean = loss if before is None else SPIKE_MEMORY * before + (1 - SPIKE_MEMORY) * loss

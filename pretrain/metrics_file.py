@@ -12,9 +12,9 @@ def read_metrics(folder: str | Path, kind: str | None = None) -> list[dict]:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a file. A last line without its newline, cut short by a kill, is dropped.
+    """The rows of a file. Drops an incomplete last line, which a killed process left.
 
-    Raises ValueError with the line's number for any other line that is not a JSON object with a step.
+    Raises ValueError with the number of any other line that is not a JSON object with a step.
     """
     rows, lines = [], path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -24,7 +24,7 @@ def read_rows(path: Path) -> list[dict]:
             row = None
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
-        elif number < len(lines):  # the piece after the last newline is empty or cut short
+        elif number < len(lines):  # what follows the last newline is empty or cut short
             raise ValueError(
                 f"{path}, line {number} is damaged: not a JSON object with a step; remove or restore the line"
             )

@@ -1,15 +1,15 @@
 """BERT with its masked-language-model and pair heads (Devlin et al. 2019), split over tensor-parallel ranks as Megatron
 splits a transformer (Shoeybi et al. 2019, section 3). At tp 1 the same code is an ordinary BERT.
 
-Read this file from the bottom up: `BertForPreTraining.forward` computes the losses, and what it calls stands above it.
+Read this file from the bottom up: `BertForPreTraining.forward` computes the losses; what it calls is defined above it.
 
-Shape legend, used everywhere: B batch, S sequence, P predicted positions, T tokens of an unpadded batch, H hidden, N
-heads, D head, F feed-forward, V vocabulary; `/tp` marks a dimension split over the tensor-parallel ranks. Between
-tensor-parallel products, activations written [T, H] are [T/tp, H] under sequence parallelism.
+Shape legend for the whole package: B batch, S sequence, P predicted positions, T tokens of an unpadded batch, H hidden,
+N heads, D head, F feed-forward, V vocabulary; `/tp` marks a dimension split over the tensor-parallel ranks. Under
+sequence parallelism, activations written [T, H] between tensor-parallel products are [T/tp, H].
 
 Parameters are named as in Hugging Face's `BertForPreTraining`, with pre-LayerNorm as in `MegatronBertForPreTraining`,
-so a conversion only merges slices. Query, key and value are separate parameters, each with its own trust ratio in LAMB,
-and are concatenated in the forward pass: one product, one all-reduce of the input's gradient.
+so a conversion only merges slices. Query, key and value are separate parameters so that each has its own trust ratio in
+LAMB. The forward pass concatenates them for one product and one all-reduce of the input's gradient.
 """
 
 from collections import OrderedDict
@@ -52,8 +52,7 @@ from pretrain.positions import sinusoidal_positions
 def init_weights(module: nn.Module, seed: int) -> None:
     """Truncated normal with `initializer_range` (google-research/bert, `create_initializer`), LayerNorm 1, biases 0.
 
-    Each tensor is drawn whole from (seed, name) and then sliced, so every layout starts from the same model, bit for
-    bit.
+    Each tensor is drawn whole from (seed, name) and then sliced, so every layout starts from bit-identical weights.
     """
     config, layout = module.bert.config, module.bert.layout
     for name, parameter in module.named_parameters():
@@ -73,8 +72,8 @@ def init_weights(module: nn.Module, seed: int) -> None:
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], optional: tuple[str, ...] = ()) -> list[str]:
     """Fill a module from whole tensors by name, sliced for this rank.
 
-    Parameters whose names begin with one of `optional` may be missing: they stay as they are, and their names are
-    returned. Raises ValueError, by name, for tensors that are missing, superfluous or of another shape.
+    Parameters with a prefix in `optional` may be missing: they stay unchanged, and their names are returned. Raises
+    ValueError, by name, for tensors that are missing, superfluous or of another shape.
     """
     config, layout = module.bert.config, module.bert.layout
     parameters = dict(module.named_parameters())
@@ -96,7 +95,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], optional: tup
 
 
 def whole_shape(parameter: Tensor, name: str, config: ModelConfig, layout: Layout) -> list[int]:
-    """The shape of the tensor that `parameter` is a slice of, without the rows that pad the vocabulary."""
+    """The shape of the whole tensor that `parameter` is a slice of, without vocabulary padding."""
     shape = local_shape(parameter)
     if is_split(parameter):
         shape[parameter.partition_dim] *= layout.tp_size
@@ -106,7 +105,7 @@ def whole_shape(parameter: Tensor, name: str, config: ModelConfig, layout: Layou
 
 
 def slice_tensor(whole: Tensor, parameter: Tensor, layout: Layout) -> Tensor:
-    """This rank's slice of a whole tensor, the vocabulary padded with rows of zeros."""
+    """This rank's slice of a whole tensor, with the vocabulary padded by zeros."""
     if not is_split(parameter):
         return whole
     dim, size = parameter.partition_dim, local_shape(parameter)[parameter.partition_dim]
@@ -122,26 +121,25 @@ def activation(name: str) -> nn.Module:
 
 
 def in_order(**modules: nn.Module) -> nn.Sequential:
-    """Modules that are applied one after the other; their names become part of the parameters' names."""
+    """A sequence of named modules; their names become part of the parameters' names."""
     return nn.Sequential(OrderedDict(modules))
 
 
 def recomputed(function: Callable) -> Callable:
-    """The same function, whose intermediate results are computed again in the backward pass instead of being kept (Chen
-    et al. 2016).
+    """The function with activation checkpointing (Chen et al. 2016): the backward pass recomputes what it needs.
 
-    Dropout seeds itself, so no generator's state has to be kept, and the gradients are the same bit for bit.
+    Dropout seeds itself, so no generator state is saved and the gradients stay the same bit for bit.
     """
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 def layer_norm(config: ModelConfig, layout: Layout, here: bool) -> nn.Module:
-    """LayerNorm if this kind of BERT has one `here`, else the identity."""
+    """LayerNorm if this kind of BERT has one `here`, otherwise the identity."""
     return LayerNorm(config.hidden_size, config.layer_norm_eps, layout) if here else nn.Identity()
 
 
 class SinusoidalPositions(nn.Module):
-    """Constant positions, with the interface of the learned ones."""
+    """Constant sinusoidal positions, with the interface of learned ones."""
 
     def __init__(self, num_positions: int, hidden_size: int):
         super().__init__()
@@ -166,7 +164,7 @@ class Embeddings(nn.Module):
 
     def forward(self, sequences: Sequences, seed: tuple | None) -> Tensor:
         words = self.word_embeddings(sequences.token_ids)
-        # DeepSpeed casts parameters only, so sinusoidal positions are float32.
+        # DeepSpeed casts only parameters, so sinusoidal positions stay float32.
         positions = self.position_embeddings(sequences.position_ids).type_as(words)
         segments = self.token_type_embeddings(sequences.segment_ids)
         hidden = split_tokens(words + positions + segments, self.layout)  # [T, H]
@@ -207,7 +205,7 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention and its output, by Hugging Face's names."""
+    """Self-attention and its output projection, under Hugging Face's names."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -256,7 +254,7 @@ class Encoder(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings, encoder and, if something reads it, a pooler: without a gradient, weight decay would shrink it."""
+    """Embeddings, encoder and an optional pooler. Weight decay would shrink an unused pooler, which has no gradient."""
 
     def __init__(self, config: ModelConfig, layout: Layout, add_pooling_layer: bool = True):
         super().__init__()
@@ -268,7 +266,7 @@ class BertModel(nn.Module):
             self.pooler = in_order(dense=nn.Linear(config.hidden_size, config.hidden_size), activation=nn.Tanh())
 
     def forward(self, sequences: Sequences, dropout_seed: tuple | None = None) -> Tensor:
-        """Hidden states of the last layer, [T, H]. `dropout_seed` decides the masks; None switches dropout off."""
+        """Hidden states of the last layer, [T, H]. `dropout_seed` determines the masks; None switches dropout off."""
         if self.layout.sequence_parallel:
             dropout_seed = sub_seed(dropout_seed, self.layout.tp_rank)  # ranks hold different tokens
         hidden = self.embeddings(sequences, dropout_seed)
@@ -276,12 +274,12 @@ class BertModel(nn.Module):
         return join_tokens(hidden, len(sequences.token_ids), self.layout)
 
     def pool(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """[T, H] -> [B, H]: tanh of a projection of the first token, [CLS], of each sequence."""
+        """[T, H] -> [B, H]: tanh of a projection of each sequence's first token, [CLS]."""
         return self.pooler(hidden[cu_seqlens[:-1].long()])
 
 
 class Predictions(nn.Module):
-    """The masked-language-model head. Its decoder is the word embedding; its bias is split in the same way."""
+    """The masked-language-model head. Its decoder is the word embedding, and its bias is split like it."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         super().__init__()
@@ -323,7 +321,7 @@ class PretrainingBatch:
 
 
 class PretrainingOutput(NamedTuple):
-    """Losses in nats and correct predictions, not reduced. A pair loss is 0 without a pair label or a pair head."""
+    """Unreduced losses in nats, and correctness. The pair loss is 0 without a pair label or a pair head."""
 
     mlm_loss: Tensor  # [P] float32
     mlm_correct: Tensor  # [P] bool: the label has the highest logit
@@ -334,8 +332,8 @@ class PretrainingOutput(NamedTuple):
 class BertForPreTraining(nn.Module):
     """BERT with its pretraining heads; the MLM head runs on the masked positions only.
 
-    `recompute` trades time for memory. "selective" computes the attention core again in the backward pass (Korthikanti
-    et al. 2022, section 5), "full" whole layers.
+    `recompute` saves memory: the backward pass recomputes the attention core ("selective", Korthikanti et al. 2022,
+    section 5) or whole layers ("full").
     """
 
     def __init__(self, config: ModelConfig, layout: Layout, recompute: str = "none"):
@@ -350,9 +348,9 @@ class BertForPreTraining(nn.Module):
             layer.attention.self.recompute = recompute == "selective"
 
     def forward(self, batch: PretrainingBatch, dropout_seed: tuple | None = None) -> PretrainingOutput:
-        """Losses and correct predictions of a micro-batch. `dropout_seed` decides the masks; None switches dropout off.
+        """Losses and correct predictions of a micro-batch. `dropout_seed` sets the masks; None switches dropout off.
 
-        The caller sums and divides: by the counts of the whole step in training, of the whole set in evaluation.
+        The caller sums the losses and divides them by the counts of the whole training step or evaluation set.
         """
         hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
         masked = hidden[batch.masked_lm_rows]  # [P, H]

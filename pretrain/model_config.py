@@ -1,7 +1,6 @@
-"""The model's shape: a preset's name or a Hugging Face `config.json`, checked before any rank starts to train.
+"""The model's shape: a preset's name or a Hugging Face `config.json`, checked before training starts.
 
-How the model is trained stands in deepspeed_config.py. Nothing here edits what the user wrote: a wrong value raises a
-ValueError that names it, the rule and the way out.
+Training settings are in deepspeed_config.py. A wrong value raises a ValueError that names it, the rule and the fix.
 """
 
 import dataclasses
@@ -30,17 +29,16 @@ CHOICES = {
     "position_embedding_type": ("absolute", "sinusoidal"),
     "pair_task": ("nsp", "sop", "none"),
 }
-RECOMPUTE = ("none", "selective", "full")  # what the backward pass computes again, see model.BertForPreTraining
+RECOMPUTE = ("none", "selective", "full")  # in the backward pass, see model.BertForPreTraining
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a BERT, by the names of Hugging Face's `BertConfig` (Devlin et al. 2019, section 3).
+    """The shape of a BERT, with the field names of Hugging Face's `BertConfig` (Devlin et al. 2019, section 3).
 
-    `model_type` says where LayerNorm stands: "bert" has it after each residual sum, "megatron-bert" before each block
-    and after the last (Shoeybi et al. 2019, section 5.3). Two fields are not Hugging Face's. `position_embedding_type`
-    may also be "sinusoidal" (Vaswani et al. 2017, section 3.5). `pair_task` names what the pair head predicts, which
-    the data decides; with "none" the model has neither pooler nor pair head.
+    `model_type` places LayerNorm: "bert" after each residual sum, "megatron-bert" before each block and after the last
+    (Shoeybi et al. 2019, section 5.3). `position_embedding_type` may also be "sinusoidal" (Vaswani et al. 2017, section
+    3.5). `pair_task` is ours: what the pair head predicts, as the data decides; "none" removes pooler and pair head.
     """
 
     vocab_size: int
@@ -91,7 +89,7 @@ class ModelConfig:
         return self.pair_task != "none"
 
     def with_dropout(self, share: float | None) -> "ModelConfig":
-        """The same model with one dropout for hidden states and attention; None changes nothing."""
+        """The same model with one dropout for hidden states and attention; unchanged for None."""
         if share is None:
             return self
         return dataclasses.replace(self, hidden_dropout_prob=share, attention_probs_dropout_prob=share)
@@ -107,16 +105,14 @@ class ModelConfig:
                 )
 
     def padded_vocab_size(self, tp_size: int) -> int:
-        """The vocabulary rounded up to a multiple of 128 x tp, for equal slices and fast products (Shoeybi et al. 2019,
-        section 3).
-        """
+        """`vocab_size` padded to a multiple of 128 x tp for equal slices and speed (Shoeybi et al. 2019, section 3)."""
         multiple = 128 * tp_size
         return -(-self.vocab_size // multiple) * multiple
 
     def training_flops(self, lengths: Sequence[int], num_predictions: int) -> float:
         """Floating-point operations of forward and backward (three times forward) over sequences of real `lengths`.
 
-        Only matrix products count: projections, feed-forward, attention's two products, pooler and MLM head.
+        Counts only matrix products: projections, feed-forward, attention's two products, pooler and MLM head.
         """
         hidden, layers = self.hidden_size, self.num_hidden_layers
         tokens = float(sum(int(length) for length in lengths))
@@ -127,7 +123,7 @@ class ModelConfig:
         return 3 * (encoder + heads + pooler)
 
     def to_json(self) -> dict:
-        """The content of Hugging Face's config.json, with the class that loads the model there."""
+        """The content of Hugging Face's config.json, including the class that loads the model."""
         family = "MegatronBert" if self.pre_layer_norm else "Bert"
         heads = "ForPreTraining" if self.has_pair_head else "ForMaskedLM"
         return {"architectures": [family + heads], **dataclasses.asdict(self)}
@@ -136,8 +132,8 @@ class ModelConfig:
 def load_model_config(name_or_file: str | Path, vocab_size: int | None = None) -> ModelConfig:
     """The model of a preset or of a Hugging Face `config.json`.
 
-    A preset takes the size of its vocabulary from the data (`vocab_size`). A file states its own, which must not be
-    smaller than the data's. Raises ValueError for an unknown name and for a file with a missing or wrong value.
+    A preset takes `vocab_size` from the data. A file states its own, which must not be smaller than the data's. Raises
+    ValueError for an unknown name and for a file with a missing or wrong value.
     """
     name = str(name_or_file)
     if name in PRESETS:

@@ -1,4 +1,4 @@
-"""The trainer's command line and everything it names, read and checked before any rank starts to train."""
+"""The trainer's command line and its inputs, read and checked before training starts."""
 
 import dataclasses
 import importlib.util
@@ -110,7 +110,7 @@ class TrainOptions(PhaseOptions):
             raise ValueError(f"--wandb {self.wandb} needs the package wandb: pip install wandb, or leave --wandb out")
 
 
-# What another start of the same run may change: the layout, how a batch is cut, how often something is written.
+# Options that may change when a run resumes: the layout, recomputation, how often something is written.
 CHANGEABLE = (
     *("tensor_parallel", "sequence_parallel", "recompute", "deterministic"),
     *("log_interval", "log_tensors", "eval_interval", "save_interval", "keep_checkpoints", "keep_every"),
@@ -120,7 +120,7 @@ CHANGEABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """Everything a run is made of, read and checked before any rank starts to train."""
+    """The checked inputs of a run."""
 
     options: TrainOptions
     model: ModelConfig
@@ -138,7 +138,7 @@ class TrainingRun:
         return self.deepspeed["train_micro_batch_size_per_gpu"]
 
     def identity(self) -> dict:
-        """What makes two runs the same, with all defaults stated: everything that the losses and scores depend on."""
+        """Everything that losses and scores depend on, with defaults filled in. Equal identities mean the same run."""
         total = sum(weight for _, weight in self.data)
         data = [[sha256_file(shards.folder / MANIFEST), str(weight / total)] for shards, weight in self.data]
         values = {
@@ -158,14 +158,14 @@ class TrainingRun:
         return values
 
     def changeable(self) -> dict:
-        """The settings that another start of the same run may change, for launches.jsonl."""
+        """The settings that may change when the run resumes, for launches.jsonl."""
         fixed = {*settings_of_results(self.deepspeed), "data_types", "bf16", "fp16"}
         values = {name: getattr(self.options, name) for name in CHANGEABLE}
         return values | {"deepspeed": {key: value for key, value in self.deepspeed.items() if key not in fixed}}
 
 
 def prepare_run(options: TrainOptions, world_size: int) -> TrainingRun:
-    """Read and check all input. Raises ValueError before anything is written or any process group starts."""
+    """Read and check all inputs. Raises ValueError before anything is written or any process group starts."""
     check_layout(world_size, options.tensor_parallel, options.sequence_parallel)
     steps = (f"scheduler.params.total_num_steps={options.steps}",) if options.steps else ()
     deepspeed = load_deepspeed_config(options.deepspeed_config, [*options.overrides, *steps])
@@ -197,10 +197,10 @@ def prepare_run(options: TrainOptions, world_size: int) -> TrainingRun:
 
 
 def open_data(arguments: tuple[str, ...]) -> list[tuple[Shards, Fraction]]:
-    """Open the data sets that --data names, and read their weights: DIR alone, or several DIR=WEIGHT.
+    """Open the data sets of --data with their weights: DIR alone, or several DIR=WEIGHT.
 
-    Raises ValueError for a weight that is missing or not positive, for a folder that is named twice, and for data sets
-    that cannot be mixed, because their samples or their masking rules differ in kind.
+    Raises ValueError for a missing or non-positive weight, for a folder that is named twice, and for data sets whose
+    samples or masking rules differ in kind.
     """
     data: dict[Path, tuple[Shards, Fraction]] = {}
     for argument in arguments:
@@ -218,7 +218,7 @@ def open_data(arguments: tuple[str, ...]) -> list[tuple[Shards, Fraction]]:
 
 
 def _weight(text: str, argument: str) -> Fraction:
-    """A positive number, exactly as it is written."""
+    """The weight as an exact fraction; ValueError unless it is a positive number."""
     try:
         weight = Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -233,7 +233,7 @@ def _weight(text: str, argument: str) -> Fraction:
 
 
 def check_compatible(shards: Shards, others: Shards, keys: tuple[str, ...]) -> None:
-    """Raises ValueError, naming the difference, unless two folders have one vocabulary and the same settings `keys`."""
+    """Raise ValueError unless two folders have the same vocabulary, folding and settings `keys`."""
     vocab, other_vocab = shards.manifest["vocab"], others.manifest["vocab"]
     if vocab["sha256"] != other_vocab["sha256"]:
         raise ValueError(
@@ -250,7 +250,7 @@ def check_compatible(shards: Shards, others: Shards, keys: tuple[str, ...]) -> N
 
 
 def _check_has_moments(start: Weights) -> None:
-    """Raises ValueError for weights that are not a checkpoint of ours, or not of the whole model."""
+    """Raise ValueError unless the weights are one of our checkpoints, with all heads of the model."""
     if not (start.path / "checkpoint.json").is_file():
         raise ValueError(
             f"--continue-from {start.path}: not a run or checkpoint of ours, so it has no optimizer moments;"
@@ -264,7 +264,7 @@ def _check_has_moments(start: Weights) -> None:
 
 
 def dry_run(run: TrainingRun, world_size: int) -> str:
-    """What a run would be and cost: its resolved settings, and the report of pretrain.plan for these ranks."""
+    """The resolved settings of a run, and the report of pretrain.plan for these ranks."""
     options, settings, on_gpu = run.options, run.data[0][0].manifest["config"], torch.cuda.is_available()
     num_local = min(world_size, torch.cuda.device_count()) if on_gpu else world_size
     mean_lengths = [shards.manifest["num_tokens"] / shards.num_sequences for shards, _ in run.data]
@@ -289,9 +289,7 @@ def dry_run(run: TrainingRun, world_size: int) -> str:
 
 
 def this_gpu() -> Device:
-    """The GPU of this process. If costs.DEVICES does not list it, its memory and its 16-bit peak are measured, and the
-    rest is assumed to be as on an A100.
-    """
+    """This process's GPU. If DEVICES lacks it, memory and 16-bit peak are measured and the rest is an A100's."""
     name = torch.cuda.get_device_name()
     known, a100 = find_device(name), DEVICES["a100-80g"]
     if known:
@@ -304,9 +302,7 @@ def this_gpu() -> Device:
 
 @contextmanager
 def claimed_run_folder(run: TrainingRun) -> Iterator[None]:
-    """Make --output the folder of this run and keep other processes out of it: write its identity, the model, the
-    vocabulary, and the DeepSpeed config both as given and as DeepSpeed gets it.
-    """
+    """Reserve --output for this run; write its identity, model, vocabulary and DeepSpeed config (given and derived)."""
     output = run.options.output
     claim_output(output, "pretrain.train", run.identity())
     with locked_run_folder(output):

@@ -1,7 +1,6 @@
-"""Every tensor of the model by name, with its whole shape and how tensor parallelism splits it: a table made from the
-configuration alone, for what needs it before a model is built or a rank started.
+"""Every tensor of the model with its whole shape and tensor-parallel split, from the configuration alone.
 
-Two columns of `tensor_table` for a model of H = 128, F = 512, V = 30,522:
+Examples from `tensor_table` for a model of H = 128, F = 512, V = 30,522:
 
     bert.embeddings.word_embeddings.weight                  (30522, 128)    split along 0, its rows padded
     bert.encoder.layer.0.attention.self.query.weight        (128, 128)      split along 0
@@ -14,8 +13,8 @@ from typing import NamedTuple
 
 from pretrain.model_config import ModelConfig
 
-POSITIONS = "bert.embeddings.position_embeddings.weight"  # not a parameter if sinusoidal, but in files all the same
-HEADS = ("cls.", "bert.pooler.")  # may be missing from fine-tuned or partly saved models: they can be trained again
+POSITIONS = "bert.embeddings.position_embeddings.weight"  # not a parameter if sinusoidal, but still in weight files
+HEADS = ("cls.", "bert.pooler.")  # may be missing from fine-tuned or partly saved models; they can be retrained
 
 
 class WholeTensor(NamedTuple):
@@ -56,7 +55,7 @@ def tensor_table(config: ModelConfig) -> dict[str, WholeTensor]:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """The number of parameters with heads. The tied decoder counts once; padding of the vocabulary does not count."""
+    """The number of parameters with heads, without vocabulary padding. The tied decoder counts once."""
     return sum(math.prod(whole.shape) for whole in tensor_table(config).values())
 
 
@@ -66,7 +65,7 @@ def is_vocabulary(name: str) -> bool:
 
 
 def rank_shape(name: str, whole: WholeTensor, config: ModelConfig, tp_size: int) -> tuple[int, ...]:
-    """The shape of the part of a tensor that one of `tp_size` tensor-parallel ranks holds."""
+    """The shape of a tensor's slice on one of `tp_size` tensor-parallel ranks."""
     shape = list(whole.shape)
     if is_vocabulary(name):
         shape[0] = config.padded_vocab_size(tp_size)
@@ -76,7 +75,7 @@ def rank_shape(name: str, whole: WholeTensor, config: ModelConfig, tp_size: int)
 
 
 def _linear(name: str, out_size: int, in_size: int, split: int | None = None) -> dict[str, WholeTensor]:
-    """A weight and its bias, which is split only with the rows: if columns are split, it is added to their sum."""
+    """A weight and its bias. The bias is split with rows only: if columns are split, it is added to their sum."""
     return {
         f"{name}.weight": WholeTensor((out_size, in_size), split),
         f"{name}.bias": WholeTensor((out_size,), 0 if split == 0 else None),
@@ -84,5 +83,5 @@ def _linear(name: str, out_size: int, in_size: int, split: int | None = None) ->
 
 
 def _layer_norm(name: str, size: int) -> dict[str, WholeTensor]:
-    """Two vectors, or nothing if the size is 0: this kind of BERT has no LayerNorm there."""
+    """Weight and bias, or nothing if `size` is 0 because this kind of BERT has no LayerNorm there."""
     return {f"{name}.{part}": WholeTensor((size,), None) for part in ("weight", "bias") if size}

@@ -1,6 +1,6 @@
-"""What will this run cost? Parameters, memory, communication and time, and which layouts fit, before anything starts.
+"""The cost of a run before it starts: parameters, memory, communication and time, and which layouts fit.
 
-It needs neither a GPU nor ranks; the arithmetic and its sources are in costs.py.
+Needs neither a GPU nor ranks. The arithmetic and its sources are in costs.py.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ class PlanOptions(PhaseOptions):
 
 
 def plan_run(options: PlanOptions) -> PlannedRun:
-    """The run that the options describe. Raises ValueError if it is not possible."""
+    """The run that the options describe. Raises ValueError if it is impossible."""
     model = load_model_config(options.model, options.vocab_size if options.model in PRESETS else None)
     model.check_tensor_parallel(options.tensor_parallel)
     if options.gpus_per_node % options.tensor_parallel:
@@ -120,7 +120,7 @@ def plan_run(options: PlanOptions) -> PlannedRun:
 
 
 def report(run: PlannedRun, name: str) -> str:
-    """The whole answer as text: model, memory, communication, time, layouts."""
+    """The full report as text: model, memory, communication, time, layouts."""
     sent = [(part, _gib(size)) for part, size in communication(run).items()]
     traffic = _table(sent, ("sent by one device in a step", "GiB"))
     return "\n\n".join([_overview(run, name), _memory_table(run), traffic, _layout_table(run)])
@@ -157,7 +157,7 @@ def _memory_table(run: PlannedRun) -> str:
 
 
 def _layout_table(run: PlannedRun) -> str:
-    """Every layout of these devices; a star marks the one that was asked for."""
+    """All layouts of these devices; a star marks the requested one."""
     headers = ("tensor parallel", "data parallel", "ZeRO", "recompute", "peak GiB", "fits", "step ms", "hours")
     rows = []
     for other in layouts(run):

@@ -14,10 +14,10 @@ from pretrain.stopping import STOP_FILE
 
 @contextmanager
 def locked_run_folder(folder: Path) -> Iterator[None]:
-    """Keep every other run out of a run folder. Raises ValueError, naming the holder, if one is at work there.
+    """Keep other runs out of a run folder. Raises ValueError, naming the holder, if another run has locked it.
 
-    The kernel releases the lock when this process ends, even by kill -9. Over NFS it also holds between hosts, unless
-    the file system was mounted with local_lock. A file system without locks lets all in, with a warning on stderr.
+    The kernel releases the lock when this process ends, even after kill -9. Over NFS it also holds between hosts,
+    unless the file system is mounted with local_lock. A file system without locks only causes a warning on stderr.
     """
     with open(folder / "run.lock", "a+", encoding="utf-8") as file:
         try:

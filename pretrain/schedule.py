@@ -1,8 +1,7 @@
-"""Learning rate by step: a pure function, so that a resumed run needs no scheduler state.
+"""The learning rate as a pure function of the step, so that a resumed run needs no scheduler state.
 
-A `scheduler` block of the DeepSpeed file is {"type", "params"}. Every type has a warm-up, the length of the run and a
-floor (COMMON_KEYS); some have more keys. The peak rate stands in `optimizer.params.lr` alone. After the warm-up, the
-distance from `end_lr` to the peak is multiplied by
+The `scheduler` block of a DeepSpeed file is {"type", "params"}. COMMON_KEYS apply to every type; some types have more.
+The peak rate is `optimizer.params.lr`. After the warm-up, the distance from `end_lr` to the peak is multiplied by
 
     WarmupPolynomialLR    (1 - step / total) ** degree      google-research/bert (degree 1), NVIDIA's LAMB recipe (0.5)
     WarmupLinearLR        1 - step / total
@@ -11,9 +10,9 @@ distance from `end_lr` to the peak is multiplied by
     WarmupInverseSqrtLR   (warmup / step) ** 0.5            Vaswani et al. 2017, section 5.3
     WarmupExponentialLR   decay_rate ** ((step - warmup) / decay_steps)
 
-WarmupExponentialLR is what DeepSpeed published for BERT (DeepSpeedExamples, bing_bert, --lr_schedule EE): a continuous
-decay by 10 % per 250 steps, after a warm-up that grows with the square of the step (`warmup_degree` 2). Its
---lr_offset of 1e-3 is added to all rates; here `warmup_min_lr` and `end_lr` are the offset, and the peak includes it.
+WarmupExponentialLR is DeepSpeed's published schedule for BERT (DeepSpeedExamples, bing_bert, --lr_schedule EE): a
+warm-up with the square of the step (`warmup_degree` 2), then a continuous decay by 10 % per 250 steps. Its --lr_offset
+of 1e-3 is added to all rates; here it is `warmup_min_lr` and `end_lr`, and the peak includes it.
 """
 
 import math
@@ -37,7 +36,7 @@ SCHEDULES = {
     "WarmupInverseSqrtLR": {},
     "WarmupExponentialLR": {"decay_rate": None, "decay_steps": None},
 }
-LIMITS = {  # of the keys that may not be just any number from 0 up
+LIMITS = {  # of keys that do not accept every number of at least 0
     "total_num_steps": {"low": 1, "whole": True},
     "warmup_num_steps": {"whole": True},
     "warmup_proportion": {"high": 1},
@@ -47,10 +46,10 @@ LIMITS = {  # of the keys that may not be just any number from 0 up
 
 
 def learning_rate(scheduler: Mapping, peak_lr: float, step: int) -> float:
-    """The rate of step `step`, counted from 0, by a `scheduler` block: warm-up to `peak_lr`, then decay to `end_lr`.
+    """The learning rate of step `step`, counted from 0: warm-up to `peak_lr`, then decay to `end_lr`.
 
-    Polynomial and linear decay count from step 0, as in google-research/bert (`create_optimizer`), so they begin below
-    the peak when the warm-up ends. The first step already has a rate above zero.
+    Polynomial and linear decay count from step 0, as in google-research/bert (`create_optimizer`), so they start below
+    the peak when the warm-up ends. The rate of the first step is already above zero.
     """
     kind, params = scheduler["type"], {**COMMON_KEYS, **SCHEDULES[scheduler["type"]], **scheduler["params"]}
     warmup = num_warmup_steps(params)
@@ -61,7 +60,7 @@ def learning_rate(scheduler: Mapping, peak_lr: float, step: int) -> float:
 
 
 def _decay(kind: str, params: Mapping, warmup: int, step: int) -> float:
-    """The factor in [0, 1] by which a step after the warm-up multiplies the distance from `end_lr` to the peak."""
+    """The factor in [0, 1] on the distance from `end_lr` to the peak, for a step after the warm-up."""
     total = params["total_num_steps"]
     match kind:
         case "WarmupConstantLR":
@@ -76,14 +75,14 @@ def _decay(kind: str, params: Mapping, warmup: int, step: int) -> float:
 
 
 def num_warmup_steps(params: Mapping) -> int:
-    """The length of the warm-up in steps, from `warmup_num_steps` or `warmup_proportion` of the total."""
+    """Warm-up steps, from `warmup_num_steps` or from `warmup_proportion` of the total."""
     if params.get("warmup_num_steps") is not None:
         return int(params["warmup_num_steps"])
     return round(params.get("warmup_proportion", 0.0) * params["total_num_steps"])
 
 
 def check_schedule(kind: str, params: Mapping, where: str) -> None:
-    """Raise ValueError for values that do not make a schedule; `where` names the file and the block."""
+    """Raise ValueError for missing, invalid or conflicting keys; `where` names the file and the block."""
     for key in ("total_num_steps", *SCHEDULES[kind]):
         if key not in params and SCHEDULES[kind].get(key) is None:
             raise ValueError(f"{where}.{key} is missing; {kind} needs it")

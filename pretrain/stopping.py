@@ -1,6 +1,6 @@
 """Requests to stop a run: SIGTERM, SIGUSR1 and the file STOP.
 
-Imports nothing slow, because `hold_stop_signals` has to run before torch is imported.
+Imports nothing slow, because `hold_stop_signals` must run before torch is imported.
 """
 
 import signal
@@ -12,16 +12,15 @@ STOP_REQUESTS = (*STOP_SIGNALS, f"the file {STOP_FILE}")
 
 
 def hold_stop_signals() -> None:
-    """Keep SIGTERM and SIGUSR1 pending from now on, for `stop_requests` to see.
+    """Block SIGTERM and SIGUSR1, so that they stay pending until `stop_requests` looks for them.
 
-    There is no handler, so a signal can interrupt neither the import of torch, which takes seconds, nor a save, and a
-    second signal changes nothing.
+    Without a handler, a signal interrupts neither the import of torch nor a save, and a second one changes nothing.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS.values())
 
 
 def stop_requests(folder: Path | None) -> list[bool]:
-    """Whether each of STOP_REQUESTS has reached this process. With None for `folder` the file is not looked for."""
+    """Whether each of STOP_REQUESTS has reached this process. If `folder` is None, the file is not checked."""
     pending = signal.sigpending()
     has_file = folder is not None and (folder / STOP_FILE).exists()
     return [number in pending for number in STOP_SIGNALS.values()] + [has_file]

@@ -1,5 +1,5 @@
-"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases if asked for, a progress bar, throughput and model
-FLOPs utilisation. Only rank 0 writes. `python -m evaluation.report` draws the curves.
+"""What a run reports: metrics.jsonl, TensorBoard, optionally Weights & Biases, a progress bar, throughput and model
+FLOPs utilisation (MFU). Only rank 0 writes. `python -m evaluation.report` draws the curves.
 """
 
 import datetime
@@ -33,7 +33,7 @@ LAYER_NUMBER = re.compile(r"^.*\blayer\.\d+\.")
 
 
 class RunLog:
-    """The files and the progress bar of one run; does nothing on ranks other than 0.
+    """The files and the progress bar of a run; does nothing on ranks other than 0.
 
     A resumed run drops the rows after the step that it resumes from, so that each step has one row.
     """
@@ -56,7 +56,7 @@ class RunLog:
         )
 
     def write(self, kind: str, step: int, values: dict) -> None:
-        """Write one row of metrics.jsonl, and a point per number to TensorBoard."""
+        """Write a row of metrics.jsonl, and each number to TensorBoard."""
         if not self.active:
             return
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
@@ -66,7 +66,7 @@ class RunLog:
             self.wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def train(self, step: int, values: dict) -> None:
-        """Write the row of a training step and advance the progress bar to it."""
+        """Write the row of a training step and advance the progress bar."""
         self.write("train", step, values)
         if self.active:
             self.bar.update(step - self.bar.n)
@@ -80,9 +80,7 @@ class RunLog:
         self.say(f"step {step}: held-out MLM loss {loss:.3f} (unigram entropy {entropy:.3f} nat)")
 
     def write_tensors(self, step: int, optimizer) -> None:
-        """Write LAMB's norms and trust ratios: histograms per kind of tensor to TensorBoard, and every tensor's own
-        values to tensors.jsonl. Writes nothing for another optimizer.
-        """
+        """Write LAMB's norms and ratios: to TensorBoard by kind of tensor, and to tensors.jsonl by tensor."""
         if not (self.active and getattr(optimizer, "trust_ratios", None)):
             return
         rows = {}
@@ -95,9 +93,7 @@ class RunLog:
             file.write(json.dumps({"step": step, **rows}) + "\n")
 
     def launched(self, step: int, warnings: list[str], settings: dict) -> None:
-        """Write and print a row of launches.jsonl: when, where and with which versions this process starts after
-        `step`, its settings that may change between launches, those that have changed, and the warnings.
-        """
+        """Write and print a row of launches.jsonl: time, host, versions, settings, their changes, warnings."""
         if not self.active:
             return
         path = self.path.with_name("launches.jsonl")
@@ -115,7 +111,7 @@ class RunLog:
             self.say(f"WARNING: {warning}")
 
     def say(self, line: str) -> None:
-        """Print a line above the progress bar, without delay where stdout is a file."""
+        """Print a line above the progress bar and flush stdout, which may be a file."""
         if self.active:
             self.bar.write(line)
             sys.stdout.flush()
@@ -130,9 +126,9 @@ class RunLog:
 
 
 def keep_in_order(folder: Path) -> None:
-    """Rename event files of earlier launches that claim to be from the future, because the clock has been set back.
+    """Rename event files of earlier launches whose time lies in the future because the clock was set back.
 
-    TensorBoard reads the files in the order of their names, which begin with the time in seconds.
+    TensorBoard reads the files in the order of their names, which contain the time in seconds.
     """
     files = sorted(folder.glob(f"{EVENTS}*"))
     for age, path in zip(range(len(files), 0, -1), files, strict=True):
@@ -143,8 +139,8 @@ def keep_in_order(folder: Path) -> None:
 
 
 def start_wandb(project: str, folder: Path):
-    """Start or resume the run at Weights & Biases that belongs to a run folder. Address and key are configured in
-    wandb itself; with WANDB_MODE=offline it writes into the folder, for `wandb sync`.
+    """Start or resume the Weights & Biases run of a run folder. Address and key are configured in wandb itself. With
+    WANDB_MODE=offline it writes to the folder, for `wandb sync`.
     """
     import wandb  # an optional extra
 
@@ -165,9 +161,7 @@ def whereabouts(num_ranks: int) -> dict:
 
 
 class Throughput:
-    """Rates over the steps since the last report: samples, real tokens, and the share of the devices' peak FLOP/s (MFU,
-    Chowdhery et al. 2022, appendix B).
-    """
+    """Samples, real tokens and MFU (Chowdhery et al. 2022, appendix B) since the last report."""
 
     def __init__(self, config: ModelConfig, layout: Layout):
         self.config, self.layout = config, layout
@@ -187,7 +181,7 @@ class Throughput:
             self.counts += torch.tensor([sum(lengths), flops], dtype=torch.float64)
 
     def report(self) -> dict:
-        """Rates since the last report; collective over the data-parallel ranks."""
+        """Rates since the last report. Collective over the data-parallel ranks."""
         tokens, flops = self.layout.sum_over_data_parallel(self.counts).tolist()
         seconds = time.perf_counter() - self.start
         rates = {
@@ -202,9 +196,7 @@ class Throughput:
 
 
 def peak_flops(device: torch.device) -> float:
-    """Highest FLOP/s of one device: its data sheet's for a GPU in costs.DEVICES, otherwise measured by a large product
-    (bfloat16 on a GPU, float32 on a CPU).
-    """
+    """Peak FLOP/s of a device: from costs.DEVICES, else measured by a large product (bfloat16; float32 on a CPU)."""
     if device.type == "cuda" and (known := find_device(torch.cuda.get_device_name(device))):
         return known.peak_16_bit
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
@@ -218,14 +210,14 @@ def peak_flops(device: torch.device) -> float:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory of this rank in GiB: allocated on the GPU, or resident on the CPU."""
+    """Peak memory of this rank in GiB: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def trust_ratio_summary(trust_ratios: dict) -> dict:
-    """Minimum, median and maximum trust ratio of a LAMB step; empty without any."""
+    """Minimum, median and maximum trust ratio of a LAMB step; empty if there are none."""
     if not trust_ratios:
         return {}
     ratios = torch.stack(list(trust_ratios.values())).float()
@@ -233,9 +225,7 @@ def trust_ratio_summary(trust_ratios: dict) -> dict:
 
 
 def grouped_by_kind(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One number per tensor -> one vector per kind of tensor, by layer: `attention.self.query.weight` holds the numbers
-    of all layers.
-    """
+    """One number per tensor -> one vector per kind: `attention.self.query.weight` has those of all layers."""
     kinds: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         kinds.setdefault(LAYER_NUMBER.sub("", name), []).append(value)

@@ -129,7 +129,7 @@ def accumulate_gradients(engine, batch: StepBatch, seed: tuple, layout: Layout) 
     sums = []
     for index, micro_batch in enumerate(batch.micro_batches):
         if index:
-            engine.step()  # until the last micro-batch it only counts
+            engine.step()  # before the last micro-batch it only counts
         outputs = engine(micro_batch.to(layout.device), (*seed, index, layout.dp_rank))
         mlm_loss, _, pair_loss, _ = outputs
         loss = mlm_loss.sum() / max(1, batch.num_predictions) + pair_loss.sum() / max(1, batch.num_pairs)

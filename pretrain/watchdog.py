@@ -1,6 +1,6 @@
-"""How a rank ends on a fault: its input is wrong, its loss is not finite, another rank died, or it hangs.
+"""How a rank ends on a fault: wrong input, a loss that is not finite, another rank's death, or a hang.
 
-All ranks of a run read the same input and see the same loss, so all of them fail together, and one of them reports it.
+All ranks of a run read the same input and see the same loss, so they fail together, and one of them reports it.
 """
 
 import faulthandler
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 from pretrain.layout import Layout, is_about_another_rank
 
-MARGIN_S = 10  # after the timeout of a collective: the ranks that wait for a hanging one report it before it is ended
+MARGIN_S = 10  # seconds after a collective's timeout, so that waiting ranks report a hanging one before it ends
 
 
 @contextmanager
 def one_report_per_host(local_rank: int) -> Iterator[None]:
-    """Leave the report of a ValueError or OSError to the first rank of each host; the others exit with code 2."""
+    """Only the first rank of each host reports a ValueError or OSError; the others exit with code 2."""
     try:
         yield
     except (ValueError, OSError):
@@ -26,9 +26,9 @@ def one_report_per_host(local_rank: int) -> Iterator[None]:
 
 
 class Watchdog:
-    """Ends this rank, after printing every thread's stack, if the work it is `at` takes longer than a collective may.
+    """Prints all threads' stacks and ends this rank if its current work takes longer than a collective may.
 
-    The timer is a thread of C, so it also fires where the interpreter hangs, as in a read from a dead file system.
+    The timer is a C thread, so it also fires if the interpreter hangs, for example in a read from a dead file system.
     """
 
     def __init__(self, timeout_min: float, place: str = "the start"):
@@ -36,7 +36,7 @@ class Watchdog:
         self.place = place
 
     def at(self, place: str) -> None:
-        """Restart the timer for the work called `place`."""
+        """Restart the timer for the work named `place`."""
         self.place = place
         faulthandler.dump_traceback_later(self.seconds, exit=True)
 
@@ -49,7 +49,7 @@ class Watchdog:
 
 @contextmanager
 def watch_rank(layout: Layout, timeout_min: float = 10, place: str = "the start") -> Iterator[Watchdog]:
-    """Run the work of one rank under a Watchdog, whose timer starts with its first `at`.
+    """Run a rank under a Watchdog, whose timer starts with the first call of `at`.
 
     A FloatingPointError, which all ranks raise together, becomes one line on stderr and exit code 1. A RuntimeError of
     a collective gets a note: which rank reports it, what it was doing, and which ranks no longer answer.

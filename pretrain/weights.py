@@ -1,8 +1,8 @@
-"""Weights by name, one tensor in memory at a time, from a Hugging Face folder, a run or checkpoint of ours, or Google's
-TensorFlow checkpoint, and their way back into a safetensors file.
+"""Reading weights by name, one tensor at a time, from a Hugging Face folder, one of our runs or checkpoints, or
+Google's TensorFlow checkpoint, and writing them to a safetensors file.
 
-A Hugging Face folder is what programs exchange, so we have no second format: `pretrain.convert` makes one from all
-three, and `pretrain.train --init-from` and `evaluation.finetune --checkpoint` start from any of them.
+`pretrain.convert` makes a Hugging Face folder, our only exchange format, from any of them. `pretrain.train --init-from`
+and `evaluation.finetune --checkpoint` start from any of them.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ TIED_DECODER = "cls.predictions.decoder.weight"  # Hugging Face's second name of
 
 @dataclass(frozen=True)
 class Weights(Mapping[str, Tensor]):
-    """Whole float32 tensors by Hugging Face's names. Each is read when it is asked for, and not kept."""
+    """Whole float32 tensors under Hugging Face's names. Each is read on access and not kept."""
 
-    path: Path  # what the user named, made precise: a checkpoint folder, a Hugging Face folder, Google's prefix
+    path: Path  # resolved: a checkpoint folder, a Hugging Face folder, or Google's prefix
     home: Path  # the folder with the vocabulary
     config: ModelConfig
     files: tuple[Path, ...]  # whose checksums identify the weights
@@ -64,8 +64,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 def open_weights(path: str | Path) -> Weights:
-    """The weights of a Hugging Face folder, a run (its newest checkpoint), a checkpoint folder, or Google's folder or
-    `bert_model.ckpt`.
+    """The weights of a Hugging Face folder, a run (its newest checkpoint), a checkpoint, or Google's folder or prefix.
 
     Raises ValueError if there are none, and for a file that cannot be read.
     """
@@ -85,23 +84,20 @@ def open_weights(path: str | Path) -> Weights:
     readers = {name: partial(_read_unpadded, read, name, config.vocab_size) for name in names}
     if config.position_embedding_type == "sinusoidal":
         readers[POSITIONS] = partial(sinusoidal_positions, config.max_position_embeddings, config.hidden_size)
-    files = (home / "run.json", checkpoint / "checkpoint.json")  # a run's weights are a function of these
+    files = (home / "run.json", checkpoint / "checkpoint.json")  # these determine the weights of a run
     return Weights(checkpoint, home, config, files, readers)
 
 
 def check_whole(weights: Weights, layout: "Layout | None" = None) -> None:
-    """Raise ValueError for weights of a checkpoint of ours whose files are damaged. With a layout the ranks share the
-    work.
-    """
+    """Raise ValueError if a checkpoint of ours is damaged. With a layout the ranks share the work: collective."""
     if (weights.path / CHECKSUMS).is_file():
         require_whole(weights.path, layout)
 
 
 def tokenizer_of(weights: Weights, vocab: Path | None = None, cased: bool | None = None) -> Tokenizer:
-    """The tokenizer of the vocabulary beside the weights, or of `vocab` if there is none.
+    """The tokenizer of the vocabulary in the weights' folder, or of `vocab` if the folder has none.
 
-    Raises ValueError if there is neither, for a `vocab` that differs from the one beside the weights, and for more
-    tokens than the model has embeddings.
+    Raises ValueError if there is neither, if the two differ, or if there are more tokens than embeddings.
     """
     held = find_vocabularies(weights.home)
     given = None if vocab is None else load_tokenizer(vocab, cased)
@@ -125,8 +121,8 @@ def tokenizer_of(weights: Weights, vocab: Path | None = None, cased: bool | None
 def start_weights(path: str | Path, config: ModelConfig, vocab_file: Path) -> Weights:
     """Weights for a model of `config` whose data has the vocabulary `vocab_file`.
 
-    Heads that the model does not have are left out; heads that the weights do not have are drawn by the caller. Raises
-    ValueError for another shape, an incomplete encoder, superfluous tensors (by name) and another vocabulary.
+    Heads that the model lacks are left out; the caller initialises heads that the weights lack. Raises ValueError for
+    another shape, an incomplete encoder, superfluous tensors (by name) and another vocabulary.
     """
     weights = open_weights(path)
     for field in dataclasses.fields(config):
@@ -144,7 +140,7 @@ def start_weights(path: str | Path, config: ModelConfig, vocab_file: Path) -> We
 
 
 def missing_heads(weights: Weights) -> list[str]:
-    """The names of the head tensors that a model of this config has and `weights` has not.
+    """The names of the head tensors of the model that `weights` lacks.
 
     Raises ValueError, by name, for an incomplete encoder and for tensors that do not belong to BERT.
     """
@@ -158,7 +154,7 @@ def missing_heads(weights: Weights) -> list[str]:
 
 
 def write_safetensors(path: Path, weights: Weights) -> None:
-    """Write the file that `safetensors` would, with one tensor in memory at a time; whole or not at all."""
+    """Write a safetensors file atomically, with one tensor in memory at a time."""
     config = weights.config
     table = {POSITIONS: WholeTensor((config.max_position_embeddings, config.hidden_size), None)} | tensor_table(config)
     tensors = {name: (np.dtype(np.float32), table[name].shape) for name in weights}
@@ -178,7 +174,7 @@ def _hugging_face_files(folder: Path) -> list[Path]:
 
 
 def _file_readers(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
-    """Readers of all tensors of weight files by the names there; safetensors and zipped pickles are memory-mapped."""
+    """Readers of all tensors by their names in the files; safetensors and zipped pickles are memory-mapped."""
     readers = {}
     for path in files:
         try:
@@ -196,10 +192,10 @@ def _file_readers(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
 
 
 def _current_names(readers: dict[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
-    """The same readers by the names that `BertForPreTraining` has today.
+    """The readers under the names that `BertForPreTraining` has today.
 
-    A folder saved from `BertModel` has no prefix `bert.`. Files of 2018 call LayerNorm's parameters gamma and beta, and
-    hold the constant position_ids. The decoder's bias has two names.
+    A folder saved from `BertModel` lacks the prefix `bert.`. Files from 2018 call LayerNorm's parameters gamma and beta
+    and hold the constant position_ids. The decoder's bias has two names.
     """
     prefix = "" if any(name.startswith("bert.") for name in readers) else "bert."
     changes = {".gamma": ".weight", ".beta": ".bias", "predictions.decoder.b": "predictions.b"}
@@ -220,12 +216,12 @@ def _drop_tied_decoder(readers: dict[str, Callable[[], Tensor]], path: Path) -> 
 
 
 def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) -> Tensor:
-    """A tensor of a checkpoint without the rows that pad the vocabulary."""
+    """A tensor of a checkpoint without vocabulary padding."""
     return read(name)[:vocab_size] if is_vocabulary(name) else read(name)
 
 
 def _check_same_vocabulary(weights: Weights, vocab_file: Path) -> None:
-    """Raise ValueError unless a vocabulary beside the weights is `vocab_file`, that of the shards, with the same case.
+    """Raise ValueError if a vocabulary in the weights' folder differs from the shards' `vocab_file`, also in folding.
 
     A folder without a vocabulary is accepted: the size is compared with the rest of the shape.
     """
