@@ -61,8 +61,8 @@ class SharedOptions(CaseOptions):
         "of AdamW; biases and LayerNorm have none", default=0.01, type=number(low=0, below=1)
     )
     rescale_embeddings: bool = training(
-        "scale the embeddings to the size of freshly initialized ones, which does not change the output; it helps AdamW "
-        "if the checkpoint's weights have grown under large LAMB steps",
+        "scale the embeddings to the size of freshly initialized ones, which does not change the output; it helps "
+        "AdamW if the checkpoint's weights have grown under large LAMB steps",
         default=False,
     )
     dropout: float | None = training("of hidden states and attention (default: the checkpoint's)", default=None)

@@ -84,7 +84,7 @@ def save_checkpoint(
         free = shutil.disk_usage(run_folder).free
         raise OSError(
             f"{finished} could not be written ({describe_error(error).splitlines()[0]}); {free:,} bytes are free there,"
-            " the checkpoints before it are whole. Make room and run the same command again: it resumes from the newest"
+            " earlier checkpoints are intact. Make room and run the same command again: it resumes from the newest one"
         ) from error
     if layout.rank == 0:
         for old in list_checkpoints(run_folder)[:-keep]:
@@ -161,7 +161,7 @@ def resume(engine, layout: Layout, run_folder: Path) -> Resumed:
     if damaged:
         what = "; ".join(f"{bad.name}: {problems}" for bad, problems in damaged.items())
         raise ValueError(
-            f"{run_folder}: no checkpoint is whole ({what}); restore one, or start again with another --output"
+            f"{run_folder}: every checkpoint is damaged ({what}); restore one, or start again with another --output"
         )
     return Resumed(0, None, [])
 

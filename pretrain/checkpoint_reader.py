@@ -52,7 +52,7 @@ def damaged_files(folder: Path, layout: "Layout | None" = None) -> list[str]:
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
         elif sha256_file(folder / name) != digest:
-            problems.append(f"{name} has another checksum")
+            problems.append(f"{name} does not match its checksum")
     if layout is None:
         return problems
     return list(dict.fromkeys(problem for found in layout.gather(problems) for problem in found))
@@ -83,7 +83,7 @@ def find_checkpoint(path: str | Path) -> Path:
     finished = list_checkpoints(path)
     if not finished:
         raise ValueError(
-            f"{path}: no checkpoint here; give a run folder with checkpoints/step_* in it, or one of these"
+            f"{path}: no checkpoint here; give a run folder that contains checkpoints/step_*, or one of those folders"
         )
     return finished[-1]
 
@@ -163,5 +163,5 @@ def load_file(
     except pickle.UnpicklingError as error:
         names = re.findall(r"GLOBAL (\S+)", str(error)) or ["an unknown object"]
         raise ValueError(
-            f"{path}: refused, it holds {names[0]}, which no checkpoint of ours does and could run code"
+            f"{path}: refused because it contains {names[0]}; our checkpoints never do, and loading it could run code"
         ) from error

@@ -105,7 +105,7 @@ ENGINE_SETTINGS = {
         **dict.fromkeys(("single_submit", "overlap_events", "use_gds"), bool),
     },
 }
-KINDS = {bool: "true or false", str: "a text", list: "a list"}
+KINDS = {bool: "true or false", str: "a string", list: "a list"}
 
 
 def load_deepspeed_config(path: str | Path, overrides: Sequence[str] = ()) -> dict:
@@ -130,7 +130,7 @@ def read_with_overrides(path: str | Path | None, overrides: Sequence[str]) -> di
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise ValueError(f"--set {override}: {parent} is a value, so it has no {last}")
+                raise ValueError(f"--set {override}: {parent} is a value, not a block, so it cannot contain {last}")
         target[last] = _json_or_text(value)
     return config
 
@@ -177,11 +177,11 @@ def check_engine_settings(config: dict, path: str) -> None:
         if device == "nvme" and not zero[key].get("nvme_path"):
             raise ValueError(f"{path}: zero_optimization.{key}.device='nvme' needs nvme_path, a folder on that disk")
     if all(config.get(kind, {}).get("enabled") for kind in ("bf16", "fp16")):
-        raise ValueError(f"{path}: bf16 and fp16 are both enabled; a model has one precision: disable one")
+        raise ValueError(f"{path}: bf16 and fp16 are both enabled; disable one")
     if stage == 0 and precision != "fp32":
         raise ValueError(
-            f"{path}: 16 bits at zero_optimization.stage=0: DeepSpeed's optimizer for it takes a first step before LAMB"
-            " knows the tensors; choose stage 1, which on one device is the same work"
+            f"{path}: 16-bit training is not supported at zero_optimization.stage=0, where DeepSpeed's optimizer takes"
+            " a first step before LAMB is bound; choose stage 1, which costs the same on one device"
         )
     if stage == 0 and config.get("data_types", {}).get("grad_accum_dtype") not in (None, precision):
         raise ValueError(

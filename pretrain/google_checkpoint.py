@@ -36,7 +36,7 @@ def find_google_checkpoint(path: Path) -> Path | None:
         names = ", ".join(index.name.removesuffix(".index") for index in found)
         raise ValueError(f"{path} holds several TensorFlow checkpoints ({names}); name one of them")
     if not (found[0].parent / CONFIG_FILE).is_file():
-        raise ValueError(f"{found[0].parent}: a TensorFlow checkpoint without {CONFIG_FILE}; copy it there too")
+        raise ValueError(f"{found[0].parent}: the TensorFlow checkpoint has no {CONFIG_FILE}; copy it there too")
     return found[0].with_suffix("")
 
 

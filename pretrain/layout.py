@@ -200,7 +200,7 @@ def check_layout(world_size: int, tensor_parallel: int, sequence_parallel: bool 
 def check_device_precision(precision: str) -> None:
     """Raise ValueError for fp16 without a GPU, because CPUs do not support it."""
     if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("fp16.enabled=true needs a GPU, and there is none here; choose bf16, or neither of them")
+        raise ValueError("fp16.enabled=true needs a GPU, but none is available; enable bf16, or neither (float32)")
 
 
 def make_deterministic() -> None:

@@ -28,7 +28,7 @@ class LossWatch:
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if overflowed and (self.num_overflows >= self.max_overflows or loss_scale <= self.min_scale):
-            return f"the gradients overflowed {self.num_overflows} times in a row, loss scale {loss_scale:g}"
+            return f"the gradients overflowed in {self.num_overflows} consecutive steps, loss scale {loss_scale:g}"
         return None
 
     def spike(self, loss: float) -> float | None:

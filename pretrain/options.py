@@ -46,8 +46,8 @@ class TrainOptions(PhaseOptions):
         deepspeed --module pretrain.train --model large --data DIR --eval-data DIR --output DIR \
             --deepspeed-config ds_configs/FILE.json --tensor-parallel 2
 
-    torchrun runs the same command, so does srun with one task per rank, and `python -m pretrain.train` runs one rank.
-    The same command again resumes from the newest checkpoint in --output, as if nothing had happened.
+    torchrun, and srun with one task per rank, run the same command; `python -m pretrain.train` runs a single rank.
+    Repeating the command resumes from the newest checkpoint in --output, as if the run had not stopped.
 
     SIGTERM, SIGUSR1 or a file STOP in --output saves after the current step and ends the run with exit code 0. The run
     is complete when finished.json is there. Exit code 1: the run cannot continue, for instance because its loss is not
@@ -73,28 +73,34 @@ class TrainOptions(PhaseOptions):
         metavar="RUN",
     )
     masks: str = option(
-        "the shards' own masks in every epoch, or new ones in each", default="stored", choices=("stored", "dynamic")
+        "stored: the shards' masks in every epoch; dynamic: new ones in each",
+        default="stored",
+        choices=("stored", "dynamic"),
     )
     dropout: float | None = option("of hidden states and attention; if not given, the model's own", default=None)
     seed: int = option("of initial weights, data order and dropout", default=1234, type=at_least(0))
     deterministic: bool = option("make a GPU repeat itself bit for bit; a CPU always does", default=False)
-    dry_run: bool = option("print what the run would be and cost, write nothing and stop", default=False)
+    dry_run: bool = option("print the settings and the predicted cost of the run, and write nothing", default=False)
     steps: int | None = rhythm("steps of the phase; if not given, the schedule's own", default=None, type=positive)
     stop_after: int | None = rhythm(
         "save and stop after this step; the same command without it resumes", default=None, type=positive
     )
-    log_interval: int = rhythm("steps per row of metrics.jsonl", default=10, type=positive)
+    log_interval: int = rhythm("steps between rows of metrics.jsonl", default=10, type=positive)
     log_tensors: bool = rhythm("also log LAMB's norms and trust ratios of every tensor", default=False)
     wandb: str | None = rhythm(
         "also send the rows to Weights & Biases; without a network: WANDB_MODE=offline", default=None, metavar="PROJECT"
     )
-    eval_interval: int = rhythm("steps between evaluations; the last step has one", default=1000, type=positive)
-    save_interval: int = rhythm("steps between checkpoints; the last step has one", default=1000, type=positive)
+    eval_interval: int = rhythm(
+        "steps between evaluations; the last step is always evaluated", default=1000, type=positive
+    )
+    save_interval: int = rhythm("steps between checkpoints; the last step is always saved", default=1000, type=positive)
     keep_checkpoints: int = rhythm("number of the newest checkpoints to keep", default=2, type=positive)
     keep_every: int | None = rhythm(
         "also keep the checkpoints of every K-th step", default=None, type=positive, metavar="K"
     )
-    timeout: float = rhythm("minutes that a rank waits for the others", default=10, type=number(above=0))
+    timeout: float = rhythm(
+        "minutes that a rank waits for the others before it fails", default=10, type=number(above=0)
+    )
     spike_factor: float | None = rhythm(
         "report a loss above this many times its running mean", default=None, type=number(above=1)
     )
@@ -228,7 +234,7 @@ def _weight(text: str, argument: str) -> Fraction:
             " books=3 news=1"
         ) from None
     if weight <= 0:
-        raise ValueError(f"--data {argument}: a weight must be above 0; leave the folder out to read nothing of it")
+        raise ValueError(f"--data {argument}: a weight must be above 0; to exclude a folder, do not name it")
     return weight
 
 
@@ -253,7 +259,7 @@ def _check_has_moments(start: Weights) -> None:
     """Raise ValueError unless the weights are one of our checkpoints, with all heads of the model."""
     if not (start.path / "checkpoint.json").is_file():
         raise ValueError(
-            f"--continue-from {start.path}: not a run or checkpoint of ours, so it has no optimizer moments;"
+            f"--continue-from {start.path}: not one of our runs or checkpoints, so it has no optimizer moments;"
             " --init-from starts from its weights alone"
         )
     if missing := missing_heads(start):

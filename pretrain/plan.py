@@ -68,13 +68,15 @@ class PlanOptions(PhaseOptions):
     gpus_per_node: int = option("devices of a host", default=8, type=at_least(1))
     device: str = option("kind of device; a cpu is one core", default="a100-80g", choices=DEVICES)
     efficiency: float | None = option(
-        "share of the device's peak; if not given, the one in costs.py",
+        "share of the device's peak FLOP/s that the run reaches; if not given, the measured one in costs.py",
         default=None,
         type=number(above=0, low=0, high=1),
     )
     seq_length: int = option("longest sequence, in tokens", default=128, type=at_least(1))
     mean_length: float | None = option("real tokens per sequence; if not given, the longest", default=None)
-    max_predictions: int | None = option("per sequence; if not given, 15 %% of --seq-length", default=None)
+    max_predictions: int | None = option(
+        "masked tokens per sequence; if not given, 15 %% of --seq-length", default=None
+    )
     vocab_size: int = option("for a preset; the default is bert-base-uncased's", default=30522, type=at_least(1))
 
 
@@ -85,7 +87,7 @@ def plan_run(options: PlanOptions) -> PlannedRun:
     if options.gpus_per_node % options.tensor_parallel:
         raise ValueError(
             f"--tensor-parallel {options.tensor_parallel} does not divide --gpus-per-node {options.gpus_per_node}: a"
-            " tensor-parallel group has to stay in one node, because it waits for its links"
+            " tensor-parallel group must stay within one node, because its speed depends on the links between its ranks"
         )
     if options.sequence_parallel and options.tensor_parallel == 1:
         raise ValueError("--sequence-parallel needs --tensor-parallel of at least 2: it splits over the same ranks")
@@ -122,7 +124,7 @@ def plan_run(options: PlanOptions) -> PlannedRun:
 def report(run: PlannedRun, name: str) -> str:
     """The full report as text: model, memory, communication, time, layouts."""
     sent = [(part, _gib(size)) for part, size in communication(run).items()]
-    traffic = _table(sent, ("sent by one device in a step", "GiB"))
+    traffic = _table(sent, ("sent per device and step", "GiB"))
     return "\n\n".join([_overview(run, name), _memory_table(run), traffic, _layout_table(run)])
 
 

@@ -29,7 +29,10 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
                 f" `touch {folder / STOP_FILE}`, or choose another --output"
             ) from None
         except OSError as error:
-            print(f"{file.name}: {error.strerror}: make sure that no other run has this --output", file=sys.stderr)
+            print(
+                f"{file.name}: cannot be locked ({error.strerror}); make sure that no other run uses this --output",
+                file=sys.stderr,
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n")
         file.flush()

@@ -202,7 +202,7 @@ def describe_fault(
     shown = ", ".join(f"{sample} of {folder}" for folder, sample in samples[:4])
     return (
         f"step {step}: {fault}; {len(samples)} samples: {shown}{' ...' if len(samples) > 4 else ''}; more in {path}."
-        " Nothing was saved since the last checkpoint: lower optimizer.params.lr, or look at the samples with"
+        " The last checkpoint is unaffected: lower optimizer.params.lr, or look at the samples with"
         " `python -m data_prep.show`"
     )
 

@@ -108,7 +108,7 @@ def tokenizer_of(weights: Weights, vocab: Path | None = None, cased: bool | None
         if given and not same_vocabulary(given, tokenizer):
             raise ValueError(
                 f"--vocab {vocab} is not the vocabulary of {weights.path}, which is {tokenizer.path.name} with sha256 "
-                f"{tokenizer.sha256[:12]}...: its ids would mean other words; leave --vocab out"
+                f"{tokenizer.sha256[:12]}...: its ids would refer to other tokens; leave --vocab out"
             )
     if weights.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
@@ -149,7 +149,7 @@ def missing_heads(weights: Weights) -> list[str]:
     if lost := [name for name in missing if not name.startswith(HEADS)]:
         raise ValueError(f"{weights.path} lacks {len(lost)} tensors of the encoder: {', '.join(lost[:5])}")
     if extra := [name for name in weights if name not in expected and name != POSITIONS]:
-        raise ValueError(f"{weights.path} has {len(extra)} tensors that BERT has not: {', '.join(extra[:5])}")
+        raise ValueError(f"{weights.path} has {len(extra)} tensors that do not belong to BERT: {', '.join(extra[:5])}")
     return missing
 
 
@@ -212,7 +212,7 @@ def _drop_tied_decoder(readers: dict[str, Callable[[], Tensor]], path: Path) -> 
     """Remove the decoder if it is the word embedding, as in BERT; ValueError if it is another matrix."""
     decoder = readers.pop(TIED_DECODER, None)
     if decoder and not torch.equal(decoder(), readers["bert.embeddings.word_embeddings.weight"]()):
-        raise ValueError(f"{path}: {TIED_DECODER} is not the word embedding; an untied decoder is not built here")
+        raise ValueError(f"{path}: {TIED_DECODER} is not the word embedding; untied decoders are not supported")
 
 
 def _read_unpadded(read: Callable[[str], Tensor], name: str, vocab_size: int) -> Tensor:
@@ -239,7 +239,7 @@ def _check_same_vocabulary(weights: Weights, vocab_file: Path) -> None:
     if held and not same:
         raise ValueError(
             f"{held[0]} is not the vocabulary of the shards, {vocab_file.name} with sha256 {digest[:12]}...: ids"
-            f" would mean other words; build the shards with --vocab {weights.home}"
+            f" would refer to other tokens; build the shards with --vocab {weights.home}"
         )
 
 

@@ -127,7 +127,7 @@ def test_the_vocabulary_may_have_any_name_and_kind(run, tmp_path_factory):
         )
         assert tokenizer.encode("a b [MASK] A") == theirs("a b", add_special_tokens=False)["input_ids"] + [1] * 4
     elsewhere.write_text("\n".join([*TOKENS[:-1], "h"]) + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="its ids would mean other words"):
+    with pytest.raises(ValueError, match="its ids would refer to other tokens"):
         find_start(str(folder), None, elsewhere)
     with pytest.raises(ValueError, match="--uncased: .* itself says that it is cased"):
         find_start(str(folder), None, None, cased=False)

@@ -231,7 +231,7 @@ def test_another_shape_is_named(shard_folders, vocabulary, tmp_path):
 def test_another_vocabulary_is_named(shard_folders, vocabulary, tmp_path):
     save_hugging_face(tmp_path / "hf", "BertForPreTraining", vocabulary)
     (tmp_path / "hf" / vocabulary.name).write_bytes(vocabulary.read_bytes() + b" ")
-    refuse(shard_folders, tmp_path, "ids would mean other words", model=tmp_path / "hf/config.json")
+    refuse(shard_folders, tmp_path, "ids would refer to other tokens", model=tmp_path / "hf/config.json")
 
 
 def test_a_broken_file_is_named(shard_folders, vocabulary, tmp_path):
@@ -313,7 +313,7 @@ def test_a_vocabulary_is_known_by_its_tokens_where_the_kind_of_file_differs(shar
     other = json.loads((folder / "tokenizer.json").read_text())
     other["model"]["vocab"][7:9] = other["model"]["vocab"][8:6:-1]
     (folder / "tokenizer.json").write_text(json.dumps(other))
-    with pytest.raises(ValueError, match="ids would mean other words"):
+    with pytest.raises(ValueError, match="ids would refer to other tokens"):
         start_weights(folder, open_weights(folder).config, vocabulary)
 
 
