@@ -269,7 +269,7 @@ def unigram_counts(shards: Shards) -> np.ndarray:
 
 
 def unigram_entropy(shards: Shards) -> float:
-    """Entropy in nats of the folder's token frequencies: the masked-LM loss of a model that ignores the context."""
+    """Entropy in nats of `unigram_counts`: the masked-LM loss of a model that only knows the token frequencies."""
     return entropy(unigram_counts(shards))
 
 
