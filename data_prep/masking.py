@@ -33,10 +33,7 @@ class MaskingRule(NamedTuple):
 def masking_rule(
     tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions: int, whole_word: bool, max_ngram: int = 1
 ) -> MaskingRule:
-    """The rule for a vocabulary. The special tokens are [PAD], [CLS], [SEP] and [MASK].
-
-    [UNK] is predicted like the word that it replaces, as in google-research/bert.
-    """
+    """The rule for a vocabulary. [UNK] is predicted like the word that it replaces, as in google-research/bert."""
     role = np.full(tokenizer.vocab_size, _BEGINS_UNIT, np.uint8)
     if whole_word:
         role[~tokenizer.word_start] = _CONTINUES_UNIT

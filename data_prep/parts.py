@@ -87,10 +87,7 @@ def _volume_file(folder: Path, volume: int) -> Path:
 def missing_sources(
     folder: Path, files: list[Path], options: InputOptions, slice: tuple[int, int], bar: tqdm
 ) -> Iterator[Source]:
-    """The documents of each part of slice (I, N) that has no file yet, in order.
-
-    `bar` counts the bytes that are read, and the first skipped documents are reported above it.
-    """
+    """The missing parts of slice (I, N), in order. `bar` counts the files' bytes and shows the first skips above it."""
     index, count = slice
     groups = volumes(files)
     by_volume = len(groups) >= count

@@ -95,7 +95,7 @@ def read_docstrings(source: bytes) -> list[str]:
     if b'"""' not in source and b"'''" not in source:
         return []  # parsing takes 90 % of the time, and docstrings in other quotes are rarely sentences
     try:
-        with warnings.catch_warnings(action="ignore"):  # such as invalid escapes in these files
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes in these files are not the user's concern
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return []

@@ -256,10 +256,7 @@ def verify(shards: Shards, progress: Callable[[list[dict]], Iterable[dict]] = it
 
 
 def unigram_counts(shards: Shards) -> np.ndarray:
-    """int64 [V]: how often each token occurs in the original, unmasked sequences.
-
-    [PAD], [CLS], [SEP] and [MASK] count 0, because they are never predicted.
-    """
+    """int64 [V]: counts of the tokens before masking; 0 for [PAD], [CLS], [SEP], [MASK], which are never predicted."""
     vocab = shards.manifest["vocab"]
     counts = np.zeros(vocab["size"], np.int64)
     for records in shards.blocks():
