@@ -56,10 +56,7 @@ def option(help: str | None, *, default: Any = dataclasses.MISSING, **settings: 
 
 
 def parse(options: type[Options], command: str, argv: list[str] | None) -> Options:
-    """The command line `argv` of `python -m command` as an instance of the frozen dataclass `options`.
-
-    The class's docstring is the description in --help. Raises ValueError for a command line that does not fit.
-    """
+    """The command line `argv` of `python -m command` as an instance of `options`. Raises ValueError if it is wrong."""
     values = vars(build_parser(options, command).parse_args(argv))
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 

@@ -144,7 +144,7 @@ def download_wikipedia(options: WikipediaOptions) -> None:
 
 
 def find_dump(place: str, wiki: str, date: str, attempts: int) -> list[RemoteFile]:
-    """The article files of the complete dump of `date`: YYYYMMDD, or "latest". Raises ValueError if there is none."""
+    """The article files of the complete dump of `date`, or of the newest if "latest". ValueError if there is none."""
     for candidate in reversed(_dump_dates(place, attempts)) if date == "latest" else [date]:
         try:
             return _dump_files(f"{place}/{candidate}", f"{wiki}-{candidate}", attempts)

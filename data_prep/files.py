@@ -87,7 +87,7 @@ def _difference(held: object, asked: object, name: str = "") -> str:
 
 @contextmanager
 def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Write `path` atomically: the file is written under a temporary name, fsynced and renamed.
+    """Open a file that becomes `path` atomically: it is written under a temporary name, fsynced and renamed.
 
     The temporary name contains the host and the process, since several hosts may write the same file to a shared
     folder. After an error the temporary file is removed, and an OSError names `path`.

@@ -99,7 +99,7 @@ def check_size(num_sentences: np.ndarray, pair_task: str) -> None:
 
 
 def total(instances: np.ndarray) -> np.ndarray:
-    """int64 [3]: the number of instances, of those with a random or swapped second segment, of tokens in them all."""
+    """int64 [3]: the numbers of instances, of random or swapped second segments, and of tokens in the instances."""
     num_tokens = instances["a_length"].sum(dtype=np.int64) + instances["b_length"].sum(dtype=np.int64)
     return np.array([len(instances), (instances["pair_label"] == RANDOM_OR_SWAPPED).sum(), num_tokens])
 
@@ -107,12 +107,10 @@ def total(instances: np.ndarray) -> np.ndarray:
 def doubt_about_sentences(
     totals: np.ndarray, sentence_start: np.ndarray, document_start: np.ndarray, rule: InstanceRule
 ) -> str:
-    """A warning if the bounds of sentences or documents look wrong, else "". `totals` sums `total` over the corpus.
-
-    Usually 50 % to 70 % of the pairs are random and at least 90 % of the text is in a sequence.
-    """
+    """A warning if the bounds of sentences or documents look wrong, else "". `totals` sums `total` over the corpus."""
     num_instances, num_random, num_tokens = map(int, totals)
     share_in_sequences = num_tokens / (rule.duplicates * int(sentence_start[-1]))
+    # Usually 50 % to 70 % of the pairs are random and at least 90 % of the text is in a sequence.
     found = []
     if rule.pair_task == "nsp" and num_random > 0.9 * num_instances:
         found.append(f"{num_random / num_instances:.0%} of the pairs have a random second segment, where half is usual")

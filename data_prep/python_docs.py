@@ -225,8 +225,7 @@ def cut_passages(paragraphs: list[str]) -> list[str]:
 def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list[tuple[str, str, int]]:
     """Up to `num_rows` rows (passage, passage, label): 1 if the second follows the first, 0 if its module is another.
 
-    Pairs with label 0 exchange second passages among themselves, so a single passage says nothing about the label. No
-    passage occurs twice.
+    Pairs with label 0 exchange their second passages, so that one passage alone says nothing. No passage occurs twice.
     """
     pairs = []
     for name, paragraphs in documents.items():
@@ -249,12 +248,10 @@ def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list
 
 
 def collect_documents(modules: list[tuple[str, Path]], max_bytes: float) -> dict[str, list[str]]:
-    """Module name -> paragraphs, sorted by name, with at most about `max_bytes` of prose and no paragraph twice.
-
-    Modules are read in the order of a hash of their names, so that a limit gives a fair sample of all packages.
-    """
+    """Module name -> paragraphs, sorted by name, with at most about `max_bytes` of prose and no paragraph twice."""
     topics = read_topics(Path(sysconfig.get_path("stdlib")))
     texts = [(f"pydoc_data.topics.{name}", text) for name, text in topics.items()]
+    # The order of a hash makes a limit give a fair sample of all packages.
     sources = dict(sorted([*modules, *texts], key=lambda source: name_hash(source[0])))
     documents: dict[str, list[str]] = {}
     num_bytes = 0

@@ -242,10 +242,7 @@ def _manifest_sha256(manifest: dict) -> str:
 
 
 def verify(shards: Shards, progress: Callable[[list[dict]], Iterable[dict]] = iter) -> None:
-    """Compare every shard's bytes with its checksum. Raises ValueError with the names of all damaged shards.
-
-    `progress` wraps the iteration over the manifest's entries, for example in a tqdm bar.
-    """
+    """Compare all shards with their checksums; a ValueError names the damaged ones. `progress` wraps the iteration."""
     entries = progress(shards.manifest["shards"])
     damaged = [entry["file"] for entry in entries if sha256_file(shards.folder / entry["file"]) != entry["sha256"]]
     if damaged:

@@ -97,7 +97,7 @@ def read_text(url: str, attempts: int) -> str:
 
 
 def _receive(url: str, file: IO[bytes], limit: int | None, attempts: int) -> None:
-    """Append the rest of `url` to `file`, reconnecting as needed. `limit` is the published or the largest size."""
+    """Append the rest of `url` to `file`, reconnecting as needed. `limit`: its size, or the largest allowed."""
     furthest, failures = file.seek(0, os.SEEK_END), 0
     while file.tell() != limit and (reason := _connect(url, file, limit)):
         failures = 0 if file.tell() > furthest else failures + 1

@@ -15,7 +15,7 @@ from threading import Thread
 def worker_pool(num_workers: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
     """Yield a `map` that spreads its items over processes and gives the results in the order of the items.
 
-    The processes start at once, so that the caller can work meanwhile. If `num_workers` is 1, it is this process.
+    The processes start at once, so that the caller can work meanwhile. With one worker, this process does it all.
     """
     if num_workers == 1:
         yield map

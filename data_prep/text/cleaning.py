@@ -37,7 +37,7 @@ _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 _WIKITEXT_RULES = compile_rules(
     (r" @([-,.])@ ", r"\1"),
     (r"(?<=\d) : (?=\d)", ":"),
-    (r"<unk>", ""),
+    (r"<unk>", ""),  # a model would learn to predict it; the word that it replaced is lost
     (r'" ([^"]*?) "', r'"\1"'),
     (r"([(\[$£€#]) ", r"\1"),
     (r"(?: +(?=[.,;:!?%)\]])| +(?='(?:s|t|m|d|re|ve|ll)\b)| +(?=n't\b))", ""),
@@ -48,10 +48,7 @@ _WIKITEXT_RULES = compile_rules(
 
 
 def undo_wikitext(text: str) -> str:
-    """Undo the word tokenisation of wikitext-2 and wikitext-103: `real @-@ time play .` becomes `real-time play.`
-
-    "<unk>" is dropped, since a model would learn to predict it; the word that it replaced is lost.
-    """
+    """Undo the word tokenisation of wikitext-2 and wikitext-103: `real @-@ time play .` becomes `real-time play.`"""
     return apply_rules(text, _WIKITEXT_RULES)
 
 

@@ -2,7 +2,7 @@
 
 `find_files` finds the files, `guess_format` recognises the format of one, and _READERS has a reader for each format:
 
-    text       one document per file; blank lines separate paragraphs; no headers and licences of Project Gutenberg
+    text       one document per file; blank lines separate paragraphs; Project Gutenberg's headers and licences are cut
     jsonl      one JSON object per line; the document is the value of a key (`text` by default), named by its `id`
     wikitext   as in wikitext-2 and wikitext-103: a line " = Title = " between blank lines starts a document, and
                section headings are dropped
@@ -145,7 +145,7 @@ def read_documents(
     """Yield the documents of `files` in order.
 
     Args:
-        format: one of the formats above, or "auto", which guesses the format of each file
+        format: one of this module's formats, or "auto", which guesses the format of each file
         text_key: the key of a jsonl object that holds the text
         skip: called with (reason, "file:line") for every document or file that cannot be read; by default this raises
             ValueError

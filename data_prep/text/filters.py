@@ -115,7 +115,7 @@ class NearDuplicates:
         self.signatures: list[np.ndarray] = []
 
     def is_new(self, signature: np.ndarray) -> bool:
-        """True if no kept document has `self.similarity` to this one or more; this one is then kept, too."""
+        """True if no kept document is as similar to this one as `self.similarity`; this one is then kept, too."""
         from datasketch import MinHash
 
         sketch = MinHash(hashvalues=signature, scheme="affine32")

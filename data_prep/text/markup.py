@@ -34,7 +34,7 @@ _SHOWN_TEMPLATES = compile_rules(
     (r"(?i)\{\{\s*(?:lang\s*\|[^{}|]*|lang-[\w-]+|nowrap|nobr)\s*\|([^{}|=]*)\}\}", r"\1"),
     (r"\{\{\s*(?:convert|cvt)\|([\d.,]+)\|(?!(?:to|by|and|or|x)\|)([^\W\d][^{}|]*)[^{}]*\}\}", r"\1 \2"),
 )
-# Language conversion, as in the Chinese Wikipedia (mediawiki.org/wiki/Writing_systems/Syntax), and markup around it.
+# Language conversion, as in the Chinese Wikipedia (mediawiki.org/wiki/Writing_systems/Syntax), and what nests with it.
 _CONVERSION = re.compile(
     r"-\{(?!\{)|\{\{|\}\}|\}-|<!--|<(nowiki|pre|math|chem|ce|source|syntaxhighlight)(?:\s[^<>]*)?(?<!/)>", re.IGNORECASE
 )

@@ -76,8 +76,7 @@ class Tokenizer:
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         """The ids of `encode`, and for each id the span [begin, end) of its characters in `text`, without white space.
 
-        If normalisation splits a character, each of the resulting tokens gets all of it. An accent that normalisation
-        removes belongs to its letter.
+        A character that normalisation splits belongs to each resulting token; an accent that it removes, to its letter.
         """
         raise NotImplementedError
 

@@ -71,7 +71,7 @@ def _any_of(characters: list[str] | set[str]) -> str:
 
 @lru_cache(maxsize=2)
 def normalizer_steps(content: bytes) -> list[normalizers.Normalizer]:
-    """Steps of `tokenizers` equivalent to a map of SentencePiece's; ValueError unless it is based on Unicode's NFKC."""
+    """`tokenizers` steps equivalent to a SentencePiece map. Raises ValueError unless it is based on Unicode's NFKC."""
     table = CharacterMap(content)
     inner: set[str] = set()  # characters that continue a sequence
 
@@ -148,7 +148,7 @@ def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
 
 
 def sentencepiece_json(path: Path) -> Tokenizer:
-    """A unigram model of SentencePiece as a `tokenizers` pipeline with the same ids; ValueError if there is none."""
+    """A SentencePiece unigram model as a `tokenizers` pipeline with the same ids. Raises ValueError if it has none."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
@@ -184,8 +184,8 @@ def sentencepiece_json(path: Path) -> Tokenizer:
 def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> list[tuple[str, float]]:
     """The pieces for `models.Unigram`, with the scores that SentencePiece uses.
 
-    SentencePiece never finds control pieces in a text. Those that are not BERT's therefore end with a space here, since
-    the text has no spaces by then.
+    Control and unused pieces, which it never finds in a text, end with a space here, unless they are BERT's: by then
+    the text has no spaces.
     """
     scores = [piece.score for piece in pieces if piece.type == kinds.NORMAL]
     mapped = {character for character, *_ in table.steps(table.root)} if table else set()
@@ -203,7 +203,7 @@ def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> lis
 
 
 def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
-    """The vocabulary as a `tokenizers` pipeline with the same ids, [CLS] and [SEP]. Raises as `sentencepiece_json`."""
+    """A `tokenizers` pipeline that gives the same ids and adds [CLS] and [SEP]. Raises as `sentencepiece_json` does."""
     if tokenizer.path.suffix == ".json":
         return Tokenizer.from_file(str(tokenizer.path))
     is_sentencepiece = tokenizer.kind == "sentencepiece"
