@@ -1,1 +1,1 @@
-"""Text to tokenised corpus to masked shards. Needs neither a GPU nor torch: numpy and the tokenizer libraries."""
+"""From text to a tokenised corpus to masked shards, with numpy and the tokenizer libraries; no GPU and no torch."""

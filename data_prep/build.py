@@ -2,14 +2,15 @@
 
     python -m data_prep.build --corpus corpus/ --output shards/ --seq-length 128 --workers 4
 
-    prepare  counts how many instances each chunk of documents gives, so that each chunk knows the number of its first;
-             workers write each chunk's instances in shuffled order             -> OUTPUT/chunks/chunk-*.npy
+    prepare  counts the instances of each chunk of documents, in order to number all instances; workers write each
+             chunk's instances in shuffled order                                -> OUTPUT/chunks/chunk-*.npy
     slice    workers collect a shard's share of every chunk, copy and mask it   -> OUTPUT/shard-*.safetensors
     finish   writes manifest.json and removes the chunks
 
-Chunks have a fixed size and the shuffle is a formula (`randomness.permuted`), so no step depends on who does it, and
-none holds more than a chunk or a shard in memory. The bounds of the corpus take 8 bytes per sentence. After an
-interruption the same command resumes; finished files are kept. Slice I of N writes every N-th shard (see slices.py).
+Chunks have a fixed size and the shuffle is a formula (`randomness.permuted`), so the result does not depend on which
+process does a step. A process holds one chunk or one shard in memory, and the bounds of the corpus (8 bytes per
+sentence). After an interruption the same command resumes and keeps finished files. Slice I of N writes every N-th
+shard (see slices.py).
 """
 
 import sys
@@ -47,12 +48,12 @@ from data_prep.workers import worker_pool
 CHUNK_TOKENS = 1 << 22  # some 40,000 instances of 128 tokens
 SHARD_TOKENS = 1 << 24  # 32 MB of tokens per shard, unless --num-shards says otherwise
 MIN_SHARDS = 8  # so that even a small corpus keeps several workers and readers busy
-BLOCK_SEQUENCES = 4096  # assembled and masked while they are in the processor's cache
+BLOCK_SEQUENCES = 4096  # few enough to stay in the processor's cache between assembly and masking
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What determines the shards, besides corpus and vocabulary. The manifest records it."""
+    """The options that, with corpus and vocabulary, determine the shards. The manifest records them."""
 
     seq_length: int = option("tokens per sequence, special ones included", default=128, type=between(8, (1 << 16) - 1))
     max_predictions: int = option(
@@ -95,14 +96,14 @@ class BuildOptions(BuildConfig, CaseOptions, SliceOptions):
 
 
 class BuildTask(NamedTuple):
-    """What a worker needs, the same for every chunk and every shard.
+    """What a worker needs to know, for any chunk or shard.
 
     token_file, token_dtype  the tokens of the corpus
     output                   folder of the shards and of chunks/
-    rule, masking            how documents become instances, and instances masked sequences
-    shard_dtype              of the shards' tokens
-    chunk_start              int64 [chunks + 1], number of the chunk's first instance; the last one is their total N
-    shard_start              int64 [shards + 1], position of the shard's first sequence
+    rule, masking            how documents become instances, and instances become masked sequences
+    shard_dtype              dtype of the shards' tokens
+    chunk_start              int64 [chunks + 1], number of each chunk's first instance; ends with their total number
+    shard_start              int64 [shards + 1], position of each shard's first sequence
     """
 
     token_file: Path
@@ -136,10 +137,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build(corpus: Corpus, tokenizer: Tokenizer, options: BuildOptions) -> None:
-    """Write the shard folder `options.output` (see data_prep.shards), or do one of its steps.
-
-    Raises ValueError before anything is written.
-    """
+    """Write the shard folder `options.output`, or do one of its steps. Raises ValueError before anything is written."""
     rule = InstanceRule(**{name: getattr(options, name) for name in InstanceRule._fields})
     check_vocabulary(corpus, tokenizer)
     sentence_start, document_start = drop_empty(corpus.sentence_start, corpus.document_start)
@@ -222,10 +220,7 @@ def default_num_shards(num_sequences: int, seq_length: int) -> int:
 
 
 def write_chunk(task: BuildTask, numbered_chunk: tuple[int, range]) -> np.ndarray:
-    """Write the instances of a chunk, given by its number and documents, in the order of their shuffled positions.
-
-    Returns their totals, int64 [3].
-    """
+    """Write the instances of a chunk (number, documents), sorted by shuffled position. Returns their `total`."""
     chunk, documents = numbered_chunk
     path = task.chunk_file(chunk)
     if path.exists():
@@ -261,14 +256,14 @@ def _instances_of_shard(task: BuildTask, shard: int) -> np.ndarray:
     for chunk in range(len(task.chunk_start) - 1):
         instances = np.load(task.chunk_file(chunk), mmap_mode="r")
         positions = instances["position"]
-        # bisect touches a few pages of the file, where searchsorted would copy the whole column.
+        # bisect reads a few pages of the file; searchsorted would copy the whole column.
         slices.append(instances[bisect_left(positions, first) : bisect_left(positions, last)])
     instances = np.concatenate(slices)
     return instances[np.argsort(instances["position"])]
 
 
 def check_vocabulary(corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Raise ValueError if the corpus was made with another vocabulary, as far as the corpus shows it."""
+    """Raise ValueError if the corpus was evidently made with another vocabulary."""
     if corpus.manifest is not None:
         theirs, ours = corpus.manifest["vocab"], tokenizer.describe()
         for key in ("sha256", "lower_case", "strip_accents"):

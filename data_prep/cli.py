@@ -1,7 +1,7 @@
-"""What all commands share: options that are declared once, and one way to report a user's mistake.
+"""Shared by all commands: options that are declared once, and one way to report a user's mistake.
 
-A command declares its options as a frozen dataclass and parses them in `main`. It checks all its input first, then
-claims its output folder, then works:
+A command declares its options as a frozen dataclass and parses them in `main`. It first checks all of its input, then
+claims its output folder, and then does its work:
 
     @dataclass(frozen=True, kw_only=True)
     class CountOptions:
@@ -56,16 +56,13 @@ def option(help: str | None, *, default: Any = dataclasses.MISSING, **settings: 
 
 
 def parse(options: type[Options], command: str, argv: list[str] | None) -> Options:
-    """The command line `argv` of `python -m command` as an instance of the frozen dataclass `options`.
-
-    The class's docstring is the description in --help. Raises ValueError for a command line that does not fit.
-    """
+    """The command line `argv` of `python -m command` as an instance of `options`. Raises ValueError if it is wrong."""
     values = vars(build_parser(options, command).parse_args(argv))
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def build_parser(options: type, command: str) -> argparse.ArgumentParser:
-    """The parser behind `parse`. It fills in every field, except those that are not given and have a default."""
+    """The parser behind `parse`. It sets only the fields that are given; the dataclass has the defaults."""
     parser = _Parser(
         prog=f"python -m {command}",
         description=inspect.getdoc(options),
@@ -100,7 +97,7 @@ def build_parser(options: type, command: str) -> argparse.ArgumentParser:
 
 
 def command_line(options: Any) -> list[str]:
-    """The words that `parse` reads as these options: its inverse. Options that have their default are left out."""
+    """The inverse of `parse`: the command line, as words, that gives these options. Defaults are left out."""
     words = []
     for field in dataclasses.fields(options):
         value, flags = getattr(options, field.name), field.metadata.get("flags", _default_flags(field))
@@ -120,12 +117,12 @@ def _default_flags(field: dataclasses.Field) -> tuple[str]:
 
 
 def _depth(options: type, field: dataclasses.Field) -> int:
-    """Where a field is declared, as an index into the MRO: the class itself, then its bases in their order."""
+    """The index in the MRO of the class that declares a field, so that a class's own fields precede inherited ones."""
     return next(i for i, base in enumerate(options.__mro__) if field.name in vars(base).get("__annotations__", {}))
 
 
 def _settings_by_type(annotation: Any, has_choices: bool) -> dict[str, Any]:
-    """What argparse needs to know of an option because of its annotation."""
+    """The argparse settings that follow from an option's annotation."""
     if annotation is bool:
         return {"action": "store_true"}
     if annotation == bool | None:
@@ -137,7 +134,7 @@ def _settings_by_type(annotation: Any, has_choices: bool) -> dict[str, Any]:
 
 
 def _help(field: dataclasses.Field) -> dict[str, str]:
-    """The help text of an option, followed by its default unless that only means that nothing was given."""
+    """The help text of an option, followed by its default unless that is None, False or empty."""
     text, default = field.metadata["help"], field.default
     if text is None:
         return {"help": argparse.SUPPRESS}
@@ -209,7 +206,7 @@ share = number(low=0, high=1)
 
 
 def matching(pattern: str, description: str) -> Callable[[str], str]:
-    """A `type` of an option: a text that the regular expression `pattern` matches to its end."""
+    """A `type` of an option: a text that the regular expression `pattern` matches as a whole."""
 
     def matched(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -220,7 +217,7 @@ def matching(pattern: str, description: str) -> Callable[[str], str]:
 
 
 def part(text: str) -> tuple[int, int]:
-    """A `type` of an option: "I/N", part I of N parts that are counted from 0."""
+    """A `type` of an option: "I/N", part I of N, counted from 0."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, as in 0/4, 1/4, 2/4, 3/4")
@@ -257,8 +254,8 @@ class CaseOptions:
 def run_cli(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
     """Call `main(argv)`. A ValueError or OSError becomes `error: message` on stderr and exit code 2, without traceback.
 
-    `python -X dev -m ...` shows the traceback. Arguments must be decodable text, because paths go into JSON files. A
-    character that the terminal's encoding lacks is printed as an escape.
+    `python -X dev -m ...` shows the traceback. Arguments must be decodable text, because paths are written to JSON
+    files. Characters that the terminal's encoding lacks are printed as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

@@ -12,8 +12,8 @@ Text is tokenised once, and shards of any sequence length are built from the res
     finished.json            written last
 
 The work has three steps (see slices.py): prepare trains the sentence model; every slice tokenises its share of the
-parts (see parts.py); finish removes duplicates in the order of the input and joins the parts. The bytes depend neither
-on the number of workers or slices nor on interruptions: after one, the same command resumes.
+parts (see parts.py); finish removes duplicates in the order of the input and joins the parts. The output bytes do not
+depend on the number of workers or slices. After an interruption the same command resumes and gives the same bytes.
 """
 
 from collections import Counter
@@ -151,7 +151,7 @@ def open_corpus(path: str | Path) -> Corpus:
 
 
 class Recipe(NamedTuple):
-    """What a worker needs to make a part: two models by their files, the filters, and the folder of the parts."""
+    """What a worker needs to make a part: the files of two models, the filters, and the folder of the parts."""
 
     splitter: Path
     vocab: Path
@@ -204,7 +204,7 @@ def tokenise(documents: list[Document], splitter: SentenceSplitter, tokenizer: T
 
 
 def prepare(options: CorpusOptions, files: list[Path], path: Path) -> None:
-    """Train the sentence model on a sample and save it, unless an interrupted run has done so."""
+    """Train the sentence model on a sample and save it, unless an interrupted run already has."""
     if path.exists():
         print(f"{path} exists: reused")
         return
@@ -259,7 +259,7 @@ def join_parts(paths: list[Path], output: Path, tokenizer: Tokenizer, filters: F
 def _without_duplicates(
     paths: list[Path], fingerprints: np.ndarray, filters: Filters, dropped: Counter[str]
 ) -> Iterator[tuple[Part, np.ndarray]]:
-    """Each part with bool [D]: the documents to keep. The first of several duplicates stays."""
+    """Each part, with bool [D] for the documents to keep: of several duplicates, the first is kept."""
     is_first = first_occurrences(fingerprints)
     index = NearDuplicates(filters.near_duplicates) if filters.near_duplicates else None
     start = 0

@@ -4,20 +4,20 @@
     python -m data_prep.download glue --tasks CoLA SST-2 --output glue
     python -m data_prep.download squad --version 1.1 2.0 --output squad
 
-They leave:
+They write:
 
     dumps/   enwiki-20260901-pages-articles-multistream1.xml-p1p41242.bz2 ...   as published
     glue/    CoLA/train.tsv dev.tsv test.tsv, MNLI/train.tsv dev_matched.tsv dev_mismatched.tsv ..., AX/AX.tsv
     squad/   train-v1.1.json dev-v1.1.json train-v2.0.json dev-v2.0.json
     sources.json in each of them: name -> URL, digest; glue/downloads/ holds the archives and may be removed
 
-The same command continues an interrupted transfer and reuses finished files, also those that were put there by hand.
+The same command continues an interrupted download and reuses finished files, including those put there by hand.
 Unfinished ones are named NAME.part or NAME.tmp.
 
-The sizes and digests of a Wikipedia dump are read from its dumpstatus.json. GLUE and SQuAD publish none; the tables
-below hold those that TensorFlow Datasets and Hugging Face's `datasets` recorded for the same URLs. AX.tsv and
-dev-v1.1.json were compared with local copies. The other digests, the names inside the zip files and the hosts
-themselves were not checked, because this was written without a network.
+The sizes and digests of a Wikipedia dump come from its dumpstatus.json. GLUE and SQuAD publish none; the tables below
+hold those that TensorFlow Datasets and Hugging Face's `datasets` recorded for the same URLs. AX.tsv and dev-v1.1.json
+were compared with local copies. The other digests, the names inside the zip files and the hosts were not checked,
+because this was written without a network.
 """
 
 import json
@@ -41,10 +41,10 @@ from data_prep.transfer import NotFound, RemoteFile, fetch, read_text, require_c
 WIKIPEDIA_JOBS = ("articlesmultistreamdump", "articlesdump")
 ARTICLES = r"-pages-articles(-multistream)?\d*\.xml(-p\d+p\d+)?\.(bz2|gz|xz)"  # not the index of a multistream dump
 
-MAX_RATIO = 200  # unpacked to packed size; tables of text stay below 20, a zip bomb reaches 1,000
+MAX_RATIO = 200  # of unpacked to packed size; tables of text stay below 20, a zip bomb reaches 1,000
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
-# Folder -> (path, bytes, sha256) of each file that it is made from.
+# Folder -> (path, bytes, sha256) of each file from which it is made.
 _PARAPHRASES = "senteval/senteval_data/msr_paraphrase"
 GLUE_FILES = {
     "CoLA": [("glue/data/CoLA.zip", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")],
@@ -130,7 +130,7 @@ class NotComplete(ValueError):
 
 
 def download_wikipedia(options: WikipediaOptions) -> None:
-    """Fetch a dump. Raises ValueError if the folder holds files of another dump, which a corpus would read as well."""
+    """Fetch a dump. Raises ValueError if the folder holds another dump, since a corpus would contain both."""
     output, wiki = options.output, f"{options.language.replace('-', '_')}wiki"
     files = find_dump(f"{options.base_url.rstrip('/')}/{wiki}", wiki, options.date, options.attempts)
     found = re.search(r"-(\d{8})-", files[0].url)[1]
@@ -144,10 +144,7 @@ def download_wikipedia(options: WikipediaOptions) -> None:
 
 
 def find_dump(place: str, wiki: str, date: str, attempts: int) -> list[RemoteFile]:
-    """The article files of the dump of `date` ("YYYYMMDD"), or of the newest complete dump if `date` is "latest".
-
-    Raises ValueError if there is no such dump or it is not complete.
-    """
+    """The article files of the complete dump of `date`, or of the newest if "latest". ValueError if there is none."""
     for candidate in reversed(_dump_dates(place, attempts)) if date == "latest" else [date]:
         try:
             return _dump_files(f"{place}/{candidate}", f"{wiki}-{candidate}", attempts)
@@ -232,11 +229,11 @@ def table_names(task: str) -> list[str]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Make `folder` from the folder of the same name in a zip, whole or not at all.
+    """Make `folder` atomically from the folder of the same name in a zip.
 
-    Raises ValueError for a damaged zip, a member outside its own folder, an unpacked size above MAX_RATIO times the
-    archive's or above the free disk, and a missing table. zipfile itself never writes more than the size that a member
-    announces, and never makes links.
+    Raises ValueError for a damaged zip, a member whose path leads out of the folder, an unpacked size above MAX_RATIO
+    times the archive's or above the free disk space, and a missing table. zipfile itself never writes more bytes than a
+    member's header states, and never creates links.
     """
     try:
         with zipfile.ZipFile(archive) as file:
@@ -267,7 +264,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def finished_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill. It becomes `folder` at the end, or is removed after an exception."""
+    """Yield a temporary folder to fill. It is renamed to `folder` at the end, or removed after an exception."""
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     temporary.mkdir()
@@ -282,8 +279,8 @@ def finished_folder(folder: Path) -> Iterator[Path]:
 def build_mrpc(folder: Path, train: Path, test: Path, dev_ids: Path) -> None:
     """Make GLUE's MRPC from Microsoft's files, as GLUE's own script does.
 
-    The dev set is the rows of the training file whose pair of ids is in `dev_ids`; the test set loses its labels. Rows
-    are "Quality, #1 ID, #2 ID, #1 String, #2 String", separated by tabs.
+    Rows of the training file whose pair of ids is in `dev_ids` form the dev set; labels of the test set are removed.
+    Rows are "Quality, #1 ID, #2 ID, #1 String, #2 String", separated by tabs.
     """
     ids = {tuple(line.split(b"\t")) for line in _lines(dev_ids)}
     header, *rows = _lines(train)
@@ -312,7 +309,7 @@ def remote_files(files: list[tuple[str, int, str]], options: GlueOptions | Squad
 
 
 def fetch_files(remotes: list[RemoteFile], output: Path, attempts: int) -> None:
-    """Fetch files into `output` and note their sources."""
+    """Fetch files into `output` and record their sources."""
     with sole_process(output):
         require_room(remotes, output)
         for remote in remotes:
@@ -321,7 +318,7 @@ def fetch_files(remotes: list[RemoteFile], output: Path, attempts: int) -> None:
 
 
 def require_room(remotes: list[RemoteFile], folder: Path) -> None:
-    """Print how much is missing in `folder`, and raise ValueError if its disk has no room for that."""
+    """Print how much is missing in `folder`, and raise ValueError if its disk has too little space for that."""
     missing = [remote for remote in remotes if not (folder / remote.name).exists()]
     parts = [path for remote in missing if (path := folder / f"{remote.name}.part").exists()]
     num_bytes = sum(remote.size or 0 for remote in missing) - sum(path.stat().st_size for path in parts)
@@ -332,7 +329,7 @@ def require_room(remotes: list[RemoteFile], folder: Path) -> None:
 
 
 def record_sources(output: Path, made: dict[str, list[RemoteFile]], downloads: Path) -> None:
-    """Add the URL and the digest of each entry's files to sources.json; without a published digest, their sha256."""
+    """Add URL and digest of each entry's files to sources.json; the digest is the published one or else the sha256."""
     path = output / "sources.json"
     sources = read_json(path) if path.exists() else {}
     for name, remotes in made.items():

@@ -16,14 +16,11 @@ RUN_FILE, FINISHED_FILE = "run.json", "finished.json"
 
 
 def claim_output(folder: str | Path, command: str, identity: dict, part: str = "") -> str:
-    """Reserve an output folder for one run: create it and write run.json, which says what the run is.
+    """Reserve an output folder for one run: create it and write run.json, which describes the run.
 
-    `identity` holds everything that determines the output, so neither the number of workers nor the folder's name.
-
-    Returns:
-        "new" if the folder is missing or empty, "resume" if the same run began here and has not finished, or "done" if
-        it has finished (or its `part`, a subfolder, has), which is printed. A finished folder holds finished.json.
-
+    `identity` holds everything that determines the output, but not the number of workers or the folder's name.
+    Returns "new" if the folder is missing or empty, "resume" if the same run began here but has not finished, and
+    "done", with a printed message, if the folder (or its subfolder `part`) holds finished.json.
     Raises ValueError if the folder holds other files or another run. Nothing is overwritten.
     """
     folder, asked = Path(folder), json.loads(json.dumps({"command": command, **identity}))
@@ -53,17 +50,17 @@ def claim_output(folder: str | Path, command: str, identity: dict, part: str = "
 
 
 def mark_finished(folder: str | Path, **facts: object) -> None:
-    """Write finished.json, the last file of a run or of a part of one, with a few facts about the result."""
+    """Write finished.json, the last file of a run or of one of its parts, with a few facts about the result."""
     write_json(Path(folder) / FINISHED_FILE, facts)
 
 
 @contextmanager
 def sole_process(folder: str | Path, shared: bool = False) -> Iterator[None]:
-    """Lock an output folder, which is created if missing, for this process. With `shared`, other sharers may enter.
+    """Create an output folder if it is missing and lock it for this process. A `shared` lock allows other shared ones.
 
-    Raises ValueError if another process of this host holds the lock. Without locks in the file system, all may enter.
+    Raises ValueError if another process on this host holds the lock. A file system without locks is not an error.
     """
-    if not Path(folder).exists():  # it may be a file, which claim_output refuses
+    if not Path(folder).exists():  # if it is a file, claim_output reports that
         Path(folder).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -81,7 +78,7 @@ def sole_process(folder: str | Path, shared: bool = False) -> Iterator[None]:
 
 
 def _difference(held: object, asked: object, name: str = "") -> str:
-    """The values that differ, with their dotted names, also inside objects."""
+    """The values that differ, with dotted names such as `vocab.sha256`."""
     if isinstance(held, dict) and isinstance(asked, dict):
         keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
         return "; ".join(_difference(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
@@ -90,10 +87,10 @@ def _difference(held: object, asked: object, name: str = "") -> str:
 
 @contextmanager
 def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open `path` for writing so that it appears whole or not at all: written under another name, fsynced, renamed.
+    """Open a file that becomes `path` atomically: it is written under a temporary name, fsynced and renamed.
 
-    The temporary name is unique to this process, since several hosts may make the same file of a shared folder. An
-    OSError names the file. Nothing is left of a file that could not be finished.
+    The temporary name contains the host and the process, since several hosts may write the same file to a shared
+    folder. After an error the temporary file is removed, and an OSError names `path`.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
@@ -112,7 +109,7 @@ def finished_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Add the name of this file to an OSError that names none, as when a disk is full."""
+    """Add the name of this file to an OSError that names none, for example that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -121,7 +118,7 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed processes began to write in `folder`. No other process may be at work there."""
+    """Remove the temporary files that killed processes left in `folder`. No other process may be writing there."""
     for path in Path(folder).glob("*.tmp"):
         path.unlink()
 
@@ -143,10 +140,10 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def read_json(path: str | Path, kind: type = object) -> Any:
-    """Read a JSON file, which must hold a `kind`, such as `dict`.
+    """Read a JSON file whose content must be a `kind`, such as `dict`.
 
-    Raises ValueError, which names the file, if it does not exist, is not JSON, holds something else, or gives a key
-    twice (of which Python would silently keep the last).
+    Raises ValueError with the file's name if it is missing, is not JSON, holds another type, or has a key twice
+    (Python would silently keep the last value).
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
@@ -174,7 +171,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def require_space(folder: str | Path, num_bytes: int, what: str) -> None:
-    """Raise ValueError unless the disk of `folder` has `num_bytes` free, which `what` needs."""
+    """Raise ValueError unless the disk of `folder` has `num_bytes` free; the message says that `what` needs them."""
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ValueError(

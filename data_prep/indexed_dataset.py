@@ -7,15 +7,15 @@ are our sentences, and D documents:
     PREFIX.bin   the token ids of all sequences, concatenated
     PREFIX.idx   9 bytes    b"MMIDIDX\\0\\0"
                  uint64     version, 1
-                 uint8      token type: 4 = int32, 8 = uint16 (Megatron takes uint16 below 65,500 tokens)
+                 uint8      token type: 4 = int32, 8 = uint16 (for vocabularies below 65,500 tokens, as in Megatron)
                  uint64     S
                  uint64     D + 1
                  int32[S]   length of each sequence in tokens
                  int64[S]   its start in PREFIX.bin in bytes
                  int64[D+1] first sequence of each document, and S
 
-Example: one document of the sentences [7, 8] and [9] as uint16 is `0700 0800 0900` in the .bin; the .idx has
-lengths 2, 1, starts 0, 4 and documents 0, 2.
+Example: for one document with the sentences [7, 8] and [9] as uint16, the .bin is `0700 0800 0900`, and the .idx has
+the lengths 2, 1, the starts 0, 4 and the documents 0, 2.
 """
 
 import os
@@ -51,10 +51,7 @@ def token_type(vocab_size: int) -> type[np.integer]:
 
 
 class IndexedDatasetWriter:
-    """Appends documents. The files get their final names in `finish`.
-
-    The tokens, the lengths and the document bounds are kept in temporary files beside them, not in memory.
-    """
+    """Appends documents to temporary files, not to lists in memory. `finish` gives the files their final names."""
 
     def __init__(self, prefix: str | Path, dtype: type[np.integer]) -> None:
         self.bin_path, self.idx_path, self.dtype = Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), dtype
@@ -68,9 +65,7 @@ class IndexedDatasetWriter:
         self._bounds.write(np.int64(0).tobytes())
 
     def add_documents(self, token_ids: np.ndarray, lengths: np.ndarray, num_sequences: np.ndarray) -> None:
-        """Append D documents: the token ids [T] of all their sequences, the length of each sequence [S], which sum to
-        T, and the number of sequences of each document [D], which sum to S.
-        """
+        """Append D documents: their token ids [T], the length of each sequence [S], the sequences per document [D]."""
         with naming(self.bin_path):
             self._tokens.write(token_ids.astype(self.dtype, copy=False).tobytes())
             self._lengths.write(lengths.astype(np.int32, copy=False).tobytes())
@@ -80,7 +75,7 @@ class IndexedDatasetWriter:
         self.num_documents += len(num_sequences)
 
     def finish(self) -> None:
-        """Write the index, sync both files to the disk and give them their names."""
+        """Write the index, sync both files to disk and give them their final names."""
         with naming(self.bin_path):
             self._tokens.flush()
             os.fsync(self._tokens.fileno())
@@ -97,7 +92,7 @@ class IndexedDatasetWriter:
         self.close()
 
     def _starts(self) -> Iterator[np.ndarray]:
-        """The first byte of each sequence in the .bin, int64 [S], chunk by chunk."""
+        """The byte offset of each sequence in the .bin, int64 [S], in chunks."""
         self._lengths.seek(0)
         offset = 0
         while raw := self._lengths.read(_CHUNK):
@@ -106,7 +101,7 @@ class IndexedDatasetWriter:
             offset = int(ends[-1])
 
     def close(self) -> None:
-        """Remove the temporary files. Without `finish`, this discards what was added; a second call does nothing."""
+        """Remove the temporary files, and with them what was added if `finish` was not called. May be called twice."""
         try:
             with naming(self.bin_path):
                 self._files.close()
@@ -115,7 +110,7 @@ class IndexedDatasetWriter:
 
 
 def read_indexed_dataset(prefix: str | Path) -> IndexedDataset:
-    """Map a dataset that we or Megatron wrote. Raises ValueError if a file is missing or damaged, or they disagree."""
+    """Map a dataset written by us or by Megatron. Raises ValueError if its files are missing, damaged or disagree."""
     bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
     for path in (bin_path, idx_path):
         if not path.is_file():

@@ -1,9 +1,8 @@
-"""Tokenised documents to training instances: sentence pairs for next-sentence prediction (NSP) or sentence-order
+"""From tokenised documents to training instances: sentence pairs for next-sentence prediction (NSP) or sentence-order
 prediction (SOP), or full sentences without a second segment.
 
-An instance is two runs of consecutive corpus tokens. It is kept as their bounds, in 32 bytes, until `assemble` copies
-the tokens. The instances of a document are a pure function of (seed, duplicate, document) and the corpus. The inner
-loops are compiled.
+An instance is one or two runs of consecutive corpus tokens, stored as bounds in 32 bytes until `assemble` copies the
+tokens. The instances of a document are a pure function of (seed, duplicate, document) and the corpus.
 """
 
 from typing import NamedTuple
@@ -30,13 +29,13 @@ class InstanceRule(NamedTuple):
     "nsp"   as create_pretraining_data.py of google-research/bert (Devlin et al. 2018, section 3.1)
     "sop"   the two segments of a chunk, swapped half the time (Lan et al. 2019, section 3.1). A chunk has at least two
             sentences; a document of one sentence gives no instance.
-    "none"  whole sentences of one document up to the length (Liu et al. 2019, section 4.2, DOC-SENTENCES). A longer
+    "none"  as many whole sentences of one document as fit (Liu et al. 2019, section 4.2, DOC-SENTENCES). A longer
             sentence is cut, and no token is lost.
     """
 
-    seq_length: int  # most tokens of a sequence, special tokens included
+    seq_length: int  # maximum number of tokens per sequence, special tokens included
     pair_task: str = "nsp"
-    duplicates: int = 1  # passes over the corpus, each with other chunks and pairs
+    duplicates: int = 1  # passes over the corpus, each with different chunks and pairs
     short_seq_prob: float = 0.1  # share of the documents whose chunks are cut to a random shorter length
     seed: int = 0  # non-negative
 
@@ -55,11 +54,11 @@ def make_instances(
     rule: InstanceRule,
     num_instances: int | None = None,
 ) -> np.ndarray:
-    """The instances of `documents`, ordered by (duplicate, document, place in the document), of dtype INSTANCE.
+    """The instances of `documents`, of dtype INSTANCE, ordered by (duplicate, document, place in the document).
 
     sentence_start int64 [S + 1] in tokens and document_start int64 [D + 1] in sentences describe the WHOLE corpus
-    without empty sentences and documents (see `drop_empty`), because NSP draws its random next sentences from all of
-    it. NSP needs D >= 2. `num_instances` is the result of count_instances, if the caller has it already.
+    without empty sentences and documents (see `drop_empty`), because NSP draws random next sentences from all of it.
+    NSP needs D >= 2. `num_instances` is the result of `count_instances`, if the caller already has it.
     """
     if num_instances is None:  # counting is cheap: two passes beat an array that grows
         num_instances = count_instances(sentence_start, document_start, documents, rule)
@@ -84,7 +83,7 @@ def _fill(out, sentence_start, document_start, documents, rule):
 
 
 def check_size(num_sentences: np.ndarray, pair_task: str) -> None:
-    """Raise ValueError if documents of `num_sentences` int64 [D] sentences cannot give a single instance."""
+    """Raise ValueError if D documents with `num_sentences` int64 [D] sentences give no instance at all."""
     if len(num_sentences) == 0:
         raise ValueError("the corpus has no text; run `python -m data_prep.corpus` on files that have some")
     if pair_task == "nsp" and len(num_sentences) < 2:
@@ -100,7 +99,7 @@ def check_size(num_sentences: np.ndarray, pair_task: str) -> None:
 
 
 def total(instances: np.ndarray) -> np.ndarray:
-    """int64 [3]: the numbers of instances, of those with a random or swapped second segment, and of their tokens."""
+    """int64 [3]: the numbers of instances, of random or swapped second segments, and of tokens in the instances."""
     num_tokens = instances["a_length"].sum(dtype=np.int64) + instances["b_length"].sum(dtype=np.int64)
     return np.array([len(instances), (instances["pair_label"] == RANDOM_OR_SWAPPED).sum(), num_tokens])
 
@@ -108,12 +107,10 @@ def total(instances: np.ndarray) -> np.ndarray:
 def doubt_about_sentences(
     totals: np.ndarray, sentence_start: np.ndarray, document_start: np.ndarray, rule: InstanceRule
 ) -> str:
-    """A warning if the corpus' sentences hardly suit the rule, else "". `totals` is the sum of `total` over the corpus.
-
-    Usually 50 % to 70 % of the pairs are random and at least 90 % of the text is in a sequence.
-    """
+    """A warning if the bounds of sentences or documents look wrong, else "". `totals` sums `total` over the corpus."""
     num_instances, num_random, num_tokens = map(int, totals)
     share_in_sequences = num_tokens / (rule.duplicates * int(sentence_start[-1]))
+    # Usually 50 % to 70 % of the pairs are random and at least 90 % of the text is in a sequence.
     found = []
     if rule.pair_task == "nsp" and num_random > 0.9 * num_instances:
         found.append(f"{num_random / num_instances:.0%} of the pairs have a random second segment, where half is usual")
@@ -130,7 +127,7 @@ def doubt_about_sentences(
 
 
 def drop_empty(sentence_start: np.ndarray, document_start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sentence_start, document_start) without empty sentences and documents; the tokens are not renumbered."""
+    """(sentence_start, document_start) without empty sentences and documents; token positions do not change."""
     has_tokens = np.diff(sentence_start) > 0
     num_kept_before = np.concatenate([[0], np.cumsum(has_tokens)])
     sentence_start = np.append(sentence_start[:-1][has_tokens], sentence_start[-1:])
@@ -138,10 +135,7 @@ def drop_empty(sentence_start: np.ndarray, document_start: np.ndarray) -> tuple[
 
 
 def assemble(token_ids: np.ndarray, instances: np.ndarray, *, cls_id: int, sep_id: int, dtype: np.dtype) -> Records:
-    """Sequences without masks, [CLS] A [SEP] B [SEP] or [CLS] A [SEP], as token ids of `dtype`.
-
-    `token_ids` are those of the whole corpus.
-    """
+    """Unmasked sequences, [CLS] A [SEP] B [SEP] or [CLS] A [SEP], of `dtype`; `token_ids` are the whole corpus's."""
     segment_b_start = instances["a_length"].astype(np.int64) + 2
     b_length = instances["b_length"].astype(np.int64)
     sequence_start = starts_of(np.where(b_length > 0, segment_b_start + b_length + 1, segment_b_start))
@@ -162,7 +156,7 @@ def assemble(token_ids: np.ndarray, instances: np.ndarray, *, cls_id: int, sep_i
 def _make_instances(
     sentence_start, document_start, first, last, duplicates, seed, pair_task, max_tokens, short_seq_prob, out
 ):
-    """Fill `out` as far as it reaches and return the number of instances."""
+    """Write as many instances as fit into `out`, and return the number of all instances."""
     stream = np.empty(1, np.uint64)
     num_instances = 0
     for duplicate in range(duplicates):
@@ -185,7 +179,7 @@ def _make_instances(
 def _sentence_pairs(
     sentence_start, document_start, document, stream, pair_task, target, max_tokens, out, num_instances
 ):
-    """Cut a document into chunks of at least `target` tokens, and each chunk between sentences into A and B."""
+    """Cut a document into chunks of at least `target` tokens, and each chunk between two sentences into A and B."""
     begin, end = document_start[document], document_start[document + 1]
     min_sentences = 2 if pair_task == _SOP else 1
     if end - begin < min_sentences:
@@ -195,7 +189,7 @@ def _sentence_pairs(
         last = first + 1
         while last < end and (sentence_start[last] - sentence_start[first] < target or last - first < min_sentences):
             last += 1
-        # In SOP, a sentence that is left alone at the document's end is paired with the one before it.
+        # In SOP, a single sentence left at the end of a document is paired with the one before it.
         first = min(first, last - min_sentences)
         split = first + 1 + (below(stream, last - first - 1) if last - first > 1 else 0)
         a_start, a_end = sentence_start[first], sentence_start[split]
@@ -217,9 +211,7 @@ def _sentence_pairs(
 
 @compiled
 def _random_next(sentence_start, document_start, document, stream, num_tokens):
-    """Bounds of at least `num_tokens` tokens (fewer at the document's end), from a random sentence of another document
-    on.
-    """
+    """Bounds of a run of sentences of another document: from a random one to `num_tokens` tokens or the end."""
     other = below(stream, len(document_start) - 2)
     if other >= document:
         other += 1
@@ -233,8 +225,8 @@ def _random_next(sentence_start, document_start, document, stream, num_tokens):
 
 @compiled
 def _truncate(a_start, a_end, b_start, b_end, max_tokens, stream):
-    """Drop one token of the longer segment (of B if they are equal) until both fit. A coin decides whether it is the
-    first or the last token. The final lengths do not depend on the coins, so only the heads are counted.
+    """Drop single tokens from the longer segment (from B in a tie) until both fit. A coin flip chooses the first or
+    the last token each time. The final lengths do not depend on the coins, so counting the heads is enough.
     """
     num_a, num_b = a_end - a_start, b_end - b_start
     keep_a = min(num_a, max(max_tokens - num_b, max_tokens - max_tokens // 2))
@@ -246,7 +238,7 @@ def _truncate(a_start, a_end, b_start, b_end, max_tokens, stream):
 
 @compiled
 def _num_heads(num_flips, stream):
-    """The number of heads among `num_flips` fair coins, 64 of them per random number."""
+    """The number of heads in `num_flips` flips of a fair coin, 64 flips per random number."""
     num_heads = 0
     for done in range(0, num_flips, 64):
         bits = next_bits(stream)
@@ -274,7 +266,7 @@ def _full_sentences(sentence_start, begin, end, target, out, num_instances):
 
 @compiled
 def _store(out, index, a_start, a_end, b_start, b_end, label):
-    """Write instance number `index`, unless `out` ends before it because instances are only counted."""
+    """Write instance number `index`, unless `out` is too short: `count_instances` passes an empty one."""
     if index < len(out):
         instance = out[index]
         instance.a_start, instance.a_length = a_start, a_end - a_start

@@ -1,9 +1,8 @@
-"""Masked language modelling: which tokens are predicted, and what the model sees instead (Devlin et al. 2018, section
-3.1).
+"""Masked language modelling: which tokens are predicted, and what replaces them (Devlin et al. 2018, section 3.1).
 
-15 % of a sequence's tokens are predicted. Of these, 80 % become [MASK], 10 % become a random token and 10 % stay as
-they are. Masks are a pure function of (seed, epoch, sample): the build stores those of epoch 0 in the shards, and a
-loader with dynamic masks calls the same function in every epoch. The inner loops are compiled.
+By default 15 % of a sequence's tokens are predicted. Of these, 80 % become [MASK], 10 % become a random token and 10 %
+do not change. Masks are a pure function of (seed, epoch, sample): the build stores those of epoch 0 in the shards, and
+a loader with dynamic masks calls the same function in every epoch.
 """
 
 from typing import NamedTuple
@@ -20,7 +19,7 @@ _SPECIAL, _BEGINS_UNIT, _CONTINUES_UNIT = 0, 1, 2  # values of token_role
 class MaskingRule(NamedTuple):
     """How sequences are masked; made by `masking_rule`.
 
-    A unit is what is masked together: a word, or a single token. A run of n units is masked with a probability
+    A unit is a word or a single token, and is masked as a whole. Runs of n units are masked with a probability
     proportional to 1/n (Lan et al. 2019, section 3.1).
     """
 
@@ -34,11 +33,7 @@ class MaskingRule(NamedTuple):
 def masking_rule(
     tokenizer: Tokenizer, *, masked_lm_prob: float, max_predictions: int, whole_word: bool, max_ngram: int = 1
 ) -> MaskingRule:
-    """The rule for a vocabulary.
-
-    [PAD], [CLS], [SEP] and [MASK] are special. [UNK] stands for a word and is predicted like one, as in
-    google-research/bert.
-    """
+    """The rule for a vocabulary. [UNK] is predicted like the word that it replaces, as in google-research/bert."""
     role = np.full(tokenizer.vocab_size, _BEGINS_UNIT, np.uint8)
     if whole_word:
         role[~tokenizer.word_start] = _CONTINUES_UNIT
@@ -49,11 +44,11 @@ def masking_rule(
 def mask_sequences(
     records: Records, samples: np.ndarray, rule: MaskingRule, *, seed: int, epoch: int | np.ndarray = 0
 ) -> Records:
-    """B sequences with new masks instead of those that `records` has; `records` is not changed.
+    """B sequences with new masks in place of those of `records`, which is not changed.
 
     `samples` [B] are the sequences' numbers in the shard folder, `epoch` is one number or [B]. A sequence gets
     round(masked_lm_prob * length) predictions, but at least 1, at most max_predictions, and at most as many as it has
-    ordinary tokens. A unit that no longer fits this budget is skipped, so whole words may give fewer predictions.
+    ordinary tokens. A unit that exceeds the rest of this budget is skipped, so whole words may give fewer predictions.
     """
     token_ids = records.original_token_ids()
     # rint rounds halves to even, as Python's round in create_pretraining_data.py does.
@@ -96,7 +91,7 @@ def _mask_sequences(tokens, sequence_start, samples, epochs, budgets, rule, seed
 
 @compiled
 def _find_units(sequence, token_role, units):
-    """Write where each unit begins into `units` and return their number. A special token ends the unit before it."""
+    """Write the first position of each unit to `units` and return their number. A special token ends a unit."""
     num_units, before = 0, _SPECIAL
     for position in range(len(sequence)):
         role = token_role[sequence[position]]
@@ -109,9 +104,7 @@ def _find_units(sequence, token_role, units):
 
 @compiled
 def _choose(sequence, token_role, max_ngram, units, num_units, budget, chosen, stream):
-    """Visit the units in random order. Take each that fits the budget, and the units after it that fit if an n-gram is
-    drawn. Mark the positions in `chosen`.
-    """
+    """Visit the units in random order, each as the start of an n-gram. Mark in `chosen` what fits the budget."""
     chosen[: len(sequence)] = False
     for done in range(num_units):
         if budget == 0:
@@ -134,7 +127,7 @@ def _choose(sequence, token_role, max_ngram, units, num_units, budget, chosen, s
 
 @compiled
 def _ngram_length(max_ngram, stream):
-    """1 .. max_ngram, each n with a probability proportional to 1/n. Without a choice, nothing is drawn."""
+    """n from 1 to max_ngram, with a probability proportional to 1/n. No random number is drawn if max_ngram is 1."""
     if max_ngram == 1:
         return 1
     total = 0.0

@@ -1,14 +1,14 @@
 """A corpus in parts, so that any number of processes and hosts can make it and an interruption loses little.
 
-The input files, in order, form volumes of about VOLUME_BYTES on disk. The documents of a volume form parts of about
-PART_CHARACTERS, or of PART_DOCUMENTS if the documents are tiny. Both the cuts and a part's content follow from the
-input alone, not from who makes the part or when. Until the corpus is finished, OUTPUT/parts holds
+The input files are grouped, in order, into volumes of about VOLUME_BYTES on disk. The documents of a volume are grouped
+into parts of about PART_CHARACTERS, or of PART_DOCUMENTS if they are tiny. The bounds and the content of a part depend
+on the input alone. Until the corpus is finished, OUTPUT/parts holds
 
     part-VVVVV-BBBBB.safetensors   part B of volume V (see Part)
     volume-VVVVV.json              {"num_parts": N, "digest": D}, written by a process that read the volume to its end
 
-If there are at least N volumes, slice I of N makes whole volumes, so that it need not read the others. Otherwise it
-makes every N-th part. Slices that share a volume compare its digest: a host that reads other text is refused.
+If there are at least N volumes, slice I of N makes whole volumes and need not read the others. Otherwise it makes every
+N-th part. Slices that share a volume compare its digest, so that a host that reads different text gets an error.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ PART_DOCUMENTS = 50_000
 
 
 class Source(NamedTuple):
-    """The documents of one part, as read, and how many others were skipped between them, by reason."""
+    """The documents of one part, as read, and the number of documents skipped between them, by reason."""
 
     volume: int
     number: int
@@ -50,7 +50,7 @@ class Part(NamedTuple):
     num_sentences   int32 [D]
     num_characters  int32 [D]
     fingerprints    uint64 [D, 2], for exact duplicates
-    signatures      uint32 [D, permutations], for near-duplicates; [D, 0] if they are not looked for
+    signatures      uint32 [D, permutations], for near-duplicates; [D, 0] if near-duplicates are kept
     counts          what was dropped, skipped and scrubbed: {"dropped": {...}, ...}
     """
 
@@ -87,10 +87,7 @@ def _volume_file(folder: Path, volume: int) -> Path:
 def missing_sources(
     folder: Path, files: list[Path], options: InputOptions, slice: tuple[int, int], bar: tqdm
 ) -> Iterator[Source]:
-    """The documents of each part of slice (I, N) that has no file yet, in order.
-
-    `bar` counts the bytes of the files, and the first skipped documents are reported above it.
-    """
+    """The missing parts of slice (I, N), in order. `bar` counts the files' bytes and shows the first skips above it."""
     index, count = slice
     groups = volumes(files)
     by_volume = len(groups) >= count
@@ -137,7 +134,7 @@ def _sources(volume: int, files: list[Path], options: InputOptions, bar: tqdm) -
 
 
 def _part_files(folder: Path, volume: int) -> list[Path]:
-    """The files of all parts of a volume that was read to its end, whether they exist or not."""
+    """The paths of all parts of a volume that was read to its end; some may not exist."""
     num_parts = read_json(_volume_file(folder, volume))["num_parts"]
     return [part_file(folder, volume, number) for number in range(num_parts)]
 
@@ -147,7 +144,7 @@ def _is_complete(folder: Path, volume: int) -> bool:
 
 
 def finished_parts(folder: Path, files: list[Path]) -> list[Path]:
-    """All part files in order. Raises ValueError if slices have not made theirs yet."""
+    """All part files in order. Raises ValueError if one is missing."""
     numbers = range(len(volumes(files)))
     require_made(folder.parent, [_volume_file(folder, volume) for volume in numbers], "volumes")
     paths = [path for volume in numbers for path in _part_files(folder, volume)]
@@ -156,7 +153,7 @@ def finished_parts(folder: Path, files: list[Path]) -> list[Path]:
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Write a part whole or not at all."""
+    """Write a part atomically."""
     tensors = {name: np.ascontiguousarray(value) for name, value in part._asdict().items() if name != "counts"}
     with finished_file(path) as file:
         file.write(save(tensors, {"counts": json.dumps(part.counts, sort_keys=True)}))
@@ -173,7 +170,7 @@ def read_part(path: Path) -> Part:
 
 
 def kept_of(part: Part, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(token_ids, lengths, num_sentences) of the documents with keep bool [D]."""
+    """(token_ids, lengths, num_sentences) of the documents where `keep`, bool [D], is true."""
     keep_sentence = np.repeat(keep, part.num_sentences)
     return part.token_ids[np.repeat(keep_sentence, part.lengths)], part.lengths[keep_sentence], part.num_sentences[keep]
 

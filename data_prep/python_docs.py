@@ -3,10 +3,10 @@
 The docstrings of the standard library and of some large packages, with Python's own help topics, hold ten megabytes of
 English prose. `ast` reads them from the source files: nothing is imported or run.
 
-One document is one module. Whole modules are held out, and a held-out paragraph is dropped if any LEAK_WORDS
-consecutive words of it also occur in the training part, so that text copied between modules cannot be on both sides.
+Each module is one document. Whole modules are held out. A held-out paragraph is dropped if it shares any LEAK_WORDS
+consecutive words with the training part, so that text copied between modules is never on both sides.
 
-What is written (UTF-8; the same bytes for the same versions of Python and the packages):
+The output (UTF-8; the same bytes for the same versions of Python and the packages):
 
     pretrain/train.jsonl  pretrain/heldout.jsonl   {"id": "torch.nn.modules.linear", "text": "paragraph\\n\\nparagraph"}
     task/train.tsv        task/dev.tsv             sentence1<TAB>sentence2<TAB>label, as in GLUE's pair tasks
@@ -38,7 +38,7 @@ from tqdm import tqdm
 from data_prep.cli import number, option, parse, run_cli
 from data_prep.files import claim_output, finished_file, mark_finished, sha256_file, write_json
 
-# All come with this project's own requirements; a missing one is left out.
+# All are installed with this project's requirements; a missing one is left out.
 PACKAGES = ("matplotlib", "networkx", "nltk", "numpy", "scipy", "sklearn", "sympy", "torch")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # the packages whose distribution has another name
 SKIPPED_FOLDERS = frozenset(
@@ -63,7 +63,7 @@ ITEM = re.compile(
     r"(?:[-*+•]|\(?\d{1,2}[.)]|:\w+[^:`]*:(?!`)|\*{0,2}\w+\*{0,2} ?\([^()]*(?:\([^()]*\))?[^()]*\) ?:|@\w+)\s+"
 )
 MARKUP = (
-    (re.compile(r":math:`[^`]*`"), "\\\\"),  # a backslash: is_prose refuses a sentence that needs its formula
+    (re.compile(r":math:`[^`]*`"), "\\\\"),  # a backslash, so that is_prose rejects a sentence with a formula
     (re.compile(r":[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`"), r"\1"),
     (re.compile(r"`{1,2}([^`<]*?)(?:\s*<[^`>]*>)?`{1,2}_{0,2}"), r"\1"),
     (re.compile(r"\s?\[[\w\d]+\]_"), ""),
@@ -93,9 +93,9 @@ def find_modules(packages: Iterable[str] = PACKAGES) -> list[tuple[str, Path]]:
 def read_docstrings(source: bytes) -> list[str]:
     """The docstrings of a module, its classes and functions, in file order; [] if the file does not parse."""
     if b'"""' not in source and b"'''" not in source:
-        return []  # parsing is nine tenths of the time, and a docstring of one quoted line is rarely a sentence
+        return []  # parsing takes 90 % of the time, and docstrings in other quotes are rarely sentences
     try:
-        with warnings.catch_warnings(action="ignore"):  # invalid escapes in these files do not concern our user
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes in these files are not the user's concern
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return []
@@ -167,12 +167,12 @@ def name_hash(name: str) -> int:
 
 
 def normalised_words(text: str) -> list[str]:
-    """Lower-case words without digits and punctuation, by which copies of a text are recognised."""
+    """Lower-case words without digits and punctuation, for recognising copies of a text."""
     return re.findall(r"[a-z]+", text.lower())
 
 
 def drop_repeated(documents: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The documents with each paragraph only where it first occurs, compared by its words; empty ones are dropped."""
+    """The documents without paragraphs whose words occurred in an earlier one; empty documents are dropped."""
     first: dict[str, tuple[str, str]] = {}
     for name, paragraphs in documents.items():
         for paragraph in paragraphs:
@@ -190,7 +190,7 @@ def word_runs(paragraph: str) -> set[str]:
 
 
 def split_by_module(documents: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(train, held-out) documents. A module's name alone decides its side; leaking held-out paragraphs go."""
+    """(train, held-out) documents, split by a hash of the module's name; leaking held-out paragraphs are dropped."""
     train, heldout = {}, {}
     for name, paragraphs in documents.items():
         (heldout if name_hash(name) % 100 < HELDOUT_PERCENT else train)[name] = paragraphs
@@ -201,7 +201,7 @@ def split_by_module(documents: dict[str, list[str]]) -> tuple[dict[str, list[str
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """Sentences by punctuation before a capital: good enough for choosing the sentences of the task."""
+    """Split at punctuation before a capital letter, which is good enough for the passages of the task."""
     sentences: list[str] = []
     for piece in SENTENCE_END.split(paragraph):
         if sentences and sentences[-1].lower().endswith(ABBREVIATIONS):
@@ -212,7 +212,7 @@ def split_sentences(paragraph: str) -> list[str]:
 
 
 def cut_passages(paragraphs: list[str]) -> list[str]:
-    """Cut a document into runs of whole sentences with at least PASSAGE_WORDS words; a shorter rest is dropped."""
+    """Runs of sentences with at least PASSAGE_WORDS words, cut at LONGEST_PASSAGE; a shorter rest is dropped."""
     passages, current = [], []
     for sentence in (sentence for text in paragraphs for sentence in split_sentences(text)):
         current += sentence.split(" ")
@@ -225,8 +225,7 @@ def cut_passages(paragraphs: list[str]) -> list[str]:
 def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list[tuple[str, str, int]]:
     """Up to `num_rows` rows (passage, passage, label): 1 if the second follows the first, 0 if its module is another.
 
-    The wrong pairs exchange their second passages among themselves, so a single passage gives no hint of the label. No
-    passage occurs twice.
+    Pairs with label 0 exchange their second passages, so that one passage alone says nothing. No passage occurs twice.
     """
     pairs = []
     for name, paragraphs in documents.items():
@@ -237,7 +236,7 @@ def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list
     pairs = pairs[:num_rows]
     wrong, right = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
     rows = [(first, second, 1) for _, first, second in right]
-    # Sorted by module and shifted by half their number, the second passages meet first passages of other modules.
+    # Sorting by module and shifting by half pairs each first passage with a second one of another module.
     wrong.sort()
     shift = len(wrong) // 2
     for index, (name, first, _) in enumerate(wrong):
@@ -249,12 +248,10 @@ def make_task(documents: dict[str, list[str]], num_rows: int, seed: str) -> list
 
 
 def collect_documents(modules: list[tuple[str, Path]], max_bytes: float) -> dict[str, list[str]]:
-    """Module name -> paragraphs, sorted by name, with about `max_bytes` of prose at most and no paragraph twice.
-
-    Modules are read in the order of a hash of their names, so that a limit takes a fair sample of all packages.
-    """
+    """Module name -> paragraphs, sorted by name, with at most about `max_bytes` of prose and no paragraph twice."""
     topics = read_topics(Path(sysconfig.get_path("stdlib")))
     texts = [(f"pydoc_data.topics.{name}", text) for name, text in topics.items()]
+    # The order of a hash makes a limit give a fair sample of all packages.
     sources = dict(sorted([*modules, *texts], key=lambda source: name_hash(source[0])))
     documents: dict[str, list[str]] = {}
     num_bytes = 0
@@ -282,7 +279,7 @@ def task_lines(rows: list[tuple[str, str, int]]) -> Iterator[str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Distribution name -> version of Python and the packages that are read, on which the output depends."""
+    """The versions that determine the output, of Python and of the packages, by distribution name."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         if importlib.util.find_spec(package) is not None:

@@ -1,10 +1,10 @@
-"""Random numbers as functions of a seed and of counters, so that no worker count or order of work can change them.
+"""Random numbers as functions of a seed and counters, independent of the number of workers and the order of work.
 
 A stream is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") started from a
-hash of (seed, purpose, a, b), for example (0, MASKING, epoch, sample). It lives in a uint64 array of one element, so
-that compiled code can pass it on. `permuted` shuffles any number of elements without a table.
+hash of (seed, purpose, a, b), for example (0, MASKING, epoch, sample). Its state is a uint64 array of one element,
+which compiled functions can modify. `permuted` shuffles any number of elements without a table.
 
-The bytes of every shard follow from these few lines, so a change here changes what a shard folder means. numba keeps
+The bytes of every shard depend on this module, so the same build gives other shards after a change here. numba caches
 compiled callers on disk and does not notice such a change: delete `data_prep/__pycache__` after one.
 """
 
@@ -24,10 +24,10 @@ _NUM_ROUNDS = 6
 
 
 def compiled(function):
-    """numba's njit. The machine code runs without the GIL, because a loader masks beside the training step.
+    """numba's njit, without the GIL, so that a loader can mask while a training step runs.
 
-    It is cached in `__pycache__` or the user's cache folder. If neither is writable, it is cached in a temporary folder
-    that only this user can write; without that, every process compiles for itself.
+    The machine code is cached in `__pycache__` or the user's cache folder. If neither is writable, it is cached in a
+    temporary folder that only this user can write; if that fails, every process compiles the function again.
     """
     try:
         return njit(cache=True, nogil=True)(function)
@@ -39,7 +39,7 @@ def compiled(function):
 
 
 def _private_temporary_folder() -> Path | None:
-    """A folder in which nobody else can place code, or None if there is none."""
+    """A temporary folder in which no other user can place code, or None if it cannot be made."""
     try:
         folder = Path(tempfile.gettempdir(), f"numba-cache-{os.getuid()}")
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -59,7 +59,7 @@ def mix(x):
 
 @compiled
 def start_stream(stream, seed, purpose, a, b):
-    """Set `stream` (uint64 [1]) to the start of the stream that four non-negative integers name."""
+    """Set `stream` (uint64 [1]) to the start of the stream for four non-negative integers."""
     # Every operand is made unsigned, because a sum with a signed integer would silently become a float64.
     key = mix(np.uint64(seed) + _GAMMA)
     key = mix(key + np.uint64(purpose) * _GAMMA)
@@ -88,7 +88,7 @@ def below(stream, bound):
 
 @compiled
 def permuted(index, size, key):
-    """The new position of element `index` of `size`: int64 in [0, size), by a bijection that the uint64 `key` chooses.
+    """The new position of element `index` of `size`, int64 in [0, size). The uint64 `key` selects the bijection.
 
     A Feistel network over the next power of four is applied until its result is below `size`, at most four times on
     average (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").

@@ -6,8 +6,8 @@ A shard folder is written by `data_prep.build` and read by the trainer:
     vocab.txt or *.model                    the vocabulary under its own name
     manifest.json                           written last: a folder without it is not finished
 
-Shards are safetensors files: plain arrays behind a JSON header, which numpy maps without a copy, many programs read and
-nothing executes. Parquet and TFRecord would have to be decoded, and HDF5 needs its own library.
+Shards are safetensors files: plain arrays after a JSON header. numpy maps them without a copy, many programs read them,
+and they cannot contain code. Parquet and TFRecord would have to be decoded, and HDF5 needs its own library.
 
 A shard, version 1 (all numbers are little-endian)
     header length     uint64; the header is padded with spaces to a multiple of 8 bytes
@@ -16,21 +16,21 @@ A shard, version 1 (all numbers are little-endian)
     these arrays in this order, for N sequences, T tokens and P predictions:
     sequence_start       uint32 [N + 1]  sequence i is tokens[sequence_start[i] : sequence_start[i + 1]], unpadded
     prediction_start     uint32 [N + 1]  the same for the predictions
-    tokens               uint16 [T], or uint32 if the vocabulary has more than 65,536 entries; masks are applied
-    masked_lm_labels     [P], with the dtype of tokens: the original tokens of the predicted positions
+    tokens               uint16 [T], or uint32 if the vocabulary has more than 65,536 entries; already masked
+    masked_lm_labels     [P], with the dtype of tokens: the original tokens at the predicted positions
     masked_lm_positions  uint16 [P]      within the sequence, ascending
-    segment_b_start      uint16 [N]      within the sequence; its length if there is no second segment
+    segment_b_start      uint16 [N]      within the sequence; the sequence's length if there is no second segment
     pair_labels          int8 [N]        0: B follows A; 1: B is random (nsp) or A and B are swapped (sop); -1: no pair
-A sequence is [CLS] A [SEP] B [SEP], or [CLS] A [SEP]; segment B begins after the first [SEP]. A token takes 2 bytes, a
-prediction 4 and a sequence 11.
+A sequence is [CLS] A [SEP] B [SEP], or [CLS] A [SEP]; segment B begins after the first [SEP]. With uint16 tokens, a
+token takes 2 bytes, a prediction 4 and a sequence 11.
 
-Worked example: "the cat sat" + "it purred" with [CLS]=2 [SEP]=3 [MASK]=4 and the=5 cat=6 sat=7 it=8 purred=9, where
-`cat` and `it` are predicted, and a second sequence "the cat" without a pair or predictions:
+Worked example with the vocabulary [CLS]=2 [SEP]=3 [MASK]=4 the=5 cat=6 sat=7 it=8 purred=9. The first sequence is
+"the cat sat" + "it purred" with `cat` and `it` predicted; the second is "the cat" without a pair or predictions:
     sequence_start 0 8 12         prediction_start 0 2 2
     tokens         2 5 4 7 3 4 9 3   2 5 6 3
     masked_lm_labels 6 8          masked_lm_positions 2 5
     segment_b_start 5 4           pair_labels 0 -1
-is a file of 8 + 536 + 62 bytes. The last 62 are:
+The file has 8 + 536 + 62 bytes. The last 62 are:
     00000000 08000000 0c000000                  00000000 02000000 02000000
     0200 0500 0400 0700 0300 0400 0900 0300     0200 0500 0600 0300
     0600 0800                                   0200 0500
@@ -45,7 +45,7 @@ manifest.json
      "num_sequences", "num_tokens", "num_predictions",
      "shards": [{"file", "sha256", "num_bytes", "num_sequences", "num_tokens", "num_predictions"}, ...],
      "sha256": of everything above, as JSON with sorted keys and no spaces}
-Samples are numbered through the shards in this order. The sizes of two shards differ by at most one sequence.
+Samples are numbered across the shards in this order. Any two shards differ in size by at most one sequence.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ class Records(NamedTuple):
         return token_ids
 
     def take(self, rows: np.ndarray) -> "Records":
-        """The sequences `rows` [B] in that order, copied to int64 arrays."""
+        """Copies of the sequences `rows` [B], in that order, as int64 arrays."""
         tokens, sequence_start = _select_runs(self.sequence_start, rows)
         predictions, prediction_start = _select_runs(self.prediction_start, rows)
         taken = Records(
@@ -133,9 +133,7 @@ def starts_of(lengths: np.ndarray | list[int]) -> np.ndarray:
 
 
 def _select_runs(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Selects the runs `rows` [B] of those that begin at `starts`: the indices of their elements, and where each run
-    begins among these, [B + 1].
-    """
+    """The indices of all elements of the runs `rows` [B], and where each run begins among these indices, [B + 1]."""
     first = starts[rows].astype(np.int64)
     lengths = starts[rows + 1] - first
     selected_start = starts_of(lengths)
@@ -161,7 +159,7 @@ class Shards:
         self.num_sequences = int(self._first[-1])
 
     def num_predictions(self, samples: np.ndarray) -> np.ndarray:
-        """int64 [B]: how many predictions each of the `samples` [B] has. Reads nothing else."""
+        """int64 [B]: the number of predictions of each of the `samples` [B]. No other array is read."""
         num_predictions = np.empty(len(samples), np.int64)
         for shard, places, rows in self._by_shard(samples):
             num_predictions[places] = shard.prediction_start[rows + 1] - shard.prediction_start[rows]
@@ -180,7 +178,7 @@ class Shards:
             yield self.gather(np.arange(first, min(first + num_sequences, self.num_sequences)))
 
     def _by_shard(self, samples: np.ndarray) -> Iterator[tuple[Records, np.ndarray, np.ndarray]]:
-        """For each shard that holds some of the `samples`: the shard, their places in `samples`, their rows in it."""
+        """(shard, places in `samples`, rows in the shard) for each shard that holds some of the `samples`."""
         samples = np.asarray(samples, np.int64)
         if len(samples) and not 0 <= samples.min() <= samples.max() < self.num_sequences:
             raise IndexError(f"sequences {samples.min()} .. {samples.max()} of a folder of {self.num_sequences}")
@@ -192,10 +190,9 @@ class Shards:
 
 
 def write_shard(path: str | Path, records: Records) -> None:
-    """Write one shard, whole or not at all.
+    """Write one shard atomically. Raises ValueError for more tokens than uint32 can count.
 
-    `records.token_ids` must be uint16 or uint32, which becomes the dtype of tokens and labels; the other arrays are
-    cast to the format's dtypes. Raises ValueError for more tokens than uint32 can count.
+    Tokens and labels get the dtype of `records.token_ids`, uint16 or uint32; other arrays are cast to the format's.
     """
     token_type = records.token_ids.dtype
     assert token_type in (np.uint16, np.uint32), token_type
@@ -211,10 +208,9 @@ def write_shard(path: str | Path, records: Records) -> None:
 
 
 def safetensors_header(tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a safetensors file, up to the first tensor.
+    """The bytes of a safetensors file before its first tensor (https://github.com/huggingface/safetensors#format).
 
-    `tensors` maps names to dtype and shape, in the order in which the tensors follow without gaps. The specification:
-    https://github.com/huggingface/safetensors#format
+    `tensors` maps names to dtype and shape, in the order of the file, which has no gaps between them.
     """
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
@@ -234,7 +230,7 @@ def shard_entry(path: Path) -> dict:
 
 
 def make_manifest(config: dict, vocab: dict, corpus: dict, shards: list[dict]) -> dict:
-    """The content of manifest.json. `shards` are the entries in order."""
+    """The content of manifest.json. `shards` holds the entries of the shards, in order."""
     manifest = {"format": FORMAT, "version": VERSION, "config": config, "vocab": vocab, "corpus": corpus}
     manifest |= {count: sum(entry[count] for entry in shards) for count in _COUNTS} | {"shards": shards}
     return manifest | {"sha256": _manifest_sha256(manifest)}
@@ -246,10 +242,7 @@ def _manifest_sha256(manifest: dict) -> str:
 
 
 def verify(shards: Shards, progress: Callable[[list[dict]], Iterable[dict]] = iter) -> None:
-    """Compare every byte of every shard with its checksum. Raises ValueError that names all damaged shards.
-
-    `progress` wraps the iteration over the manifest's entries, for example in a tqdm bar.
-    """
+    """Compare all shards with their checksums; a ValueError names the damaged ones. `progress` wraps the iteration."""
     entries = progress(shards.manifest["shards"])
     damaged = [entry["file"] for entry in entries if sha256_file(shards.folder / entry["file"]) != entry["sha256"]]
     if damaged:
@@ -260,10 +253,7 @@ def verify(shards: Shards, progress: Callable[[list[dict]], Iterable[dict]] = it
 
 
 def unigram_counts(shards: Shards) -> np.ndarray:
-    """int64 [V]: how often each token occurs in the original, unmasked sequences.
-
-    [PAD], [CLS], [SEP] and [MASK] count 0, because they are never predicted.
-    """
+    """int64 [V]: counts of the tokens before masking; 0 for [PAD], [CLS], [SEP], [MASK], which are never predicted."""
     vocab = shards.manifest["vocab"]
     counts = np.zeros(vocab["size"], np.int64)
     for records in shards.blocks():
@@ -273,9 +263,7 @@ def unigram_counts(shards: Shards) -> np.ndarray:
 
 
 def unigram_entropy(shards: Shards) -> float:
-    """Entropy in nats of the folder's token frequencies without special tokens: the masked-LM loss of a model that
-    knows the frequencies and ignores the context.
-    """
+    """Entropy in nats of `unigram_counts`: the masked-LM loss of a model that only knows the token frequencies."""
     return entropy(unigram_counts(shards))
 
 

@@ -1,4 +1,4 @@
-"""Command line: look into a shard folder: records as readable text, statistics as a table and plots, checksums."""
+"""Command line: inspect a shard folder (records as text, statistics as a table and plots, checksums)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +76,7 @@ def format_record(shards: Shards, sample: int, tokenizer: Tokenizer) -> str:
 
 
 def _space_before(piece: str, kind: str) -> str:
-    """A word-piece that continues a word begins with ##, a SentencePiece that follows a space with ▁."""
+    """A space if the piece begins a word: in WordPiece it lacks the prefix ##, in SentencePiece it begins with ▁."""
     return " " if piece.startswith("▁") or (kind == "wordpiece" and not piece.startswith("##")) else ""
 
 
@@ -113,13 +113,13 @@ def collect_statistics(shards: Shards) -> dict[str, np.ndarray]:
 
 
 def _fingerprints(records: Records) -> np.ndarray:
-    """int64 [B]: hashes of the original tokens, comparable within this process."""
+    """int64 [B]: hashes of the original tokens, comparable only within this process."""
     sequences = np.split(records.original_token_ids(), np.cumsum(records.lengths)[:-1])
     return np.array([hash(sequence.tobytes()) for sequence in sequences])
 
 
 def statistics_table(shards: Shards, statistics: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-    """Rows (name, value) for people to read."""
+    """The table's rows (name, value), formatted as text."""
     manifest, lengths = shards.manifest, statistics["lengths"]
     config, num_tokens, num_predictions = manifest["config"], manifest["num_tokens"], manifest["num_predictions"]
     num_bytes = sum(entry["num_bytes"] for entry in manifest["shards"])

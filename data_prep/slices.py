@@ -1,4 +1,4 @@
-"""Commands whose work can be spread over hosts in three steps: prepare once, make every slice, finish once."""
+"""Spread the work of a command over hosts in three steps: prepare once, make every slice, finish once."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,20 +24,20 @@ class SliceOptions:
     finish: bool = option("only the last step, in one process, after all slices", default=False, **STEP)
 
     def require_prepared(self, output: Path, prepared: Path) -> None:
-        """Raise ValueError if a later step is asked for and the first one has not left the file `prepared`."""
+        """Raise ValueError if a later step is requested but the file `prepared` of the first step is missing."""
         if (self.slice or self.finish) and not prepared.exists() and not (output / FINISHED_FILE).exists():
             raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
 
     @contextmanager
     def claimed(self, output: Path, command: str, identity: dict, parts: Path) -> Iterator["Steps"]:
-        """Claim the folder `output` (see `claim_output`) and give the steps that are left to this process.
+        """Claim the folder `output` (see `claim_output`) and yield the steps that this process has to do.
 
-        At the end of the last step the folder is marked as finished and `parts`, which holds intermediate files, is
-        removed. Raises ValueError if another process is at work in `output`; slices may share it.
+        After the last step, mark the folder as finished and remove `parts`, the folder of intermediate files.
+        Raises ValueError if another process is working in `output`, unless both make slices.
         """
         with sole_process(output, shared=self.slice is not None):
             if claim_output(output, command, identity) == "done":
-                shutil.rmtree(parts, ignore_errors=True)  # a process may have been killed before it could do this
+                shutil.rmtree(parts, ignore_errors=True)  # a process may have been killed before it removed them
                 yield Steps(False, None, False)
             else:
                 does_all = not (self.prepare or self.slice or self.finish)
@@ -49,7 +49,7 @@ class SliceOptions:
 
 
 class Steps(NamedTuple):
-    """The steps that this process does; `slice` is (I, N), and None for no slice."""
+    """The steps that this process does; `slice` is (I, N), or None for no slice."""
 
     prepare: bool
     slice: tuple[int, int] | None
@@ -57,7 +57,7 @@ class Steps(NamedTuple):
 
 
 def require_made(output: Path, paths: list[Path], what: str) -> None:
-    """Raise ValueError unless slices have made all the files `paths`, which hold `what`."""
+    """Raise ValueError unless all `paths` exist; `what` is the message's word for them, such as "shards"."""
     if absent := [path.name for path in paths if not path.exists()]:
         raise ValueError(
             f"{output} is not complete: {len(absent)} of {len(paths)} {what} are missing, the first {absent[0]}; "

@@ -1,8 +1,7 @@
-"""Transfers with curl: a file arrives whole and checked, or not at all, however often the connection breaks.
+"""Downloads with curl: a file arrives complete and checked, or not at all, however often the connection breaks.
 
-`fetch` receives NAME.part, continues it with `curl --continue-at` after a broken connection, in this process or a later
-one, and renames it to NAME once its size and its digest are the published ones. Proxies, certificates and `.curlrc` are
-those of the machine.
+`fetch` writes NAME.part and continues it with `curl --continue-at` after a broken connection, also in a later run. Once
+size and digest match the published ones, it renames the file to NAME. Proxies, certificates and `.curlrc` apply.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from data_prep.files import naming, sync_folder
 
 USER_AGENT = "bert-pretraining-at-scale (python -m data_prep.download)"  # Wikimedia refuses clients without a name
-STALL_S = 60  # a connection is given up after so long without a byte
+STALL_S = 60  # give up a connection after this time without a byte
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # between attempts; the wait doubles each time
 MAX_PAGE_BYTES = 64 << 20
 _CURL = ("curl", "--silent", "--show-error", "--fail", "--location", "--globoff", "--user-agent", USER_AGENT)
@@ -29,7 +28,7 @@ _WAY_OUT = "Try again later, or name a mirror with --base-url"
 
 
 class RemoteFile(NamedTuple):
-    """A URL and what was published about its file; a size of None or an empty digest is unknown."""
+    """A URL with the published size and digest of its file; None and "" mean unknown."""
 
     url: str
     size: int | None = None  # bytes
@@ -45,7 +44,7 @@ class NotFound(ValueError):
 
 
 def require_curl() -> None:
-    """Raises ValueError if this machine has no curl."""
+    """Raise ValueError if curl is not installed."""
     if not shutil.which("curl"):
         raise ValueError(
             "curl is not installed and does the downloads: install it with `apt-get install curl`, `dnf install curl` "
@@ -54,11 +53,11 @@ def require_curl() -> None:
 
 
 def fetch(remote: RemoteFile, path: Path, attempts: int) -> Path:
-    """Make `path` the file behind `remote.url` and return it; a file that exists is checked and kept.
+    """Download `remote.url` to `path` and return `path`; an existing file is checked and kept.
 
-    The caller makes sure that no other process fetches into the same folder. Raises ValueError after `attempts`
-    failures in a row without a new byte (the next run continues from what came), if the content is not the published
-    one, and if `path` is another file. Raises NotFound if the server does not have the file.
+    The caller ensures that no other process downloads into the same folder. Raises ValueError after `attempts` failures
+    in a row without a new byte (the next run continues the download), if the content is not the published one, and if
+    `path` is another file. Raises NotFound if the server does not have the file.
     """
     if path.exists():
         if fault := _fault(path, remote):
@@ -98,10 +97,7 @@ def read_text(url: str, attempts: int) -> str:
 
 
 def _receive(url: str, file: IO[bytes], limit: int | None, attempts: int) -> None:
-    """Append to `file` what it lacks of the content of `url`, over as many connections as that takes.
-
-    `limit` is the published size, or the largest that is accepted.
-    """
+    """Append the rest of `url` to `file`, reconnecting as needed. `limit`: its size, or the largest allowed."""
     furthest, failures = file.seek(0, os.SEEK_END), 0
     while file.tell() != limit and (reason := _connect(url, file, limit)):
         failures = 0 if file.tell() > furthest else failures + 1
@@ -115,9 +111,9 @@ def _receive(url: str, file: IO[bytes], limit: int | None, attempts: int) -> Non
 
 
 def _connect(url: str, file: IO[bytes], limit: int | None) -> str:
-    """Run curl once, from the end of `file` on. Returns "" if it succeeded, or the reason of a temporary failure.
+    """Run curl once, starting at the end of `file`. Returns "" on success, or the reason of a temporary failure.
 
-    The bytes go through this process, so that curl ends when this process is killed and never writes beyond `limit`.
+    The bytes pass through this process, so that curl ends when this process is killed and never writes beyond `limit`.
     """
     offset = file.seek(0, os.SEEK_END)
     patience = ("--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S))
@@ -147,7 +143,7 @@ def _connect(url: str, file: IO[bytes], limit: int | None) -> str:
 
 
 def _fault(path: Path, remote: RemoteFile) -> str:
-    """How a file differs from the published one; empty if it does not."""
+    """How a file differs from the published one, or ""."""
     size = path.stat().st_size
     if remote.size not in (None, size):
         return f"it has {size:,} bytes, and {remote.size:,} are published"

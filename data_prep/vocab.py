@@ -3,13 +3,13 @@
     python -m data_prep.vocab --input books/ --type sentencepiece --size 8000 --output vocab/
     python -m data_prep.vocab --input de/ en/ is/ --smoothing 0.7 --output vocab/
 
-Several corpora or languages, one per value of --input, can be weighted. With an exponent s each gets a share of the
-sample proportional to size**s, so that small ones get more than their size (Devlin et al., multilingual BERT, 0.7;
-Conneau and Lample 2019, section 3.1, 0.5). A corpus smaller than its share is taken whole.
+Several corpora or languages, one per value of --input, can be weighted: with --smoothing s, each gets a share of the
+sample proportional to size**s, which over-samples small ones (s = 0.7 in multilingual BERT, Devlin et al.; 0.5 in
+Conneau and Lample 2019, section 3.1). A corpus smaller than its share is used completely.
 
-The output folder holds spm.model or vocab.txt, run.json (the options) and manifest.json (what came out). Beside a
-vocab.txt, tokenizer_config.json says whether it is cased; a SentencePiece model contains that itself. The same input
-and options give the same bytes.
+The output folder holds spm.model or vocab.txt, run.json (the options) and manifest.json (the result). For a vocab.txt,
+tokenizer_config.json says whether it is cased; a SentencePiece model contains that itself. The same input and options
+give the same bytes.
 """
 
 import io
@@ -37,7 +37,7 @@ from data_prep.text.tokenizer import bert_pipeline, load_tokenizer
 from data_prep.text.vocab_files import SETTINGS_FILE, SPECIAL_TOKENS, Folding
 
 TYPES = {"sentencepiece": "spm.model", "sentencepiece-bpe": "spm.model", "wordpiece": "vocab.txt"}
-SCORE_STEPS = 1024  # per unit of a score: exact in sums down to -16384, some 2,000 pieces
+SCORE_STEPS = 1024  # per unit of a score; float32 sums are exact down to -16384, some 2,000 pieces
 ALPHABET_SIZE = 1000  # characters of a WordPiece vocabulary, as in BERT's own; rarer ones become [UNK]
 
 
@@ -87,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
 def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram", lowercase: bool = True) -> bytes:
     """The bytes of a SentencePiece model (`unigram` or `bpe`) with pieces [PAD]=0 [UNK]=1 [CLS]=2 [SEP]=3 [MASK]=4.
 
-    Text is normalised by NFKC and, with `lowercase`, case folding. Training takes one thread, because the result varies
-    with more. Scores are rounded so that their sums are exact in float32: otherwise rounding would choose between
-    "II I" and "I II", and programs with float64 would choose differently.
+    Text is normalised by NFKC and, with `lowercase`, case folding. Training uses one thread, because the result varies
+    with more. Scores are rounded so that their sums are exact in float32: otherwise rounding errors would decide
+    between "II I" and "I II", and a program with float64 could decide differently.
     Raises ValueError if the sample is too small for `size`.
     """
     from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
@@ -109,7 +109,7 @@ def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram
             eos_id=-1,
             control_symbols=list(SPECIAL_TOKENS[2:]),
             normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
-            max_sentence_length=1 << 16,  # bytes, where SentencePiece skips a paragraph; a sample's pieces are shorter
+            max_sentence_length=1 << 16,  # bytes; SentencePiece skips longer paragraphs, and a sample has none
             num_threads=1,
             minloglevel=2,
         )
@@ -126,8 +126,8 @@ def train_sentencepiece(sample: list[str], size: int, model_type: str = "unigram
 def train_wordpiece(sample: list[str], size: int, lowercase: bool = True) -> list[str]:
     """The tokens of a WordPiece vocabulary in the order of `vocab.txt`, special tokens first.
 
-    The library's trainer numbers characters in the order of a hash map and breaks ties by these numbers. Listing the
-    characters first makes it deterministic. Raises ValueError if the alphabet alone is larger than `size`.
+    The library's trainer numbers characters in the order of a hash map and breaks ties by these numbers. Passing the
+    characters as its first tokens makes it deterministic. Raises ValueError if the alphabet is larger than `size`.
     """
     from tokenizers.trainers import WordPieceTrainer
 
@@ -151,7 +151,7 @@ def train_wordpiece(sample: list[str], size: int, lowercase: bool = True) -> lis
 
 
 def _alphabet(sample: list[str], pipeline) -> list[str]:
-    """The most frequent characters, sorted, then those of them that continue a word, as "##c"."""
+    """The most frequent characters, sorted; then "##c" for each of them that occurs after the start of a word."""
     counts: Counter[str] = Counter()
     inside: set[str] = set()
     for word, count in Counter(word for text in sample for word in text.split()).items():

@@ -1,4 +1,4 @@
-"""Work spread over processes, in an order and with results that do not depend on how many there are."""
+"""Spread work over processes; the results and their order do not depend on the number of processes."""
 
 import multiprocessing
 import os
@@ -13,10 +13,9 @@ from threading import Thread
 
 @contextmanager
 def worker_pool(num_workers: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
-    """Give a `map` that spreads its items over processes and yields results in the order of the items.
+    """Yield a `map` that spreads its items over processes and gives the results in the order of the items.
 
-    The processes start at once, so that the caller can work meanwhile, and live until the block ends. A single worker
-    is this process itself.
+    The processes start at once, so that the caller can work meanwhile. With one worker, this process does it all.
     """
     if num_workers == 1:
         yield map
@@ -28,7 +27,7 @@ def worker_pool(num_workers: int) -> Iterator[Callable[[Callable, Iterable], Ite
 
 
 def _end_with_parent() -> None:
-    """Exit when the parent does. A worker whose parent was killed would wait for its next item and keep its memory."""
+    """Exit when the parent does. Otherwise a worker whose parent was killed would wait forever and keep its memory."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -19,7 +19,7 @@ def compile_rules(*rules: tuple[str, str]) -> Rules:
 
 
 def apply_rules(text: str, rules: Rules) -> str:
-    """The text after each rule in turn has replaced all of its matches."""
+    """Replace all matches of each rule, one rule after the other."""
     for pattern, replacement in rules:
         text = pattern.sub(replacement, text)
     return text
@@ -33,11 +33,11 @@ _INVISIBLE = re.compile(
 )
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 
-# wikitext was tokenised for word-level models: "@-@" joins, punctuation stands apart, rare words are "<unk>".
+# wikitext was tokenised for word-level models: "@-@" is a hyphen, punctuation has spaces, rare words are "<unk>".
 _WIKITEXT_RULES = compile_rules(
     (r" @([-,.])@ ", r"\1"),
     (r"(?<=\d) : (?=\d)", ":"),
-    (r"<unk>", ""),
+    (r"<unk>", ""),  # a model would learn to predict it; the word that it replaced is lost
     (r'" ([^"]*?) "', r'"\1"'),
     (r"([(\[$£€#]) ", r"\1"),
     (r"(?: +(?=[.,;:!?%)\]])| +(?='(?:s|t|m|d|re|ve|ll)\b)| +(?=n't\b))", ""),
@@ -48,10 +48,7 @@ _WIKITEXT_RULES = compile_rules(
 
 
 def undo_wikitext(text: str) -> str:
-    """Undo the word tokenisation of wikitext-2 and wikitext-103: `real @-@ time play .` becomes `real-time play.`
-
-    The words behind "<unk>" are lost; the mark is dropped, since a model would learn to predict it.
-    """
+    """Undo the word tokenisation of wikitext-2 and wikitext-103: `real @-@ time play .` becomes `real-time play.`"""
     return apply_rules(text, _WIKITEXT_RULES)
 
 
@@ -62,7 +59,7 @@ def normalise(text: str) -> str:
 
 
 def paragraphs(text: str, one_a_line: bool = False) -> list[str]:
-    """The blocks between blank lines (or, with `one_a_line`, the lines), with single spaces inside; none is empty."""
+    """The non-empty blocks between blank lines (or the lines, with `one_a_line`), with single spaces inside."""
     blocks = text.split("\n") if one_a_line else _BLANK_LINES.split(text)
     return [block for block in (" ".join(block.split()) for block in blocks) if block]
 

@@ -1,4 +1,4 @@
-"""Files as blocks of whole lines. Compressed ones are opened by their suffix, as streams of any number of members."""
+"""Read files as blocks of whole lines. The suffix selects the decompressor; a file may have several members."""
 
 import bz2
 import gzip
@@ -22,7 +22,7 @@ def no_progress(num_bytes: int) -> None:
 
 
 class Unreadable(ValueError):
-    """A file cannot be read as text from `line` on (counted from 1); `reason` is a short key to count by."""
+    """A file is not readable as text from `line` on (counted from 1). Equal `reason`s are counted together."""
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason, line)
@@ -41,12 +41,12 @@ def _pieces(suffix: str, raw: BinaryIO) -> Iterator[bytes]:
             yield from (plain[start : start + _BLOCK_BYTES] for start in range(0, len(plain), _BLOCK_BYTES))
         return
     with _OPENERS.get(suffix, nullcontext)(raw) as file:
-        while piece := file.read1(_BLOCK_BYTES):  # at damage, `read` would lose what it had unpacked so far
+        while piece := file.read1(_BLOCK_BYTES):  # in a damaged file, `read` would lose what it had unpacked
             yield piece
 
 
 def _zstd_frames(raw: BinaryIO) -> Iterator[bytes]:
-    """The frames of a .zst file, concatenated. zstandard's own reader does not notice that a file is cut off."""
+    """The content of all frames of a .zst file. zstandard's own reader does not notice a truncated file."""
     packed = raw.read(_ZSTD_BYTES)
     while packed:
         frame = zstandard.ZstdDecompressor().decompressobj()
@@ -61,11 +61,10 @@ def _zstd_frames(raw: BinaryIO) -> Iterator[bytes]:
 def raw_blocks(
     path: Path, progress: Progress = no_progress, longest_line: int = 2 * _BLOCK_BYTES
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of its first line, bytes) for each block of a file. A block ends with a whole line, unless the
-    line is longer than `longest_line` bytes.
+    """Yield (number of the first line, bytes) for each block of a file.
 
-    `progress` is called with the number of bytes read from disk since its last call. A damaged file yields the whole
-    lines before the damage and then raises Unreadable.
+    A block ends at the end of a line, unless that line has more than `longest_line` bytes. A damaged file gives the
+    whole lines before the damage and then raises Unreadable. For `progress`, see `read_documents`.
     """
     number, position, size, damage = 1, 0, 0, None
     pending: list[bytes] = []

@@ -2,16 +2,16 @@
 
 `find_files` finds the files, `guess_format` recognises the format of one, and _READERS has a reader for each format:
 
-    text       one document per file; blank lines separate paragraphs; Project Gutenberg's headers and licences go
+    text       one document per file; blank lines separate paragraphs; Project Gutenberg's headers and licences are cut
     jsonl      one JSON object per line; the document is the value of a key (`text` by default), named by its `id`
     wikitext   as in wikitext-2 and wikitext-103: a line " = Title = " between blank lines starts a document, and
                section headings are dropped
-    sentences  one sentence per line, a blank line between documents, as google-research/bert reads; never guessed
+    sentences  one sentence per line, a blank line between documents, as in google-research/bert; never guessed
     mediawiki  an XML dump of Wikipedia or another wiki; one document per article, named by its title
     html       one document per file, without scripts, styles and navigation
 
-Any file may be compressed (.gz, .bz2, .xz, .zst). What cannot be read as text is skipped, and the caller learns the
-reason, the file and the line; nothing is dropped in silence.
+Any file may be compressed (.gz, .bz2, .xz, .zst). What cannot be read as text is skipped and reported to the caller
+with reason, file and line.
 """
 
 import codecs
@@ -31,9 +31,9 @@ from data_prep.text.cleaning import undo_wikitext
 from data_prep.text.compressed import COMPRESSED, Progress, Unreadable, no_progress, raw_blocks
 from data_prep.text.markup import html_charset, html_prose, wiki_pages, wiki_prose
 
-LONGEST_DOCUMENT = 4_000_000  # characters; longer ones are cut at a line end, so that memory stays constant
+LONGEST_DOCUMENT = 4_000_000  # characters; longer ones are cut at a line end, to bound the memory
 _SAMPLE_PIECE = 10_000  # characters
-_LONGEST_JSON_LINE = 1 << 26  # bytes; a line has to be held whole
+_LONGEST_JSON_LINE = 1 << 26  # bytes; a line is parsed as a whole
 
 _FORMAT_BY_SUFFIX = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _FORMAT_BY_SUFFIX |= {".xml": "mediawiki", ".html": "html", ".htm": "html"}
@@ -41,7 +41,7 @@ _DUMP_PAGES = re.compile(r"-p\d+p\d+.*")  # as in enwiki-20260101-pages-articles
 # As published, " = Title = \n" and " = = Section = = \n"; copies lose the spaces at the ends of lines or gain "\r".
 _WIKITEXT_TITLE = re.compile(r"\s*= ([^=\s]|[^=\s][^\n]*[^=\s]) =\s*")
 _WIKITEXT_SECTION = re.compile(r"\s*= = .* = =\s*")
-_REST = r"[^\r\n]*(?:\r?\n[^\r\n]+)*"  # of a paragraph
+_REST = r"[^\r\n]*(?:\r?\n[^\r\n]+)*"  # the rest of a paragraph
 _GUTENBERG_START = re.compile(
     rf"^\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG EBOOK{_REST}"
     rf"(?:\s*(?:Produced|Transcribed|E-text prepared) {_REST})?",
@@ -64,7 +64,7 @@ class Document(NamedTuple):
 
 
 class InputFile(NamedTuple):
-    """What a reader gets: the file, the key of the text in jsonl, and whom to report what to (see `read_documents`)."""
+    """The input of a reader: a file, the key of the text in jsonl, and two callbacks (see `read_documents`)."""
 
     path: Path
     text_key: str
@@ -73,23 +73,23 @@ class InputFile(NamedTuple):
 
 
 def input_config(options: InputOptions) -> tuple[list[Path], dict]:
-    """The files that the options name, and what run.json records of the input in order to recognise it."""
+    """The files that the options name, and what run.json records about them."""
     files = find_files(options.input, lambda message: print(message, file=sys.stderr))
     sizes = {"num_input_files": len(files), "num_input_bytes": input_bytes(files)}
     return files, {"input": options.input, "format": options.format, "text_key": options.text_key, **sizes}
 
 
 def input_bytes(files: Iterable[Path]) -> int:
-    """Size of the files on disk, the total of what `progress` receives; 0 for a file that does not exist."""
+    """Total size of the files on disk, which is what `progress` adds up to; a missing file counts as 0."""
     return sum(os.path.getsize(file) for file in files if os.path.exists(file))
 
 
 def find_files(paths: Iterable[str | Path], report: Callable[[str], object] = lambda message: None) -> list[Path]:
-    """The input files: all those given by name, and the visible files with a known suffix in folders, sorted by path.
+    """The input files: all that are given by name, and from folders the visible ones with a known suffix, sorted.
 
-    Folders are searched recursively, through links. Broken links and folders that may not be entered are among the
-    result, so that reading them reports and counts them. `report` receives a message about files that are left out
-    because of their suffix. Raises ValueError for a path that does not exist and for a folder without text.
+    Folders are searched recursively, through links. The result includes broken links and folders without access, so
+    that reading them reports and counts them. `report` receives a message about files left out because of their
+    suffix. Raises ValueError for a path that does not exist and for a folder without text.
     """
     files = []
     for path in map(Path, paths):
@@ -116,13 +116,13 @@ def _text_files_in(folder: Path, report: Callable[[str], object]) -> list[Path]:
 def _files_inside(top: Path) -> tuple[list[Path], list[Path]]:
     """The visible files below a folder, and the folders and links in it that cannot be read.
 
-    No folder is entered twice, so a link to a folder above it does no harm. Links to folders are followed last, so that
-    the files of a real folder keep their names.
+    No folder is entered twice, so the search ends even if links form a cycle. Links to folders are followed last, so
+    that files are listed under their real folder where possible.
     """
     files: list[Path] = []
     unreadable: list[Path] = []
     starts, entered = [str(top)], set()
-    for start in starts:  # grows
+    for start in starts:  # the loop appends to it
         for folder, subfolders, names in os.walk(start, onerror=lambda error: unreadable.append(Path(error.filename))):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             if (real := os.path.realpath(folder)) in entered:
@@ -145,7 +145,7 @@ def read_documents(
     """Yield the documents of `files` in order.
 
     Args:
-        format: a format of the module's docstring, or "auto", which recognises that of each file
+        format: one of this module's formats, or "auto", which guesses the format of each file
         text_key: the key of a jsonl object that holds the text
         skip: called with (reason, "file:line") for every document or file that cannot be read; by default this raises
             ValueError
@@ -177,7 +177,7 @@ def count_skips(counts: Counter[str], report: Callable[[str], object]) -> Skip:
 
 
 def require_text(files: Iterable[Path], format: str, text_key: str) -> None:
-    """Raise ValueError, naming the first place that cannot be read, unless `files` hold at least one document."""
+    """Raise ValueError, with the first place that cannot be read, unless `files` hold at least one document."""
     problems: list[str] = []
     documents = read_documents(files, format, text_key, lambda reason, place: problems.append(f"{place}: {reason}"))
     if not any(document.text.strip() for document in documents):
@@ -186,7 +186,7 @@ def require_text(files: Iterable[Path], format: str, text_key: str) -> None:
 
 
 def guess_format(path: Path) -> str:
-    """The format of one file by its suffix, or by its first line where the suffix leaves a choice."""
+    """The format of one file by its suffix, or by its first line if the suffix is unknown or only means text."""
     format = _FORMAT_BY_SUFFIX.get(_suffix(path), "text")
     if format != "text":
         return format
@@ -199,7 +199,7 @@ def guess_format(path: Path) -> str:
 
 
 def _suffix(path: Path) -> str:
-    """The suffix that shows the format: .txt for `a.txt.gz`, and .xml for `b.xml-p1p41242.bz2`."""
+    """The suffix that determines the format: .txt for `a.txt.gz`, and .xml for `b.xml-p1p41242.bz2`."""
     suffix = Path(path.stem).suffix if path.suffix.lower() in COMPRESSED else path.suffix
     return _DUMP_PAGES.sub("", suffix.lower())
 
@@ -207,7 +207,7 @@ def _suffix(path: Path) -> str:
 def sample_documents(documents: Iterable[Document], max_bytes: int) -> list[Document]:
     """Pieces of the documents, at most `max_bytes` of UTF-8, spread evenly over a stream of unknown length.
 
-    Every piece is kept until the bound is passed, then every second, every fourth and so on: one pass, no randomness.
+    All pieces are kept until the limit is passed, then every second, every fourth and so on: one pass, no randomness.
     """
     pieces = (
         document._replace(text=document.text[start : start + _SAMPLE_PIECE])
@@ -228,7 +228,7 @@ def sample_documents(documents: Iterable[Document], max_bytes: int) -> list[Docu
 
 
 def _blocks(path: Path, progress: Progress, charset: str = "utf-8-sig") -> Iterator[str]:
-    """The blocks of a file, decoded. Raises Unreadable at the first line that is not text."""
+    """The decoded blocks of a file. Raises Unreadable at the first line that is not text."""
     name = charset.removesuffix("-sig").upper()
     decoder, number, raw = codecs.getincrementaldecoder(charset)(), 1, b""
     try:
@@ -271,9 +271,9 @@ def _read_text(file: InputFile) -> Iterator[Document]:
 
 
 def _without_gutenberg_licence(blocks: Iterator[str]) -> Iterator[str]:
-    """Drop the header and the licence of a Project Gutenberg book; other texts pass unchanged.
+    """Drop the header and the licence of a Project Gutenberg book; other texts do not change.
 
-    The header, which fits the first block, ends with a START line, its title's further lines and a line of credits.
+    The header lies in the first block and ends with a START line, the rest of the title and a line of credits.
     """
     first = next(blocks, "")
     starts = list(_GUTENBERG_START.finditer(first))
@@ -322,7 +322,7 @@ def _read_jsonl(file: InputFile) -> Iterator[Document]:
         elif not isinstance(record.get(file.text_key), str):
             file.skip(f"no text under the key {file.text_key!r}", place)
         else:
-            # A lone surrogate, as "\ud800" in JSON, is not a character and could not be written.
+            # A lone surrogate, such as "\ud800" in JSON, is not a character and cannot be encoded.
             text = record[file.text_key].encode(errors="ignore").decode()
             id = record.get("id")
             lines = text.splitlines(keepends=True) or [""]

@@ -1,7 +1,7 @@
-"""What a corpus leaves out and what is scrubbed from the rest: pure functions on the cleaned blocks of a document.
+"""Filters that drop documents, and scrubbers that replace text in the others. They work on cleaned blocks of text.
 
-By default only empty documents and exact duplicates are left out. The rules look at letters and repetition only, so
-they hold for any language. Near-duplicates are found by MinHash (Broder 1997) with the `datasketch` library.
+By default only empty documents and exact duplicates are dropped. The rules use only letters and repetition, so they
+apply to any language. Near-duplicates are found by MinHash (Broder 1997) with the `datasketch` library.
 """
 
 import re
@@ -12,12 +12,12 @@ import numpy as np
 
 NUM_PERMUTATIONS = 128
 SHINGLE_WORDS = 5
-# A word, or a Chinese or Japanese character, which do without spaces.
+# A word, or a single Chinese or Japanese character, since these languages put no spaces between words.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 SCRUBBERS = {
     "urls": (re.compile(r"\b(?:https?://|www\.)[^\s<>\"']+[^\s<>\"'.,;:!?)\]]"), "[URL]"),
     "emails": (re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[EMAIL]"),
-    # With an international prefix, an area code in brackets, or one kind of separator between groups: no bare numbers.
+    # With an international prefix, an area code in brackets, or one kind of separator; bare numbers do not match.
     "phones": (
         re.compile(
             r"(?<![\w.-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){1,4}"
@@ -31,12 +31,12 @@ SCRUBBERS = {
 class Filters(NamedTuple):
     """Which documents a corpus keeps, and what is scrubbed from them; the defaults keep everything.
 
-    min_characters   fewest characters of a document
-    min_letters      least share of letters among its visible characters (Rae et al. 2021, appendix A1.1, require that
+    min_characters   minimum number of characters
+    min_letters      minimum share of letters among the visible characters (Rae et al. 2021, appendix A1.1, require that
                      80 % of the words contain a letter)
-    max_repeated     greatest share of its characters in paragraphs that repeat an earlier one (the same, 20 %)
+    max_repeated     maximum share of characters in paragraphs that repeat an earlier one (Rae et al.: 20 %)
     scrub            some of SCRUBBERS: "urls", "emails", "phones"
-    near_duplicates  Jaccard similarity from which the later of two documents is dropped; None: exact duplicates only
+    near_duplicates  minimum Jaccard similarity at which the later of two documents is dropped; None: exact duplicates
     """
 
     min_characters: int = 1
@@ -47,7 +47,7 @@ class Filters(NamedTuple):
 
 
 def scrub(blocks: list[str], kinds: tuple[str, ...], counts: Counter[str]) -> list[str]:
-    """The blocks with addresses and numbers replaced by placeholders, counted as `scrubbed_<kind>`."""
+    """The blocks with placeholders for addresses and numbers; `counts` gets the replacements as `scrubbed_<kind>`."""
     for kind, (pattern, placeholder) in SCRUBBERS.items():  # URLs first, since they may contain an address
         if kind in kinds:
             replaced = [pattern.subn(placeholder, block) for block in blocks]
@@ -79,7 +79,7 @@ def _share_repeated(blocks: list[str]) -> float:
 
 
 def shingles(blocks: list[str]) -> set[str]:
-    """All runs of SHINGLE_WORDS words of a document, in lower case; a shorter document is one run."""
+    """All runs of SHINGLE_WORDS consecutive words of a document, in lower case; a shorter document is one run."""
     words = _WORD.findall(" ".join(blocks).lower())
     return {" ".join(words[at : at + SHINGLE_WORDS]) for at in range(max(1, len(words) - SHINGLE_WORDS + 1))}
 
@@ -94,7 +94,7 @@ def signature(blocks: list[str]) -> np.ndarray:
 
 
 def first_occurrences(fingerprints: np.ndarray) -> np.ndarray:
-    """bool [D]: whether no earlier document has the same fingerprint; fingerprints uint64 [D, 2]."""
+    """bool [D]: True for the first document with each of the fingerprints, uint64 [D, 2]."""
     order = np.lexsort((fingerprints[:, 1], fingerprints[:, 0]))  # stable: equal ones stay in order
     ranked = fingerprints[order]
     is_first = np.ones(len(order), bool)
@@ -103,8 +103,8 @@ def first_occurrences(fingerprints: np.ndarray) -> np.ndarray:
 
 
 class NearDuplicates:
-    """The documents kept so far. LSH, with bands that miss few, finds those that may be similar to another one; the
-    similarity that their signatures estimate (standard deviation 0.04) decides.
+    """The documents kept so far. Locality-sensitive hashing, tuned to miss few, finds candidates for a new document.
+    The similarity that the signatures estimate (standard deviation 0.04) then decides.
     """
 
     def __init__(self, similarity: float) -> None:
@@ -115,7 +115,7 @@ class NearDuplicates:
         self.signatures: list[np.ndarray] = []
 
     def is_new(self, signature: np.ndarray) -> bool:
-        """Whether no document kept so far is that similar to this one; if so, this one is kept, too."""
+        """True if no kept document is as similar to this one as `self.similarity`; this one is then kept, too."""
         from datasketch import MinHash
 
         sketch = MinHash(hashvalues=signature, scheme="affine32")

@@ -1,7 +1,7 @@
 """Markup -> prose: the articles of a MediaWiki dump, their wikitext, and HTML. No file is opened here.
 
-Of an article only running text is kept, as in BERT's corpus, which ignores "lists, tables, and headers" (Devlin et al.
-2018, section 3.1). Templates are dropped, except for a few that only format the words in them.
+Only the running text of an article is kept, as in BERT's corpus, which ignores "lists, tables, and headers" (Devlin et
+al. 2018, section 3.1). Templates are dropped, except for a few that only format the words in them.
 """
 
 import re
@@ -20,7 +20,7 @@ from mwparserfromhell.wikicode import Wikicode
 from data_prep.text.cleaning import apply_rules, compile_rules, paragraphs
 from data_prep.text.compressed import Unreadable
 
-LONGEST_HTML = 1 << 25
+LONGEST_HTML = 1 << 25  # characters, all of which the parser keeps in memory
 _FILE_NAMESPACE, _CATEGORY_NAMESPACE = "6", "14"
 
 # Nested wikitext that is not prose: templates, tables, footnotes. Text between tags of the last group is raw.
@@ -34,7 +34,7 @@ _SHOWN_TEMPLATES = compile_rules(
     (r"(?i)\{\{\s*(?:lang\s*\|[^{}|]*|lang-[\w-]+|nowrap|nobr)\s*\|([^{}|=]*)\}\}", r"\1"),
     (r"\{\{\s*(?:convert|cvt)\|([\d.,]+)\|(?!(?:to|by|and|or|x)\|)([^\W\d][^{}|]*)[^{}]*\}\}", r"\1 \2"),
 )
-# Language conversion, as in the Chinese Wikipedia (mediawiki.org/wiki/Writing_systems/Syntax), and what it nests with.
+# Language conversion, as in the Chinese Wikipedia (mediawiki.org/wiki/Writing_systems/Syntax), and what nests with it.
 _CONVERSION = re.compile(
     r"-\{(?!\{)|\{\{|\}\}|\}-|<!--|<(nowiki|pre|math|chem|ce|source|syntaxhighlight)(?:\s[^<>]*)?(?<!/)>", re.IGNORECASE
 )
@@ -47,7 +47,7 @@ _PREFERRED_VARIANTS = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")
 # Quotes that mean bold and italics, switches such as __TOC__, and links to other languages, one per line.
 _SILENT = re.compile(r"'{5}|'{2,3}|__[A-Z]+__|^\[\[[a-z]{2,3}(?:-[a-z]+)*:[^\[\]|\n]*\]\][ \t]*$", re.MULTILINE)
 _HEADING = re.compile("^(?==)", re.MULTILINE)
-# The parser's time grows with the square of unclosed markup, so it gets at most 10,000 characters at a time.
+# The parser's time is quadratic in the length of unclosed markup, so it gets at most 10,000 characters at a time.
 _PIECE = re.compile(r".{1,10000}(?:\n|\Z)|.{10000}", re.DOTALL)
 # The most frequent markup by far: replacing it first saves a fifth to two fifths of the parser's time.
 _PLAIN_LINK = re.compile(r"\[\[(?:[^:\[\]{}|<>\n]+\|)?([^:\[\]{}|<>\n]+)\]\]")
@@ -70,11 +70,11 @@ _DROPPED_IN_WIKITEXT = re.compile(
 _DROPPED_IN_HTML = re.compile("canvas|head|iframe|math|nav|noscript|object|script|select|style|svg|template")
 _SPACE = re.compile(r"\s+")
 _CHARSET = re.compile(rb"<meta\s[^>]*charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
-_PROBE = b"<Az09> \\u0041.xn--bcher-kva"  # Python's codecs that are not character sets do not leave this unchanged
+_PROBE = b"<Az09> \\u0041.xn--bcher-kva"  # Python's codecs that are not character sets change this or fail
 
 
 class Page(NamedTuple):
-    """An article's title, its wikitext, the line it begins in, and the namespaces whose links are not shown."""
+    """An article: its title, its wikitext, its first line's number, and the namespaces whose links are not shown."""
 
     title: str
     wikitext: str
@@ -85,9 +85,9 @@ class Page(NamedTuple):
 def wiki_pages(blocks: Iterable[bytes], longest: int) -> Iterator[Page]:
     """The articles of a MediaWiki dump, without redirects, pages of other namespaces and pages that are not wikitext.
 
-    A text of more than `longest` characters is cut at line ends into pages T, T#2, T#3. Raises Unreadable, after the
-    pages before that place, where the XML is damaged, is not a dump, or declares a document type: no dump has one, and
-    its entities could grow without bound.
+    A text of more than `longest` characters is cut at line ends into pages T, T#2, T#3. Raises Unreadable if the XML is
+    damaged, is not a dump, or declares a document type (no dump has one, and its entities could grow without bound);
+    the pages before that place are yielded first.
     """
     dump = _Dump(longest)
     try:
@@ -100,7 +100,7 @@ def wiki_pages(blocks: Iterable[bytes], longest: int) -> Iterator[Page]:
 
 
 class _Dump:
-    """The handlers of the XML parser and what they share: the page it is in, and the pages completed since `take`."""
+    """The handlers of the XML parser and their state: the current page, and the pages completed since `take`."""
 
     def __init__(self, longest: int) -> None:
         self.parser = expat.ParserCreate("UTF-8")
@@ -158,7 +158,7 @@ class _Dump:
             self.fields[tag] = "".join(self.text)
             if tag == "namespace" and self.namespace in (_FILE_NAMESPACE, _CATEGORY_NAMESPACE):
                 self.hidden.add(self.fields[tag].casefold())
-        elif tag == "page" and "text" in self.fields:  # that of the last revision, if there are several
+        elif tag == "page" and "text" in self.fields:  # of several revisions, the last one
             self.add_page(self.fields["text"])
 
     def add_page(self, wikitext: str) -> None:
@@ -168,10 +168,7 @@ class _Dump:
 
 
 def wiki_prose(page: Page) -> str:
-    """The paragraphs of an article's running text, separated by blank lines.
-
-    Raises Unreadable where the parser gives up, which is rare.
-    """
+    """The paragraphs of an article, separated by blank lines. Raises Unreadable if the parser fails, which is rare."""
     wikitext = apply_rules(one_variant(page.wikitext), _SHOWN_TEMPLATES)
     shown: list[str] = []
     try:
@@ -187,14 +184,11 @@ def wiki_prose(page: Page) -> str:
 
 
 def one_variant(wikitext: str) -> str:
-    """The text with one variant of each -{...}-: simplified Chinese if that is offered, else the first one.
-
-    One pass; what is not closed is left unchanged.
-    """
+    """The text with one variant of each closed -{...}-: simplified Chinese if it has that, else the first one."""
     if "-{" not in wikitext:
         return wikitext
     kept: list[str] = []
-    opened: list[tuple[str, int]] = []  # "-{" or "{{", and where it is in `kept`
+    opened: list[tuple[str, int]] = []  # "-{" or "{{", and its index in `kept`
     depth, start, at, unclosed = 0, 0, 0, set()
     while found := _CONVERSION.search(wikitext, at):
         mark, at = found[0], found.end()
@@ -223,14 +217,14 @@ def one_variant(wikitext: str) -> str:
 
 
 def _shown_variant(content: str) -> str:
-    """What is shown of -{content}-: "text", "flags|text", and for text "zh-hans:one;zh-hant:other" or "a=>zh-cn:b"."""
+    """What -{content}- shows. Content: [flags|]text, where text may be "zh-hans:one;zh-hant:other" or "a=>zh-cn:b"."""
     head, bar, text = content.partition("|")
     flags = set()
     if bar and _FLAGS.fullmatch(head):  # else the bar belongs to a link
         flags, content = {flag.strip() for flag in head.split(";")} - {""}, text
     if "R" in flags:  # raw
         return content
-    if flags & {"H", "-", "N"} or flags == {"T"}:  # a hidden rule, one taken back, a variant's name, the page's title
+    if flags & {"H", "-", "N"} or flags == {"T"}:  # a hidden rule, a withdrawn rule, a variant's name, the page title
         return ""
     rules = [rule for part in _NEXT_RULE.split(content) if (rule := _RULE.fullmatch(part))]
     texts = {rule[1].lower(): rule[2].strip() for rule in reversed(rules)}
@@ -238,10 +232,10 @@ def _shown_variant(content: str) -> str:
 
 
 def _without_nested(wikitext: str) -> str:
-    """The text without templates, tables and footnotes, in one pass: the parser would need several times as long.
+    """The text without templates, tables and footnotes; the parser would take several times as long.
 
-    A text whose brackets do not match is returned unchanged, since only the parser knows what MediaWiki makes of it.
-    The caller tries the whole page, then each section, so that one stray bracket affects one section.
+    If brackets do not match, the text is returned unchanged, since only the parser knows how MediaWiki reads it. The
+    caller tries the whole page and then each section, so that one stray bracket affects only one section.
     """
     kept, awaited, start, at = [], [], 0, 0
     while found := _BRACKET.search(wikitext, at):
@@ -261,7 +255,7 @@ def _without_nested(wikitext: str) -> str:
 
 
 def _show(code: Wikicode, hidden: set[str], shown: list[str]) -> None:
-    """Append the prose in `code` to `shown`; a list's items stay, as lines that begin with _LIST_ITEM."""
+    """Append the prose in `code` to `shown`. List items become lines that begin with _LIST_ITEM, dropped later."""
     for node in code.nodes:
         match node:
             case nodes.Text() | nodes.HTMLEntity():
@@ -312,10 +306,7 @@ def html_charset(start: bytes) -> str:
 
 
 def html_prose(blocks: Iterable[str]) -> Iterator[str]:
-    """The running text of an HTML page, streamed, with blank lines between its block elements.
-
-    Raises Unreadable after LONGEST_HTML characters, since the parser keeps all of them in memory.
-    """
+    """Stream the text of an HTML page, with blank lines between blocks. Raises Unreadable beyond LONGEST_HTML."""
     target, line, num_characters = _HtmlText(), 1, 0
     parser = etree.HTMLParser(target=target)
     for block in chain(blocks, [""]):
@@ -330,7 +321,7 @@ def html_prose(blocks: Iterable[str]) -> Iterator[str]:
 
 
 class _HtmlText:
-    """What lxml's parser calls: the text since `take`, and how many of the open elements are dropped ones."""
+    """The target of lxml's parser: the text since `take`, and the number of open elements that are dropped."""
 
     def __init__(self) -> None:
         self.text: list[str] = []

@@ -15,8 +15,8 @@ from data_prep.files import read_json, write_json
 
 _OPENERS = "\"'“‘«([{*_"
 _CLOSERS = "\"'”’»)]}*_"
-# The characters of Unicode 18.0's property Sentence_Terminal (PropList.txt), in three classes. After those that are
-# written as in English, and the ellipsis, a space has to follow, and Punkt decides.
+# The characters of Unicode 18.0's property Sentence_Terminal (PropList.txt), in three classes. After the first class,
+# which is used as in English, and the ellipsis, a space must follow, and Punkt decides.
 _ENGLISH_ENDS = ".!?…\u2024\u203c\u203d\u2047\u2048\u2049\u2e2e\u2e3c\u2e53\u2e54\u2e60\u2e61"
 # Full stops that are also decimal points and occur inside names, so no letter or digit of that width may follow.
 _WIDE_STOPS = "\ufe52\uff0e"
@@ -42,7 +42,7 @@ _CANDIDATE = re.compile(
     rf"[{_CERTAIN_ENDS}{_WIDE_STOPS}.!?]*+[{_CERTAIN_CLOSERS}]*+"
     rf"(?:[{_CERTAIN_CLOSERS}\"'*_]++(?=\s|\Z))?+\s*+(?![,;:،؛、，；：､]))"
 )
-# nltk would take curly quotes, and underscores that mean italics, for parts of the words.
+# nltk would treat curly quotes, and underscores that mean italics, as parts of words.
 _PLAIN_QUOTES = str.maketrans("‘’“”", "''\"\"", "_")
 # Bits of nltk's orthographic context of a type; its saved models hold the same numbers.
 _SEEN_CAPITALISED_INSIDE = 1 << 2
@@ -69,7 +69,7 @@ class SentenceSplitter:
     capitalised_inside: frozenset[str] = frozenset()
 
     def split(self, paragraph: str) -> list[str]:
-        """The sentences of a paragraph whose white space is collapsed; joined by spaces they are all of it."""
+        """The sentences of a paragraph with collapsed white space. Together they contain all of its text."""
         sentences, start = [], 0
         for match in _CANDIDATE.finditer(paragraph):
             end = match.end()
@@ -82,9 +82,7 @@ class SentenceSplitter:
         return [*sentences, paragraph[start:]] if start < len(paragraph) else sentences
 
     def _is_boundary(self, before: str, after: str) -> bool:
-        """Whether a sentence ends between the word `before`, which ends with one of _ENGLISH_ENDS, and the word `after`
-        (sections 4.1 to 4.3).
-        """
+        """Whether a sentence ends between two words (sections 4.1 to 4.3); `before` ends with one of _ENGLISH_ENDS."""
         if not after or after[0].islower() or after[0] in ",;:.!?…":
             return False
         if before[-1] not in ".…\u2024":
@@ -104,29 +102,26 @@ class SentenceSplitter:
         return True
 
     def save(self, path: str | Path) -> None:
-        """Write the model as JSON, sorted, so that equal models are equal bytes."""
+        """Write the model as sorted JSON, so that equal models give equal bytes."""
         write_json(path, {name: sorted(getattr(self, name)) for name in self.__dataclass_fields__})
 
 
 def load_splitter(path: str | Path) -> SentenceSplitter:
-    """Read a model that `SentenceSplitter.save` wrote. ValueError names a file that is not JSON."""
+    """Read a model that `SentenceSplitter.save` wrote. Raises ValueError for a file that is not JSON."""
     content = read_json(path)
     content["collocations"] = map(tuple, content["collocations"])
     return SentenceSplitter(**{name: frozenset(values) for name, values in content.items()})
 
 
 def train_splitter(sample: Iterable[str]) -> SentenceSplitter:
-    """Train Punkt on paragraphs of the corpus; the model depends on them alone.
-
-    4 MB suffice: 4 MB more would change 0.1 % of the boundaries.
-    """
+    """Train Punkt on paragraphs of the corpus only. 4 MB suffice: 4 MB more change 0.1 % of the boundaries."""
     from nltk.tokenize.punkt import PunktTrainer
 
     text = "\n\n".join(sample).translate(_PLAIN_QUOTES)
     if not text.strip():
         return SentenceSplitter()
     trainer = PunktTrainer()
-    # With the penalty "Mr." is lost as soon as some documents write "Mr"; the likelihood ratio weighs both anyway.
+    # The penalty would reject "Mr." as soon as some documents write "Mr"; the likelihood ratio already weighs both.
     trainer.IGNORE_ABBREV_PENALTY = True
     trainer.train(text, finalize=True)
     learned = trainer.get_params()

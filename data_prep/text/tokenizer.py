@@ -4,8 +4,8 @@ in Hugging Face's `tokenizer.json`.
 A vocabulary is one file, identified by the sha256 of its bytes, and has BERT's five special tokens. Text never becomes
 a special token: a literal "[MASK]" in a document is spelled with ordinary pieces, as in google-research/bert.
 
-WordPiece ids are those of Hugging Face's BertTokenizerFast: the same Rust code computes them when a word is first seen,
-and a bounded cache returns them afterwards. Words repeat, so looking them up is several times faster.
+WordPiece ids are those of Hugging Face's BertTokenizerFast: the same Rust code computes the ids of a new word, and a
+bounded cache returns them afterwards, which is several times faster.
 """
 
 import json
@@ -40,7 +40,7 @@ from data_prep.text.vocab_files import (
 CACHE_WORDS = 1 << 18  # at some 250 bytes per word, 65 MB
 LONGEST_CACHED_WORD = 32  # longer ones are URLs and unspaced scripts, which do not repeat
 
-# The characters that str.split() takes for white space and that BERT deletes as control characters.
+# The characters that str.split() treats as white space and that BERT deletes as control characters.
 _NOT_WHITE_SPACE_IN_BERT = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]")
 
@@ -48,7 +48,7 @@ Span = tuple[int, int]
 
 
 class Tokenizer:
-    """What all kinds share; `encode` and `encode_with_offsets` belong to the kind. Made by `load_tokenizer`.
+    """The base class, whose subclasses define `encode` and `encode_with_offsets`. Made by `load_tokenizer`.
 
     .path, .sha256   the vocabulary file and its identity
     .kind            "wordpiece" or "sentencepiece"
@@ -74,15 +74,14 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
-        """The ids of `encode`, and for each the characters of `text` it stands for, [begin, end), without white space.
+        """The ids of `encode`, and for each id the span [begin, end) of its characters in `text`, without white space.
 
-        A character that normalisation splits into several belongs to each of their tokens as a whole; an accent that
-        normalisation removes belongs to its letter.
+        A character that normalisation splits belongs to each resulting token; an accent that it removes, to its letter.
         """
         raise NotImplementedError
 
     def decode(self, ids: list[int]) -> str:
-        """Readable text of token ids, special tokens by name. What normalisation folded away does not come back."""
+        """Readable text of token ids, special tokens by name. What normalisation removed is not restored."""
         if self.kind == "wordpiece":
             return " ".join([self.tokens[i] for i in ids]).replace(" ##", "")
         special = set(self.special_ids)
@@ -90,11 +89,11 @@ class Tokenizer:
         return " ".join("".join(pieces).replace("▁", " ").split())
 
     def settings(self) -> dict:
-        """What `tokenizer_config.json` has to say beside the file; {} where the file itself says everything."""
+        """What `tokenizer_config.json` must add to the vocabulary file; {} if that file is complete."""
         return {}
 
     def describe(self) -> dict:
-        """What manifests record of a vocabulary."""
+        """What manifests record about the vocabulary."""
         identity = {"file": self.path.name, "sha256": self.sha256, "size": self.vocab_size, "kind": self.kind}
         return identity | {"lower_case": self.folding.lower_case, "strip_accents": self.folding.strip_accents}
 
@@ -124,7 +123,7 @@ class Pipeline(Tokenizer):
 class WordPiece(Pipeline):
     """Greedy longest-match pieces of a `vocab.txt` (Wu et al. 2016, arXiv 1609.08144; as in google-research/bert).
 
-    `cased` overrides what the files beside it say. If neither says it, it is guessed, with a warning, on first use.
+    `cased` overrides the files beside it. Without either, case is guessed on first use, with a warning.
     """
 
     kind = "wordpiece"
@@ -153,7 +152,7 @@ class WordPiece(Pipeline):
         return _WordCache(super().encode)
 
     def encode(self, text: str) -> list[int]:
-        if self.added:  # they may contain spaces and stand inside words
+        if self.added:  # added tokens may contain spaces and occur inside words
             return super().encode(text)
         if _NOT_WHITE_SPACE_IN_BERT.search(text):
             text = _NOT_WHITE_SPACE_IN_BERT.sub("", text)
@@ -169,9 +168,7 @@ class WordPiece(Pipeline):
 
 
 class _WordCache(dict):
-    """Word -> token ids. A missing word is encoded and kept; a full cache is emptied, and soon has the frequent words
-    again.
-    """
+    """Word -> token ids, computed for a missing word. A full cache is emptied; frequent words soon return to it."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         super().__init__()
@@ -208,7 +205,7 @@ class TokenizerJson(Pipeline):
         special = {token for _, token, flags in added if flags["special"]} | {self.tokens[i] for i in self.special_ids}
 
         def unfindable(piece: str) -> str:
-            """The model sees no text with a space in it, so it never finds such a piece."""
+            """A special piece ends with a space, so that the model never finds it: its input has no spaces."""
             return f"{piece} " if piece in special else piece
 
         if is_unigram:
@@ -259,7 +256,7 @@ class SentencePiece(Tokenizer):
         return encoding["ids"], [_surface(text, begin, end, end) for begin, end in spans]
 
     def _whole_span(self, text: str, piece: str, span: Span) -> Span:
-        """A piece that ends inside what one character became (the f of a ligature) gets all of that character."""
+        """The span of a piece that ends inside a split character (the f of a ligature), with all of the character."""
         begin, end = span
         for stop in (end, end + 1):
             if piece.lstrip("▁") in self._model.normalize(text[begin:stop]):
@@ -270,8 +267,8 @@ class SentencePiece(Tokenizer):
 def load_tokenizer(path: str | Path, cased: bool | None = None) -> Tokenizer:
     """Load a vocabulary: a `*.model` file, a `*.txt` file, a tokenizer.json, or a folder with exactly one of them.
 
-    `cased` is for a `*.txt` and says whether capital letters mean something in it. Raises ValueError where there is no
-    vocabulary or more than one, and for a vocabulary that is damaged, lacks a special token or contradicts `cased`.
+    `cased` applies to a `*.txt`: whether it distinguishes capital letters. Raises ValueError if there is no vocabulary
+    or more than one, and for a vocabulary that is damaged, lacks a special token or contradicts `cased`.
     """
     path = Path(path)
     found = find_vocabularies(path) if path.is_dir() else [path]
@@ -296,7 +293,7 @@ def load_tokenizer(path: str | Path, cased: bool | None = None) -> Tokenizer:
 
 
 def same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether ids mean the same: two *.txt or *.model by their bytes, other kinds of files by their tokens."""
+    """Whether ids have the same meaning. Two *.txt or *.model are compared by bytes, other files by their tokens."""
     by_bytes = one.path.suffix == other.path.suffix != ".json"
     return one.tokens == other.tokens and (one.sha256 == other.sha256 or not by_bytes)
 
@@ -315,12 +312,12 @@ def bert_pipeline(tokens: Sequence[str], folding: Folding) -> Any:
 
 
 def _tried_folding(normalise: Callable[[str], str]) -> Folding:
-    """What a normalisation does to a capital letter and to an accent."""
+    """The folding of a normalisation, found by applying it to a capital letter and to an accent."""
     return Folding(*(normalise(text).strip(" ▁") == folded for text, folded in (("A", "a"), ("é", "e"))))
 
 
 def _surface(text: str, begin: int, end: int, bound: int) -> Span:
-    """The span with the combining marks after it, up to `bound`, and without invisible characters in front."""
+    """The span, extended by the combining marks after it up to `bound`, without leading invisible characters."""
     while end < bound and unicodedata.category(text[end]).startswith("M"):
         end += 1
     while begin < end and (text[begin].isspace() or unicodedata.category(text[begin]) in ("Cc", "Cf")):
@@ -329,6 +326,6 @@ def _surface(text: str, begin: int, end: int, bound: int) -> Span:
 
 
 def _begins_word(piece: str) -> bool:
-    """A SentencePiece piece begins a word after a space; punctuation and CJK stand for themselves (as in ALBERT)."""
+    """Whether a SentencePiece piece begins a word: it follows a space, or is punctuation or CJK (as in ALBERT)."""
     is_text = unicodedata.category(piece[0]).startswith(("L", "M", "N"))
     return piece.startswith("▁") or not is_text or bool(_CJK.match(piece))

@@ -4,11 +4,11 @@ The `tokenizers` library already runs a WordPiece vocabulary, and a tokenizer.js
 converts a SentencePiece model. `tokenizers` reads the same map of characters, but applies it differently:
 
 - SentencePiece replaces the longest sequence that is in the map: an "E" and its accent by an accented "e".
-  `Precompiled` replaces the first match inside a grapheme, the "E", and loses the accent. So sequences are composed
-  first, by Unicode's NFKC, and then `Precompiled` gets one character at a time.
-- NFKC reorders and joins marks that SentencePiece leaves alone, so a separator is put after each sequence of the map.
+  `Precompiled` replaces the first match inside a grapheme, the "E", and loses the accent. Therefore sequences are
+  composed first, by Unicode's NFKC, and `Precompiled` then gets one character at a time.
+- NFKC reorders and joins marks that SentencePiece does not change, so a separator follows each sequence of the map.
 
-`_exceptions` compares the result with the map, entry by entry. What cannot be converted exactly is refused.
+`_exceptions` compares the result with the map, entry by entry. Models without an exact conversion are rejected.
 """
 
 import struct
@@ -23,7 +23,7 @@ import data_prep.text.tokenizer as vocabulary
 from data_prep.files import finished_file, write_json
 from data_prep.text.vocab_files import PIPELINE_FILE, SETTINGS_FILE, SPECIAL_TOKENS, is_special
 
-# Noncharacters of Unicode, which no text should contain; if a text does, STRAY replaces them.
+# Unicode noncharacters, which a text should not contain; if it does, STRAY replaces them.
 SEQUENCE_END, CHARACTER_START, STRAY = "\ufdd0", "\ufdd1", "\ufdef"
 KEPT = ("\ufdd2", "\ufdd3", "\ufdd4")  # each replaces a character that NFKC would change and the map does not
 MOST_EXCEPTIONS = 64
@@ -71,10 +71,7 @@ def _any_of(characters: list[str] | set[str]) -> str:
 
 @lru_cache(maxsize=2)
 def normalizer_steps(content: bytes) -> list[normalizers.Normalizer]:
-    """Steps of `tokenizers` that together do exactly what SentencePiece's map of characters does.
-
-    Raises ValueError for a map that is not based on Unicode's NFKC; those that come with SentencePiece are.
-    """
+    """`tokenizers` steps equivalent to a SentencePiece map. Raises ValueError unless it is based on Unicode's NFKC."""
     table = CharacterMap(content)
     inner: set[str] = set()  # characters that continue a sequence
 
@@ -111,7 +108,7 @@ def normalizer_steps(content: bytes) -> list[normalizers.Normalizer]:
 def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
     """(steps before NFKC, steps after all others) for entries of the map that composition gets wrong.
 
-    They are few: scripts that are newer than the Unicode of `tokenizers`, and U+FF5E, which SentencePiece keeps.
+    They are few: scripts newer than the Unicode version of `tokenizers`, and U+FF5E, which SentencePiece keeps.
     """
     nfkc, nfc = normalizers.NFKC(), normalizers.NFC()
     plain = cache(nfkc.normalize_str)
@@ -122,7 +119,7 @@ def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
 
     @cache
     def entries(node: int) -> list[tuple[str, str]]:
-        """The map's entries below a node, without those that NFKC turns into another of them."""
+        """The map's entries below a node, without those that NFKC turns into another entry."""
         steps = {character: (value, below) for character, value, below in table.steps(node)}
         found = []
         for character, (value, below) in steps.items():
@@ -133,7 +130,7 @@ def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
             found += [(character + rest, replacement) for rest, replacement in entries(below)]
         return found
 
-    # No character above the supplementary planes of ideographs is changed by NFKC.
+    # NFKC changes no character above the supplementary planes of ideographs.
     changed = {c for c in map(chr, range(0x40000)) if not unicodedata.is_normalized("NFKC", c)}
     pairs = [(c, singles.get(c, c)) for c in changed | singles.keys()]
     pairs += [(text, value) for text, value in entries(table.root) if len(text) > 1]
@@ -151,10 +148,7 @@ def _exceptions(table: CharacterMap, inner: set[str]) -> tuple[list, list]:
 
 
 def sentencepiece_json(path: Path) -> Tokenizer:
-    """A SentencePiece unigram model as a `tokenizers` pipeline that gives the same ids.
-
-    Raises ValueError for a model that cannot be converted exactly.
-    """
+    """A SentencePiece unigram model as a `tokenizers` pipeline with the same ids. Raises ValueError if it has none."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
@@ -181,17 +175,17 @@ def sentencepiece_json(path: Path) -> Tokenizer:
     spaces = [(r" {2,}", " "), (rf"[ {SPACE}]+\z", ""), (rf"\A{SPACE}", f" {SPACE}")]
     pipeline.normalizer = normalizers.Sequence([*steps, *(normalizers.Replace(Regex(a), b) for a, b in spaces)])
     splits = not any(SPACE in piece.piece[1:] for piece in model.pieces)
-    # "first": what follows a [MASK] has a space before it only where the text has one.
+    # "first": text after a [MASK] gets a space before it only if it has one.
     pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=splits)
     pipeline.decoder = decoders.Metaspace(prepend_scheme="first")
     return pipeline
 
 
 def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> list[tuple[str, float]]:
-    """The pieces for `models.Unigram`, with the scores that SentencePiece works with.
+    """The pieces for `models.Unigram`, with the scores that SentencePiece uses.
 
-    Pieces that SentencePiece never finds in a text, control pieces other than BERT's, get a space at their end: by then
-    the text has none.
+    Control and unused pieces, which it never finds in a text, end with a space here, unless they are BERT's: by then
+    the text has no spaces.
     """
     scores = [piece.score for piece in pieces if piece.type == kinds.NORMAL]
     mapped = {character for character, *_ in table.steps(table.root)} if table else set()
@@ -209,10 +203,7 @@ def _scored_pieces(pieces: list, kinds: type, table: CharacterMap | None) -> lis
 
 
 def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
-    """The vocabulary as a `tokenizers` pipeline that gives the same ids and adds [CLS] and [SEP].
-
-    Raises ValueError for a SentencePiece model that cannot be converted exactly.
-    """
+    """A `tokenizers` pipeline that gives the same ids and adds [CLS] and [SEP]. Raises as `sentencepiece_json` does."""
     if tokenizer.path.suffix == ".json":
         return Tokenizer.from_file(str(tokenizer.path))
     is_sentencepiece = tokenizer.kind == "sentencepiece"
@@ -221,7 +212,7 @@ def tokenizer_json(tokenizer: vocabulary.Tokenizer) -> Tokenizer:
     else:
         pipeline = Tokenizer.from_str(tokenizer.pipeline.to_str())
         pipeline.decoder = decoders.WordPiece()
-    # A space before [MASK] is not a token of its own, since a masked word has taken it along.
+    # lstrip: the space before [MASK] belongs to the masked word and must not become a token.
     roles = _special_tokens(tokenizer)
     pipeline.add_special_tokens(
         [
@@ -247,7 +238,7 @@ def _special_tokens(tokenizer: vocabulary.Tokenizer) -> dict[str, str]:
 def save_tokenizer(tokenizer: vocabulary.Tokenizer, folder: Path, max_length: int) -> None:
     """Write tokenizer.json, tokenizer_config.json and the vocabulary file itself, for inputs of `max_length` tokens.
 
-    Raises ValueError, before anything is written, for what `tokenizer_json` refuses.
+    Raises ValueError as `tokenizer_json` does, before anything is written.
     """
     content = tokenizer_json(tokenizer).to_str(pretty=True)
     tokenizer.save(folder)

@@ -1,12 +1,12 @@
-"""The files of a vocabulary: which they are, the tokens of a vocab.txt, and what the files beside it say.
+"""The files of a vocabulary: how to find them, the tokens of a vocab.txt, and the settings in the files beside it.
 
-A vocab.txt does not say how text is folded before its words are looked up. `tokenizer_config.json` says it, with
-Hugging Face's names and meaning, and we write one beside every vocab.txt:
+A vocab.txt does not say how text is folded before its words are looked up. `tokenizer_config.json` does, with Hugging
+Face's names and meaning, and we write one beside every vocab.txt:
 
     {"do_lower_case": true, "strip_accents": false, "tokenize_chinese_chars": true}
 
-Where that is missing, a tokenizer.json says it. Both files also hold the tokens that `add_tokens` of transformers has
-added, as "added_tokens_decoder" and "added_tokens"; old versions wrote them into added_tokens.json.
+If that is missing, a tokenizer.json is read. Both files also hold the tokens that `add_tokens` of transformers has
+added, as "added_tokens_decoder" and "added_tokens"; old versions wrote them to added_tokens.json.
 """
 
 import json
@@ -44,9 +44,7 @@ class Added(NamedTuple):
 
 
 def find_vocabularies(folder: Path) -> list[Path]:
-    """The vocabulary files of a folder: `*.model` and `*vocab.txt`, else other `*.txt` files that have BERT's special
-    tokens on lines of their own, else tokenizer.json.
-    """
+    """A folder's `*.model` and `*vocab.txt`, else `*.txt` with lines for BERT's special tokens, else tokenizer.json."""
     found = sorted([*folder.glob("*.model"), *folder.glob("*vocab.txt")])
     pipeline = folder / PIPELINE_FILE
     added = read_object(pipeline).get("added_tokens") or []
@@ -64,7 +62,7 @@ def _has_special_tokens(path: Path) -> bool:
 
 
 def read_object(path: Path) -> dict:
-    """The JSON object in a tokenizer's file; {} if there is no such file. ValueError names a damaged file."""
+    """The JSON object in a tokenizer's file; {} if there is no such file. Raises ValueError for a damaged file."""
     content = read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object; it is damaged, or does not belong to a tokenizer")
@@ -77,7 +75,7 @@ def is_special(token: str) -> bool:
 
 
 def special_ids(path: Path, tokens: list[str]) -> list[int]:
-    """Ids of SPECIAL_TOKENS in either spelling. Raises ValueError unless all are there."""
+    """Ids of SPECIAL_TOKENS in either spelling. Raises ValueError if one is missing."""
     ids = {token: i for i, token in enumerate(tokens)}
     found = [ids.get(name, ids.get(albert)) for name, albert in _IN_ALBERT.items()]
     if None in found:
@@ -105,10 +103,10 @@ def read_vocab_txt(path: Path) -> list[str]:
 
 
 def find_folding(path: Path, tokens: list[str], cased: bool | None) -> Folding:
-    """How a vocab.txt wants text folded, by `cased`, tokenizer_config.json and tokenizer.json beside it, in this order.
+    """How text is folded for a vocab.txt, by `cased`, else by tokenizer_config.json and tokenizer.json beside it.
 
-    What none of them says is guessed from the tokens, with a warning. Raises ValueError where the two files contradict
-    each other or ask for what BERT does not do.
+    What none of them states is guessed from the tokens, with a warning. Raises ValueError if the two files contradict
+    each other or ask for something that BERT does not do.
     """
     settings, content = _beside(path)
     normalizer = content.get("normalizer") or {}
@@ -131,7 +129,7 @@ def find_folding(path: Path, tokens: list[str], cased: bool | None) -> Folding:
     is_guess = lower is None
     if is_guess:
         lower = looks_lower
-    if strip is None:  # a file that asks for lower case then asks for both, as in Hugging Face
+    if strip is None:  # as in Hugging Face, a file that asks for lower case asks for both
         strip = lower and (stated_lower == lower or looks_stripped)
         is_guess = is_guess or strip != lower
     if is_guess:
@@ -148,9 +146,9 @@ def find_folding(path: Path, tokens: list[str], cased: bool | None) -> Folding:
 def guess_folding(tokens: list[str]) -> tuple[bool, bool]:
     """(lower_case, strip_accents) as the tokens suggest.
 
-    Every trained vocabulary has its alphabet as tokens, and a cased one has the capitals of most usual letters: in
-    Google's, 117 of 276 letters have theirs; in its uncased one none of 165. A few tokens that somebody put into free
-    slots, capitals or accents, do not change the answer, and neither do scripts without capitals.
+    A trained vocabulary has its alphabet as tokens. A cased one also has the capitals of many letters: 117 of 276 in
+    Google's, against none of 165 in its uncased one. A few capitals or accents that somebody put into unused slots do
+    not change the answer, and neither do scripts without capitals.
     """
     bare = {token.removeprefix("##") for token in tokens if not re.fullmatch(r"\[.*\]|<.*>", token)}
     with_case = [token for token in bare if token.lower() != token.upper()]
@@ -166,7 +164,7 @@ def _stripped(text: str) -> str:
 
 
 def added_beside(path: Path, tokens: list[str]) -> list[Added]:
-    """What was added to a vocab.txt, by id, as the files beside it say. ValueError if they have other tokens."""
+    """The tokens that the files beside a vocab.txt add to it, by id. Raises ValueError if they have other tokens."""
     settings, content = _beside(path)
     held, ids = content.get("model", {}).get("vocab"), {token: index for index, token in enumerate(tokens)}
     if content and held not in (ids, ids | {"": len(ids)}):  # with or without an empty last line
@@ -179,7 +177,7 @@ def added_beside(path: Path, tokens: list[str]) -> list[Added]:
 
 
 def added_tokens(entries: dict[int, dict]) -> list[Added]:
-    """Added tokens, by id, from Hugging Face's description of each."""
+    """Added tokens, sorted by id. `entries` maps each id to Hugging Face's description."""
     default = {name: name == "normalized" for name in _FLAGS}
     return [
         Added(index, token["content"], {name: token.get(name, default[name]) for name in _FLAGS})
@@ -188,7 +186,7 @@ def added_tokens(entries: dict[int, dict]) -> list[Added]:
 
 
 def with_added(path: Path, tokens: list[str], added: Iterable[Added]) -> list[str]:
-    """All tokens by id; `added` is sorted. Raises ValueError for an id that leaves a gap or is another token's."""
+    """All tokens by id; `added` is sorted. Raises ValueError for an id that leaves a gap or has another token."""
     tokens = list(tokens)
     for index, token, _ in added:
         if index == len(tokens):
