@@ -8,8 +8,8 @@ and compiled, and of megatron-core's `BertModel`. Same sizes, batches, DeepSpeed
 MFU counts the matrix products that real tokens and masked positions need (`ModelConfig.training_flops`), against the
 data sheet's peak of a GPU or the measured speed of a large product on a CPU. "Own floor" is the least time for what a
 model itself computes, including padding and predictions at all positions: its products at that peak, then the
-optimizer's bytes at the measured speed of a copy. Batches are padded to their longest sequence. For the compiled model they
-are padded to the longest of the shards, so that it sees one shape.
+optimizer's bytes at the measured speed of a copy. Batches are padded to their longest sequence. For the compiled model
+they are padded to the longest of the shards, so that it sees one shape.
 """
 
 from pathlib import Path

@@ -57,9 +57,9 @@ class BuildConfig:
 
     seq_length: int = option("tokens per sequence, special ones included", default=128, type=between(8, (1 << 16) - 1))
     max_predictions: int = option(
-        "masked tokens per sequence at most; 20 is usual for 128 and 80 for 512", default=20, type=at_least(1)
+        "maximum number of masked tokens per sequence; 20 is usual for 128 and 80 for 512", default=20, type=at_least(1)
     )
-    duplicates: int = option("passes over the corpus, each with other masks", default=5, type=at_least(1))
+    duplicates: int = option("passes over the corpus, each with different pairs and masks", default=5, type=at_least(1))
     pair_task: str = option("next sentence, sentence order or none", default="nsp", choices=tuple(PAIR_TASKS))
     masked_lm_prob: float = option("share of the tokens that are masked", default=0.15, type=number(above=0, below=1))
     whole_word: bool = option("mask all pieces of a word together", default=False)
@@ -83,7 +83,9 @@ class BuildOptions(BuildConfig, CaseOptions, SliceOptions):
 
     corpus: Path = option("a folder made by data_prep.corpus, or a Megatron prefix (.bin/.idx)")
     output: Path = option("a new folder for the shards", metavar="DIR")
-    vocab: Path | None = option("the vocabulary of a corpus that another program made; ours contain it", default=None)
+    vocab: Path | None = option(
+        "the vocabulary, for a corpus made by another program; our own contain it", default=None
+    )
     num_shards: int | None = option(
         "number of files; by default one per 32 MB of tokens, but at least 8", default=None, type=at_least(1)
     )

@@ -150,7 +150,7 @@ class _YesOrNo(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         chosen = option_string == self.option_strings[0]
         if getattr(namespace, self.dest, chosen) != chosen:
-            raise argparse.ArgumentError(self, "the two exclude each other")
+            raise argparse.ArgumentError(self, "only one of the two may be given")
         setattr(namespace, self.dest, chosen)
 
 
@@ -226,7 +226,7 @@ def part(text: str) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """What a command reads that takes text. `data_prep.text.documents` finds the files and reads them."""
+    """The text that a command reads. `data_prep.text.documents` finds and reads the files."""
 
     input: tuple[str, ...] = option("text files, and folders of them", metavar="PATH")
     format: str = option(
@@ -279,7 +279,7 @@ def describe_error(error: Exception) -> str:
     """One line for the user. An operating-system error reads `file: reason`, without its errno."""
     if isinstance(error, UnicodeEncodeError):
         near = error.object[max(0, error.start - 100) : error.end + 100]
-        return f"{near!a} cannot be written in {error.encoding}; if it is the name of a file or folder, rename that"
+        return f"{near!a} cannot be written in {error.encoding}; if it is the name of a file or folder, rename it"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)

@@ -82,9 +82,9 @@ class CorpusOptions(InputOptions, CaseOptions, SliceOptions):
     punkt_mb: float = option("MB of text to train the sentence model on", default=4.0, type=number(above=0, high=8))
     min_characters: int = option("smallest number of characters in a document", default=1, group=FILTERS)
     min_letters: float = option("smallest share of letters in a document", default=0.0, type=share, group=FILTERS)
-    max_repeated: float = option("largest share of repeated text in it", default=1.0, type=share, group=FILTERS)
+    max_repeated: float = option("largest share of repeated text in a document", default=1.0, type=share, group=FILTERS)
     scrub: tuple[str, ...] = option(
-        "replace these by [URL], [EMAIL], [PHONE]", default=(), choices=tuple(SCRUBBERS), group=FILTERS
+        "replace these with [URL], [EMAIL], [PHONE]", default=(), choices=tuple(SCRUBBERS), group=FILTERS
     )
     near_duplicates: float | None = option(
         "drop documents that are at least this similar to an earlier one, by MinHash (0.8 is usual); the last step "

@@ -77,7 +77,7 @@ SQUAD_FILES = {
     ],
 }
 
-UNCHECKED = "accept files whose size or checksum is not the recorded one, if a host has changed them"
+UNCHECKED = "accept files whose size or checksum differs from the recorded one, if a host has changed them"
 CODE = matching("[a-z][a-z0-9_-]*", "the code of a Wikipedia such as en, de, zh, simple")
 DATE = matching(r"latest|\d{8}", "YYYYMMDD or latest")
 
@@ -137,7 +137,7 @@ def download_wikipedia(options: WikipediaOptions) -> None:
     others = {match[1] for path in output.glob("*") if (match := re.match(rf"{wiki}-(\d{{8}})-", path.name))} - {found}
     if others:
         raise ValueError(
-            f"{output} holds {wiki} of {min(others)}, and a corpus would read that of {found} as well; "
+            f"{output} holds {wiki} of {min(others)}, and a corpus would contain both that and {found}; "
             "continue with that --date or choose another folder"
         )
     fetch_files(files, output, options.attempts)

@@ -41,7 +41,7 @@ def claim_output(folder: str | Path, command: str, identity: dict, part: str = "
     if held != asked:
         raise ValueError(
             f"output folder {folder} holds another run ({_difference(held, asked)}); "
-            "choose another folder or remove that one"
+            "choose another folder or remove this one"
         )
     if (folder / part / FINISHED_FILE).exists():
         print(f"{folder / part} is complete, with the same configuration: reused")
@@ -68,7 +68,7 @@ def sole_process(folder: str | Path, shared: bool = False) -> Iterator[None]:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"another process is at work in {folder}; wait for it to end, or give another folder"
+                f"another process is working in {folder}; wait until it ends, or choose another folder"
             ) from error
         except OSError:
             pass
@@ -82,7 +82,7 @@ def _difference(held: object, asked: object, name: str = "") -> str:
     if isinstance(held, dict) and isinstance(asked, dict):
         keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
         return "; ".join(_difference(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
-    return f"{name}: {held!r} there, {asked!r} asked for" if name else f"its {RUN_FILE} is not a JSON object"
+    return f"{name}: {held!r} there, {asked!r} requested" if name else f"its {RUN_FILE} is not a JSON object"
 
 
 @contextmanager

@@ -85,11 +85,11 @@ def _fill(out, sentence_start, document_start, documents, rule):
 def check_size(num_sentences: np.ndarray, pair_task: str) -> None:
     """Raise ValueError if D documents with `num_sentences` int64 [D] sentences give no instance at all."""
     if len(num_sentences) == 0:
-        raise ValueError("the corpus has no text; run `python -m data_prep.corpus` on files that have some")
+        raise ValueError("the corpus has no text; run `python -m data_prep.corpus` on files that contain text")
     if pair_task == "nsp" and len(num_sentences) < 2:
         raise ValueError(
-            "pair_task=nsp takes random next sentences from another document and the corpus has 1 document, needs 2; "
-            "split it into documents or choose --pair-task sop or none"
+            "pair_task=nsp takes random next sentences from another document, so it needs 2 documents, and the corpus "
+            "has 1; split it into documents or choose --pair-task sop or none"
         )
     if pair_task == "sop" and num_sentences.max() < 2:
         raise ValueError(

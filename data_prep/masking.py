@@ -1,8 +1,9 @@
 """Masked language modelling: which tokens are predicted, and what replaces them (Devlin et al. 2018, section 3.1).
 
-By default 15 % of a sequence's tokens are predicted. Of these, 80 % become [MASK], 10 % become a random token and 10 %
-do not change. Masks are a pure function of (seed, epoch, sample): the build stores those of epoch 0 in the shards, and
-a loader with dynamic masks calls the same function in every epoch.
+By default 15 % of a sequence's tokens are predicted (`--masked-lm-prob` of data_prep.build). Of these, 80 % become
+[MASK], 10 % become a random token and 10 % do not change. Masks are a pure function of (seed,
+epoch, sample): the build stores those of epoch 0 in the shards, and a loader with dynamic masks calls the same function
+in every epoch.
 """
 
 from typing import NamedTuple

@@ -111,7 +111,7 @@ def missing_sources(
 def _write_end(path: Path, end: dict) -> None:
     if path.exists() and read_json(path) != end:
         raise ValueError(
-            f"{path}: another slice read other text in these files; they changed, or differ between hosts: "
+            f"{path}: another slice read different text from these files, so they changed or differ between hosts; "
             f"remove {path.parent.parent} and start again with the same files everywhere"
         )
     write_json(path, end)

@@ -294,7 +294,7 @@ class PythonDocsOptions:
     split by module. Needs no network and imports none of the packages it reads.
     """
 
-    output: Path = option("folder to make, with pretrain/ and task/ in it", metavar="DIR")
+    output: Path = option("a new folder for pretrain/ and task/", metavar="DIR")
     max_mb: float | None = option(
         "stop after about N MB of prose; without it, everything is read",
         default=None,

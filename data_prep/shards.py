@@ -247,8 +247,8 @@ def verify(shards: Shards, progress: Callable[[list[dict]], Iterable[dict]] = it
     damaged = [entry["file"] for entry in entries if sha256_file(shards.folder / entry["file"]) != entry["sha256"]]
     if damaged:
         raise ValueError(
-            f"{shards.folder}: the bytes of {', '.join(damaged)} are not those that were written (sha256 differs); "
-            "copy them again or rebuild the folder with `python -m data_prep.build`"
+            f"{shards.folder}: the bytes of {', '.join(damaged)} have changed since they were written (sha256 differs)"
+            "; copy them again or rebuild the folder with `python -m data_prep.build`"
         )
 
 
@@ -291,7 +291,7 @@ def _read_manifest(folder: Path) -> dict:
             "rebuild the folder or use the program's version that wrote it"
         )
     if manifest.get("sha256") != _manifest_sha256(manifest):
-        raise ValueError(f"{path} is not as it was written (sha256 differs): copy it again or {_ADVICE}")
+        raise ValueError(f"{path} has changed since it was written (sha256 differs): copy it again or {_ADVICE}")
     return manifest
 
 
@@ -314,7 +314,7 @@ def _map_shard(folder: Path, entry: dict) -> Records:
         raise ValueError(f"{path} {found}, the manifest says {entry['num_bytes']:,}; {_REPAIR}")
     shard = _map_arrays(path)
     if (counts := _count(shard)) != tuple(entry[name] for name in _COUNTS):
-        raise ValueError(f"{path} holds {counts} {_COUNTS}, the manifest says otherwise; {_REPAIR}")
+        raise ValueError(f"{path} holds {counts} {_COUNTS}, which differs from the manifest; {_REPAIR}")
     return shard
 
 

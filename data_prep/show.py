@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     shards = Shards(options.folder)
     if options.verify:
         verify(shards, progress=partial(tqdm, desc="verify", unit="shard"))
-        print(f"all {len(shards.manifest['shards'])} shards have the bytes that were written")
+        print(f"all {len(shards.manifest['shards'])} shards match their checksums")
     if options.stats or options.plots:
         statistics = collect_statistics(shards)
         if options.stats:

@@ -26,7 +26,7 @@ class SliceOptions:
     def require_prepared(self, output: Path, prepared: Path) -> None:
         """Raise ValueError if a later step is requested but the file `prepared` of the first step is missing."""
         if (self.slice or self.finish) and not prepared.exists() and not (output / FINISHED_FILE).exists():
-            raise ValueError(f"{output} is not prepared: give the same command with --prepare first, once")
+            raise ValueError(f"{output} is not prepared: first run the same command once with --prepare")
 
     @contextmanager
     def claimed(self, output: Path, command: str, identity: dict, parts: Path) -> Iterator["Steps"]:
@@ -61,5 +61,5 @@ def require_made(output: Path, paths: list[Path], what: str) -> None:
     if absent := [path.name for path in paths if not path.exists()]:
         raise ValueError(
             f"{output} is not complete: {len(absent)} of {len(paths)} {what} are missing, the first {absent[0]}; "
-            "give all its --slice commands again (they skip what is done), then --finish"
+            "run all its --slice commands again (they skip finished files), then --finish"
         )

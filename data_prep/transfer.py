@@ -103,7 +103,7 @@ def _receive(url: str, file: IO[bytes], limit: int | None, attempts: int) -> Non
         failures = 0 if file.tell() > furthest else failures + 1
         furthest = max(furthest, file.tell())
         if failures >= attempts:
-            advice = "The next run continues from what came" if file.tell() else _WAY_OUT
+            advice = "The next run continues the download" if file.tell() else _WAY_OUT
             raise ValueError(f"{url}: {reason} (attempt {failures} of {attempts}). {advice}")
         wait_s = min(FIRST_WAIT_S * 2 ** min(max(failures - 1, 0), 10), LONGEST_WAIT_S)
         print(f"{url}: {reason}; trying again in {wait_s:g} s")
@@ -146,11 +146,11 @@ def _fault(path: Path, remote: RemoteFile) -> str:
     """How a file differs from the published one, or ""."""
     size = path.stat().st_size
     if remote.size not in (None, size):
-        return f"it has {size:,} bytes, and {remote.size:,} are published"
+        return f"it has {size:,} bytes instead of the published {remote.size:,}"
     algorithm, _, published = remote.digest.partition(":")
     if published:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
         if found != published.lower():
-            return f"its {algorithm} is {found}, and {published} is published"
+            return f"its {algorithm} is {found} instead of the published {published}"
     return ""

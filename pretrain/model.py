@@ -350,7 +350,8 @@ class BertForPreTraining(nn.Module):
     def forward(self, batch: PretrainingBatch, dropout_seed: tuple | None = None) -> PretrainingOutput:
         """Losses and correct predictions of a micro-batch. `dropout_seed` sets the masks; None switches dropout off.
 
-        The caller sums the losses and divides them by the counts of the whole training step or evaluation set.
+        The caller sums the losses and divides them by the counts of the whole training step or evaluation set. The loss
+        that is trained on is computed by `accumulate_gradients` in pretrain/train.py.
         """
         hidden = self.bert(batch.sequences, dropout_seed)  # [T, H]
         masked = hidden[batch.masked_lm_rows]  # [P, H]

@@ -1,6 +1,7 @@
 """How a rank ends on a fault: wrong input, a loss that is not finite, another rank's death, or a hang.
 
 All ranks of a run read the same input and see the same loss, so they fail together, and one of them reports it.
+What Slurm does when a node dies is in docs/cluster.md.
 """
 
 import faulthandler

@@ -170,7 +170,7 @@ def count_skips(counts: Counter[str], report: Callable[[str], object]) -> Skip:
     def skip(reason: str, place: str) -> None:
         counts[reason] += 1
         if counts[reason] <= 10:
-            rest = " (and so on; only counted from here)" if counts[reason] == 10 else ""
+            rest = " (further ones are only counted)" if counts[reason] == 10 else ""
             report(f"skipped {place}: {reason}{rest}")
 
     return skip

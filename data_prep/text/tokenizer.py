@@ -288,7 +288,7 @@ def load_tokenizer(path: str | Path, cased: bool | None = None) -> Tokenizer:
     tokenizer = SentencePiece(path) if path.suffix == ".model" else TokenizerJson(path)
     if cased is not None and cased == tokenizer.folding.lower_case:
         asked, held = ("cased", "uncased") if cased else ("uncased", "cased")
-        raise ValueError(f"--{asked}: {path} itself says that it is {held}; leave the option out")
+        raise ValueError(f"--{asked}: {path} states that it is {held}; omit the option")
     return tokenizer
 
 

@@ -134,7 +134,7 @@ def find_folding(path: Path, tokens: list[str], cased: bool | None) -> Folding:
         is_guess = is_guess or strip != lower
     if is_guess:
         print(
-            f"warning: no file beside {path} says whether it is cased; by its tokens it is taken to be "
+            f"warning: no file beside {path} says whether it is cased; judging by its tokens, it is assumed to be "
             f"{'uncased' if lower else 'cased'}, with accents {'stripped' if strip else 'kept'}. Confirm or correct "
             f"that with --cased or --uncased, or in {path.with_name(SETTINGS_FILE)}: "
             + json.dumps({"do_lower_case": lower, "strip_accents": strip}),

@@ -177,7 +177,7 @@ def test_a_warning_about_sentences_that_hardly_suit(source, tmp_path, capsys, se
 
 
 def test_two_builds_of_one_folder_are_refused(source, tmp_path):
-    with sole_process(tmp_path / "shards", shared=True), pytest.raises(ValueError, match="another process is at work"):
+    with sole_process(tmp_path / "shards", shared=True), pytest.raises(ValueError, match="another process is working"):
         make(source, tmp_path / "shards")
     assert make(source, tmp_path / "shards").num_sequences
 
@@ -263,7 +263,7 @@ def test_command_line_on_a_megatron_corpus(source, tmp_path):
     }
     main([*command, *options])
     assert contents(tmp_path / "shards") == made
-    with pytest.raises(ValueError, match="seed: 0 there, 1 asked for"):
+    with pytest.raises(ValueError, match="seed: 0 there, 1 requested"):
         main([*command, *options, "--seed", "1"])
     assert contents(tmp_path / "shards") == made
 

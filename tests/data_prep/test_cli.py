@@ -71,7 +71,7 @@ def test_help_shows_what_is_required_first_and_the_defaults():
         (["--minutes", "1.5"], "argument --minutes: '1.5' is not an integer"),
         (["--heat", "2"], "argument --heat: 2 is not between 0 and 1"),
         (["--lid", "--foil"], "argument --foil: not allowed with argument --lid"),
-        (["--cased", "--uncased"], "argument --cased/--uncased: the two exclude each other"),
+        (["--cased", "--uncased"], "argument --cased/--uncased: only one of the two may be given"),
         (["--shape", "oval"], r"argument --shape: invalid choice: 'oval' \(choose from"),
         (["--minute", "3"], "unrecognized arguments: --minute 3"),
     ],

@@ -112,12 +112,12 @@ def test_lists_of_inputs_and_scrubbers_may_be_given_in_several_places(inputs, tm
 def test_two_processes_in_one_folder_are_refused(inputs, tmp_path):
     with sole_process(tmp_path / "c"):
         for step in ((), ("--prepare",)):
-            with pytest.raises(ValueError, match=f"another process is at work in {tmp_path / 'c'}; wait"):
+            with pytest.raises(ValueError, match=f"another process is working in {tmp_path / 'c'}; wait"):
                 run(inputs, tmp_path / "c", *step)
     run(inputs, tmp_path / "c", "--prepare")
     with sole_process(tmp_path / "c", shared=True):  # another slice
         run(inputs, tmp_path / "c", "--slice", "0/1")
-        with pytest.raises(ValueError, match="another process is at work"):
+        with pytest.raises(ValueError, match="another process is working"):
             run(inputs, tmp_path / "c", "--finish")
     run(inputs, tmp_path / "c", "--finish")
 
@@ -229,7 +229,7 @@ def test_a_finished_corpus_is_reused_another_refused_an_interrupted_one_complete
     before = hashes(tmp_path / "c")
     run(inputs, tmp_path / "c", "--workers", "2")
     assert "reused" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="min_characters: 1 there, 2 asked for"):
+    with pytest.raises(ValueError, match="min_characters: 1 there, 2 requested"):
         run(inputs, tmp_path / "c", "--min-characters", "2")
     for name in ("finished.json", "manifest.json", "corpus.idx"):
         (tmp_path / "c" / name).unlink()

@@ -130,7 +130,7 @@ def test_a_disk_too_small_for_all_files_together(server, tmp_path, capsys, monke
 def test_two_processes_do_not_fetch_into_one_folder(server, tmp_path, capsys):
     offer_dump(server)
     with sole_process(tmp_path):
-        assert "another process is at work in" in fail(capsys, *wikipedia(server, tmp_path))
+        assert "another process is working in" in fail(capsys, *wikipedia(server, tmp_path))
     assert names(tmp_path) == []
 
 

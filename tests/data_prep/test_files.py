@@ -39,7 +39,7 @@ def test_an_output_folder_has_one_process_or_sharers(tmp_path):
     ):
         with sole_process(tmp_path / "run", shared=first):
             if is_refused:
-                with pytest.raises(ValueError, match="another process is at work in .*run; wait"):
+                with pytest.raises(ValueError, match="another process is working in .*run; wait"):
                     sole_process(tmp_path / "run", shared=second).__enter__()
             else:
                 with sole_process(tmp_path / "run", shared=second):
@@ -52,9 +52,9 @@ def test_an_output_folder_has_one_process_or_sharers(tmp_path):
 def test_claim_refuses_what_is_not_its_own(tmp_path):
     claim(tmp_path / "a", seed=0)
     (tmp_path / "a" / "part.bin").write_bytes(b"1")
-    with pytest.raises(ValueError, match="seed: 0 there, 1 asked for"):
+    with pytest.raises(ValueError, match="seed: 0 there, 1 requested"):
         claim(tmp_path / "a", seed=1)
-    with pytest.raises(ValueError, match="command: 'package.command' there, 'package.other' asked for"):
+    with pytest.raises(ValueError, match="command: 'package.command' there, 'package.other' requested"):
         claim_output(tmp_path / "a", "package.other", {"seed": 0})
     assert read_json(tmp_path / "a" / "run.json")["seed"] == 0
     (tmp_path / "b").mkdir()
@@ -73,7 +73,7 @@ def test_a_refusal_names_the_differing_value_alone(tmp_path):
     asked = {"engine": {"optimizer": {"lr": 0.2, "eps": 1e-6}, "bf16": {"enabled": True}}, "seed": 0}
     with pytest.raises(ValueError, match="another run") as refused:
         claim(tmp_path / "a", **asked)
-    differences = "engine.bf16: None there, {'enabled': True} asked for; engine.optimizer.lr: 0.1 there, 0.2 asked for"
+    differences = "engine.bf16: None there, {'enabled': True} requested; engine.optimizer.lr: 0.1 there, 0.2 requested"
     assert str(refused.value).split("(")[1].split(")")[0] == differences
 
 

@@ -46,14 +46,14 @@ def test_slices_share_the_folder_and_other_steps_do_not(tmp_path):
     with claimed(tmp_path, slice=(0, 2)):
         with claimed(tmp_path, slice=(1, 2)):
             pass
-        with pytest.raises(ValueError, match="another process is at work"):
+        with pytest.raises(ValueError, match="another process is working"):
             claimed(tmp_path, finish=True).__enter__()
 
 
 def test_later_steps_need_the_earlier_ones(tmp_path):
     prepared = tmp_path / "prepared.json"
     for options in (SliceOptions(slice=(0, 2)), SliceOptions(finish=True)):
-        with pytest.raises(ValueError, match="not prepared: give the same command with --prepare first"):
+        with pytest.raises(ValueError, match="not prepared: first run the same command once with --prepare"):
             options.require_prepared(tmp_path, prepared)
     SliceOptions().require_prepared(tmp_path, prepared)
     prepared.touch()

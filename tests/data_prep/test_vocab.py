@@ -58,7 +58,7 @@ def test_a_finished_one_is_reused_and_another_refused(text_file, tmp_path, capsy
     before = sha256_file(tmp_path / "v" / "spm.model")
     run(text_file, tmp_path / "v")
     assert "reused" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="cased: False there, True asked for"):
+    with pytest.raises(ValueError, match="cased: False there, True requested"):
         run(text_file, tmp_path / "v", "--cased")
     assert sha256_file(tmp_path / "v" / "spm.model") == before
 

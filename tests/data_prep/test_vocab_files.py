@@ -140,7 +140,7 @@ def test_corpus_and_shards_record_case_and_accents_and_keep_to_them(tmp_path, ca
     expected = {"lower_case": True, "strip_accents": False}
     assert read_json(tmp_path / "c/manifest.json")["vocab"].items() >= expected.items()
     assert "with accents kept" in capsys.readouterr().err  # which --uncased does not say
-    with pytest.raises(ValueError, match="vocab.lower_case: True there, False asked for"):
+    with pytest.raises(ValueError, match="vocab.lower_case: True there, False requested"):
         corpus.main([*source, "--cased", "--output", str(tmp_path / "c")])
     options = ["--corpus", str(tmp_path / "c"), "--output", str(tmp_path / "s"), "--seq-length", "16"]
     options += ["--max-predictions", "3", "--num-shards", "1"]

@@ -74,10 +74,10 @@ def test_a_run_learns_and_keeps_finished_seeds(task, capsys):
     assert [row["seed"] for row in again["seeds"]] == [0, 1, 2]
     assert [epoch["train_loss"] for epoch in again["seeds"][1]["epochs"]] == losses
 
-    with pytest.raises(ValueError, match=r"holds another run \(epochs: 3 there, 4 asked for\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(epochs: 3 there, 4 requested\)"):
         main(arguments(task, epochs=4))
     # Finished seeds have the weights that were asked for, or the folder is another run's.
-    with pytest.raises(ValueError, match=r"holds another run \(keep_weights: 'last' there, 'best' asked for\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(keep_weights: 'last' there, 'best' requested\)"):
         main([*arguments(task), "--keep-weights", "best"])
 
 

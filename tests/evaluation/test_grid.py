@@ -98,15 +98,15 @@ def test_a_finished_grid_is_that_of_its_settings_and_seeds_alone(task, capsys):
         assert float(printed.splitlines()[-1].split()[4]) == pytest.approx(mean, abs=0.05)
     # What all its runs share is refused by the name of what differs.
     (task / "dev2.tsv").write_text("sentence\tlabel\nthe hat\tred\n", encoding="utf-8")
-    dropout = "model.attention_probs_dropout_prob: 0.1 there, 0.2 asked for; model.hidden_dropout_prob: 0.1 there"
+    dropout = "model.attention_probs_dropout_prob: 0.1 there, 0.2 requested; model.hidden_dropout_prob: 0.1 there"
     refused = [
-        ({"weight-decay": 0.5}, "(deepspeed_config.optimizer.params.weight_decay: 0.01 there, 0.5 asked for)"),
-        ({"seq-length": 8}, "(seq_length: 16 there, 8 asked for)"),
-        ({"keep-weights": "last"}, "(keep_weights: 'none' there, 'last' asked for)"),
-        ({"patience": 1}, "(patience: None there, 1 asked for)"),
+        ({"weight-decay": 0.5}, "(deepspeed_config.optimizer.params.weight_decay: 0.01 there, 0.5 requested)"),
+        ({"seq-length": 8}, "(seq_length: 16 there, 8 requested)"),
+        ({"keep-weights": "last"}, "(keep_weights: 'none' there, 'last' requested)"),
+        ({"patience": 1}, "(patience: None there, 1 requested)"),
         ({"dropout": 0.2}, f"({dropout}, 0.2 asked for)"),
         ({"dev-file": "dev2.tsv"}, "(dev.file: "),
-        ({"checkpoint": "majority", "model": None, "vocab": None}, "(checkpoint: 'random' there, 'majority' asked for"),
+        ({"checkpoint": "majority", "model": None, "vocab": None}, "(checkpoint: 'random' there, 'majority' requested"),
         ({"task": "ranking"}, "column 'question' is missing"),
         ({"checkpoint": "nowhere", "model": None, "vocab": None}, "--checkpoint nowhere: no such folder"),
     ]

@@ -48,7 +48,7 @@ def test_classification_gives_the_pipelines_answers(task, capsys):
         (folder / "new.tsv").write_bytes(path.read_bytes())
         predict(task / "run", folder / "new.tsv")
         assert "reused" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"/new.tsv holds another run \(seed: '\d' there, '\d' asked for; weights: "):
+    with pytest.raises(ValueError, match=r"/new.tsv holds another run \(seed: '\d' there, '\d' requested; weights: "):
         predict(task / "run", path, "--seeds", str(1 - int(seed)))
     (task / "copy/new.tsv").write_text("sentence\nthe hat\n", encoding="utf-8")
     with pytest.raises(

@@ -93,14 +93,14 @@ def test_another_runs_folder_is_refused_and_left_as_it_is(shard_folders, config_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--set", "optimizer.params.lr=0.1"], "deepspeed.optimizer.params.lr: 0.005 there, 0.1 asked for"),
-        (["--set", "bf16.enabled=true"], r"run \(deepspeed.precision: 'fp32' there, 'bf16' asked for\); choose"),
-        (["--set", "data_types.grad_accum_dtype=bf16"], "deepspeed.grad_accum_dtype: None there, 'bf16' asked for"),
+        (["--set", "optimizer.params.lr=0.1"], "deepspeed.optimizer.params.lr: 0.005 there, 0.1 requested"),
+        (["--set", "bf16.enabled=true"], r"run \(deepspeed.precision: 'fp32' there, 'bf16' requested\); choose"),
+        (["--set", "data_types.grad_accum_dtype=bf16"], "deepspeed.grad_accum_dtype: None there, 'bf16' requested"),
         (["--set", "communication_data_type=bf16"], "deepspeed.communication_data_type: None there, 'bf16'"),
-        (["--set", "prescale_gradients=true"], "deepspeed.prescale_gradients: False there, True asked for"),
-        (["--eval-data", "{train}"], "eval_data: '[0-9a-f]{64}' there, '[0-9a-f]{64}' asked for"),
-        (["--dropout", "0"], "model.attention_probs_dropout_prob: 0.1 there, 0.0 asked for"),
-        (["--masks", "dynamic"], "masks: None there, 'dynamic' asked for"),
+        (["--set", "prescale_gradients=true"], "deepspeed.prescale_gradients: False there, True requested"),
+        (["--eval-data", "{train}"], "eval_data: '[0-9a-f]{64}' there, '[0-9a-f]{64}' requested"),
+        (["--dropout", "0"], "model.attention_probs_dropout_prob: 0.1 there, 0.0 requested"),
+        (["--masks", "dynamic"], "masks: None there, 'dynamic' requested"),
     ],
     ids=str,
 )
