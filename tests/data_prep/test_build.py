@@ -88,7 +88,7 @@ def test_slices_do_not_change_a_byte(source, tmp_path, small_chunks):
     output = tmp_path / "sliced"
     steps = [{"prepare": True}, *({"slice": (index, 3)} for index in (2, 0, 1)), {"finish": True}]
     for step in steps[1:]:
-        with pytest.raises(ValueError, match="not prepared: give the same command with --prepare"):
+        with pytest.raises(ValueError, match="not prepared: first run the same command once with --prepare"):
             make(source, output, num_shards=5, **step)
     assert not output.exists()
     for step in steps[:-2]:
@@ -297,7 +297,7 @@ def test_corpora_that_cannot_serve(source, tmp_path):
         assert not (tmp_path / "shards").exists()
 
     starts = corpus.sentence_start
-    refused("has 1 document, needs 2.*--pair-task sop", document_start=np.array([0, len(starts) - 1]))
+    refused("needs 2 documents, and the corpus has 1.*--pair-task sop", document_start=np.array([0, len(starts) - 1]))
     refused("no text", sentence_start=np.array([0]), document_start=np.array([0]))
     refused("at least two sentences", "sop", document_start=np.arange(len(starts)))
     refused("is not the one the corpus was tokenised", manifest={"vocab": {"sha256": "0" * 64}})

@@ -152,7 +152,7 @@ def test_slices_that_read_different_text_are_refused(inputs, tmp_path, small_par
     run(inputs, tmp_path / "c", *options, "--slice", "0/5")
     changed = (text / "0.jsonl").read_text(encoding="utf-8").replace(". W", "? W", 1)
     (text / "0.jsonl").write_text(changed, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"volume-00000.json: another slice read other text"):
+    with pytest.raises(ValueError, match=r"volume-00000.json: another slice read different text"):
         run(inputs, tmp_path / "c", *options, "--slice", "1/5")
 
 
@@ -165,7 +165,7 @@ def test_tiny_documents_are_bounded_by_their_number(inputs, tmp_path, monkeypatc
 
 def test_steps_out_of_order_are_refused(inputs, tmp_path, small_parts):
     for step in (("--slice", "0/2"), ("--finish",)):
-        with pytest.raises(ValueError, match="not prepared: give the same command with --prepare"):
+        with pytest.raises(ValueError, match="not prepared: first run the same command once with --prepare"):
             run(inputs, tmp_path / "c", *step)
     assert not (tmp_path / "c").exists()
     run(inputs, tmp_path / "c", "--prepare")

@@ -73,7 +73,7 @@ def test_command_line(folder, tmp_path, capsys):
     assert capsys.readouterr().out.count("predictions,") == 3
     main([str(folder), "--stats", "--plots", str(tmp_path / "plots"), "--verify"])
     printed = capsys.readouterr().out
-    assert "unigram entropy" in printed and "have the bytes that were written" in printed and "#0:" not in printed
+    assert "unigram entropy" in printed and "match their checksums" in printed and "#0:" not in printed
     plots = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert plots == ["lengths.png", "num_predictions.png", "segment_b_lengths.png", "unigrams.png"]
     with pytest.raises(ValueError, match="--records: -1 is below 0"):

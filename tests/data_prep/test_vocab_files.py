@@ -54,7 +54,7 @@ def test_a_guess_is_reported_on_first_use_and_the_option_prevents_it(tmp_path, c
     assert pieces(tokenizer, "अपने घर में") == ["अपने", "घर", "में"]
     warning = capsys.readouterr().err
     assert warning.startswith("warning: ") and warning.count("\n") == 1
-    assert "taken to be cased" in warning and "--uncased" in warning
+    assert "assumed to be cased" in warning and "--uncased" in warning
     folder = make(tmp_path / "latin", LATIN)
     assert load_tokenizer(folder, cased=True).folding == Folding(False, False)
     assert load_tokenizer(folder, cased=False).folding == Folding(True, True)

@@ -129,7 +129,7 @@ def test_the_vocabulary_may_have_any_name_and_kind(run, tmp_path_factory):
     elsewhere.write_text("\n".join([*TOKENS[:-1], "h"]) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="its ids would refer to other tokens"):
         find_start(str(folder), None, elsewhere)
-    with pytest.raises(ValueError, match="--uncased: .* itself says that it is cased"):
+    with pytest.raises(ValueError, match="--uncased: .* states that it is cased"):
         find_start(str(folder), None, None, cased=False)
 
 

@@ -132,7 +132,7 @@ def test_a_model_has_one_precision(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(GOOD | {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}))
     assert load_deepspeed_config(path, ["fp16.enabled=false"])
-    with pytest.raises(ValueError, match="bf16 and fp16 are both enabled; a model has one precision"):
+    with pytest.raises(ValueError, match="bf16 and fp16 are both enabled; disable one"):
         load_deepspeed_config(path, ["fp16.enabled=true"])
 
 

@@ -11,8 +11,8 @@ from tests.ranks import run_ranks
 def test_repeated_overflow_is_a_fault_and_some_overflows_are_not():
     watch = LossWatch({"initial_scale_power": 4}, None)
     assert [watch.fault(1.0, bool(overflowed), 2.0**20) for overflowed in (1, 1, 1, 0, 1, 1, 1)] == [None] * 7
-    assert watch.fault(1.0, True, 2.0**16) == "the gradients overflowed 4 times in a row, loss scale 65536"
-    assert LossWatch({}, None).fault(1.0, True, 1.0) == "the gradients overflowed 1 times in a row, loss scale 1"
+    assert watch.fault(1.0, True, 2.0**16) == "the gradients overflowed in 4 consecutive steps, loss scale 65536"
+    assert LossWatch({}, None).fault(1.0, True, 1.0) == "the gradients overflowed in 1 consecutive steps, loss scale 1"
 
 
 def test_a_spike_exceeds_the_running_mean_by_the_factor():
