@@ -215,7 +215,7 @@ def edit(folder: Path, change) -> None:
         (lambda t: t.pop("bert.encoder.layer.1.output.dense.bias"), "lacks 1 tensors.*layer.1.output.dense.bias"),
         (
             lambda t: t.update({"qa_outputs.bias": torch.zeros(2)}),
-            "1 tensors that do not belong to BERT: qa_outputs.bias",
+            "that do not belong to BERT: qa_outputs.bias",
         ),
         (lambda t: t.update({"cls.predictions.decoder.weight": torch.zeros(500, 64)}), "untied decoder"),
     ],
