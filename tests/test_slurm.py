@@ -174,7 +174,7 @@ def test_one_call_from_text_to_a_table(cluster, all_jobs, site):
         for task in site[f"{name.upper()}_TASKS"].split():
             results = json.loads((folder / task / "results.json").read_text())
             assert results["start"] == "pretrained" and results["task"] in report
-        assert "finished before and kept: seed 0, 1" in cluster.output(all_jobs[f"{name} table"])
+        assert "already finished: seed 0, 1" in cluster.output(all_jobs[f"{name} table"])
     assert read_metrics(Path(site["WORK"], "pretrain_large/phase1"), "eval")
     ends = [cluster.job(all_jobs[name])[time] for name in ("phase 1", "phase 2") for time in ("StartTime", "EndTime")]
     assert ends == sorted(ends), "phase 2 began before phase 1 was finished"
