@@ -169,7 +169,7 @@ def test_steps_out_of_order_are_refused(inputs, tmp_path, small_parts):
             run(inputs, tmp_path / "c", *step)
     assert not (tmp_path / "c").exists()
     run(inputs, tmp_path / "c", "--prepare")
-    with pytest.raises(ValueError, match="1 of 1 volumes are missing, the first volume-00000.json; give"):
+    with pytest.raises(ValueError, match="1 of 1 volumes are missing, the first volume-00000.json; run"):
         run(inputs, tmp_path / "c", "--finish")
     run(inputs, tmp_path / "c", "--slice", "0/2")
     with pytest.raises(ValueError, match="parts are missing, the first part-00000-00001"):

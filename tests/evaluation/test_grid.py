@@ -104,7 +104,7 @@ def test_a_finished_grid_is_that_of_its_settings_and_seeds_alone(task, capsys):
         ({"seq-length": 8}, "(seq_length: 16 there, 8 requested)"),
         ({"keep-weights": "last"}, "(keep_weights: 'none' there, 'last' requested)"),
         ({"patience": 1}, "(patience: None there, 1 requested)"),
-        ({"dropout": 0.2}, f"({dropout}, 0.2 asked for)"),
+        ({"dropout": 0.2}, f"({dropout}, 0.2 requested)"),
         ({"dev-file": "dev2.tsv"}, "(dev.file: "),
         ({"checkpoint": "majority", "model": None, "vocab": None}, "(checkpoint: 'random' there, 'majority' requested"),
         ({"task": "ranking"}, "column 'question' is missing"),

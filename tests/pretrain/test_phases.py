@@ -110,7 +110,7 @@ def test_what_has_no_moments_is_refused(long_shards, shard_folders, config_files
     assert run.identity()["continue_from"].keys() == {"run.json", "checkpoint.json"}
     convert(["--checkpoint", str(phase_1), "--output", str(tmp_path / "hf")])
     with pytest.raises(
-        ValueError, match="--continue-from .*/hf: not a run or checkpoint of ours, so it has no optimizer"
+        ValueError, match="--continue-from .*/hf: not one of our runs or checkpoints, so it has no optimizer"
     ):
         prepare(_continuing(long_shards, config_files, tmp_path, tmp_path / "hf"))
     folders = [without_pair_task(folder, tmp_path / folder.name) for folder in shard_folders]
