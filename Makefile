@@ -37,11 +37,12 @@ smoke: venv  ## a short pretraining on one GPU, or on the CPU where there is non
 	.venv/bin/python -m examples.smoke
 
 # Two files of tests at a time: a test of ranks often waits, and one of data preparation needs one core.
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
 test: venv  ## the tests
-	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+	.venv/bin/python -m pytest $(TWO_AT_A_TIME)
 
 test-slow: venv  ## the slower proofs
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow $(TWO_AT_A_TIME)
 
 # Daemons may be where only root's PATH leads. Where systemd runs, Debian's packages start services of their own.
 SLURM_PROGRAMS := munged slurmctld slurmd sbatch shellcheck sshd ssh pdsh ip

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.commands import flags_of
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 # They are what runs this test, and what .ci/run runs beside it.
 MAKE_TARGETS = {"make quickstart", "make test"}
 
@@ -37,6 +40,25 @@ def run(script: list[str], folder: Path) -> None:
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
 
 
+def test_every_flag_of_the_pages_exists():
+    """In the README and the recipe, by the page of commands, whose test holds it to the code."""
+    flags = {
+        name: flags_of(text) for name, text in re.findall(r"^## ([^\n]+)\n\n```\n(.*?)^```", COMMANDS, re.M | re.S)
+    }
+    script = "\n".join(commands("README.md") + commands("docs/own_domain.md")).replace("\\\n", " ")
+    calls = [
+        line.split()
+        for line in script.splitlines()
+        if re.search(r"(-m|--module) (data_prep|pretrain|evaluation)\.", line)
+    ]
+    assert len(calls) > 20
+    for words in calls:
+        start = next(index for index, word in enumerate(words) if word in ("-m", "--module")) + 1
+        used = {word.partition("=")[0] for word in words[start:] if word.startswith("--")}
+        assert used <= flags[words[start]].keys(), f"{' '.join(words)}: {used - flags[words[start]].keys()}"
+
+
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(newcomer):
     assert all(f"\n{target}\n" in README for target in MAKE_TARGETS)
     run(commands("README.md"), newcomer)
