@@ -88,10 +88,17 @@ def weight_error(weights: dict, expected: dict) -> float:
 SPLIT_TOKENS = {"sequence_parallel": True}
 QUICK = [(2, 1, 1, {}), (2, 1, 3, {}), (1, 2, 2, {**SPLIT_TOKENS, "recompute": "full"})]
 SLOW = [
-    *[(2, 1, 0, {}), (2, 1, 2, {}), (4, 1, 1, {}), (4, 1, 2, {}), (4, 1, 3, {}), (1, 2, 0, {})],
-    (1, 2, 1, {}),
-    *[(2, 2, 1, {}), (2, 2, 2, {}), (2, 2, 3, {}), (1, 4, 1, {}), (1, 4, 1, SPLIT_TOKENS)],
-    *[(1, 2, 1, SPLIT_TOKENS), (2, 2, 2, {**SPLIT_TOKENS, "recompute": "selective"}), (2, 1, 3, {"recompute": "full"})],
+    *[
+        (2, 1, 0, {}),
+        (2, 1, 2, {}),
+        (4, 1, 2, {}),
+        (4, 1, 3, {}),
+        (1, 2, 1, {}),
+        (2, 2, 1, {}),
+        (2, 2, 2, {}),
+        (2, 2, 3, {}),
+    ],
+    *[(1, 4, 1, SPLIT_TOKENS), (2, 2, 2, {**SPLIT_TOKENS, "recompute": "selective"}), (2, 1, 3, {"recompute": "full"})],
     (2, 1, 2, {"zero": {"round_robin_gradients": True}}),
     (2, 1, 3, {"zero": {"sub_group_size": 50_000}}),
     (2, 1, 2, {"zero": {"offload_optimizer": {"device": "cpu"}}}),
