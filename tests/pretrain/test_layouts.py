@@ -158,7 +158,7 @@ def test_in_bf16_a_layout_changes_no_more_than_another_order_of_summation(shard_
         return max(abs(loss / other - 1) for loss, other in zip(losses, expected, strict=True))
 
     spread = difference(run_ranks(train_curve, 1, 1, 1, shards, None, dict(BF16), 4)[0][0])
-    for world_size, tensor_parallel, stage in ((2, 1, 1), (2, 1, 2), (2, 1, 3), (2, 2, 1)):
+    for world_size, tensor_parallel, stage in ((2, 1, 3), (2, 2, 1)):
         losses, _ = run_ranks(train_curve, world_size, tensor_parallel, stage, shards, None, dict(BF16))[0]
         print(f"bf16 {world_size} {tensor_parallel} {stage}: {difference(losses):.1e} (spread {spread:.1e})")
         assert difference(losses) <= 2 * spread
